@@ -1,0 +1,50 @@
+//! What happens to a flow, decided without I/O and without a clock.
+//!
+//! `core` holds the tables, the selection of backends, the limits and the counters that proxy and
+//! packet workers share. Time is an argument ([`Tick`]), randomness is an argument, and nothing
+//! here blocks. The crate is `no_std` + `alloc`; only [`publish`] needs `std`.
+
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+mod acl;
+mod addr;
+mod admission;
+mod affinity;
+mod backend;
+mod clients;
+mod counters;
+mod hash;
+mod maglev;
+mod policy;
+#[cfg(feature = "std")]
+pub mod publish;
+mod select;
+mod service;
+mod snapshot;
+mod spin;
+mod tick;
+mod turns;
+
+pub use acl::{AddrSet, IpPrefix, PrefixError};
+pub use addr::{
+    BackendAddr, BackendId, PortRange, PortRangeError, Protocol, ServiceId, VipAddr, Weight,
+    WeightError,
+};
+pub use admission::{Admission, Standing};
+pub use affinity::AffinityTable;
+pub use backend::{Backend, FailureStreak};
+pub use clients::{ClientTable, Refusal};
+pub use counters::{
+    BackendCounters, BackendTotals, Counter, EndReason, FailureCause, Histogram, LimitKind,
+    PerWorker, RetryCause, ServiceCounters, ServiceTotals,
+};
+pub use hash::{FlowKey, HashFields, HashPolicy};
+pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
+pub use policy::{Affinity, Limits, PassiveEjection, Policy, Retry, Scheduler, Timeouts};
+pub use select::Pick;
+pub use service::{BuildError, Member, Pool, Service, ServiceState};
+pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};
+pub use tick::Tick;
+pub use turns::Turns;

@@ -1,0 +1,113 @@
+//! How a service treats its flows: plain values, filled by the configuration.
+
+use core::time::Duration;
+
+use crate::{AddrSet, HashPolicy, TableSize};
+
+/// How the sequence of candidates of a flow is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduler {
+    /// Consistent hashing over a Maglev table.
+    Maglev {
+        /// Size of the table; none takes the rung for the number of backends.
+        table_size: Option<TableSize>,
+        /// A candidate above this many hundredths of its fair load passes the flow on.
+        bounded_load_percent: Option<u32>,
+    },
+    /// Smooth weighted round robin, a round for each worker.
+    RoundRobin,
+    /// Weighted random.
+    Random,
+    /// The less loaded of two random ones.
+    PowerOfTwo,
+    /// The fewest connections for its weight.
+    LeastConnections,
+    /// The fewest connections for its weight, the new one counted.
+    ShortestExpectedDelay,
+    /// An idle backend if there is one, else the shortest expected delay.
+    NeverQueue,
+}
+
+/// Clients that come back to the backend that they had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Affinity {
+    /// How long after a client's last new connection its backend is kept.
+    pub timeout: Duration,
+}
+
+/// When another candidate is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// After a failed connect: nothing was delivered.
+    pub on_connect: bool,
+    /// After a reset before the first byte of a reply: bytes were delivered and may run twice.
+    pub on_reset_before_reply: bool,
+    /// Most candidates a connection may try, the first included; none means every candidate.
+    pub attempts: Option<u16>,
+    /// From accepting to the last chance of a candidate.
+    pub deadline: Duration,
+    /// After this long, the next candidate is started beside the slow one.
+    pub hedge_after: Option<Duration>,
+    /// Bytes of the client that are kept for a replay.
+    pub replay_bytes: u32,
+}
+
+/// How long a connection may do nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For one connect.
+    pub connect: Duration,
+    /// With both directions open and nothing moving.
+    pub idle: Duration,
+    /// With one direction closed and nothing moving in the other.
+    pub half_closed: Duration,
+}
+
+/// Upper bounds; none means unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Open connections of one backend.
+    pub backend_connections: Option<u32>,
+    /// Open connections of the service.
+    pub service_connections: Option<u32>,
+    /// Open connections of one client address.
+    pub client_connections: Option<u32>,
+    /// New connections a second of one client address; as many may come at once.
+    pub client_rate: Option<u32>,
+}
+
+/// Ejection by failed connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassiveEjection {
+    /// Failed connects in a row that eject; zero ejects nobody.
+    pub failures: u32,
+    /// Length of the first ejection; the n-th in a row takes n times as long.
+    pub base: Duration,
+    /// Longest ejection.
+    pub max: Duration,
+}
+
+/// Everything that a worker needs to treat a flow of a service, apart from its backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How candidates are found.
+    pub scheduler: Scheduler,
+    /// What identifies a flow to a hashing scheduler.
+    pub hash: HashPolicy,
+    /// Whether clients stay on their backend.
+    pub affinity: Option<Affinity>,
+    /// When another candidate is tried.
+    pub retry: Retry,
+    /// How long a connection may do nothing.
+    pub timeouts: Timeouts,
+    /// Upper bounds.
+    pub limits: Limits,
+    /// Ejection by failed connects.
+    pub passive: PassiveEjection,
+    /// Clients that may come in; empty means everyone.
+    pub allow: AddrSet,
+    /// Clients that may not, even when allowed.
+    pub deny: AddrSet,
+    /// How long connections of a draining backend may go on; none means as long as they like.
+    pub drain_timeout: Option<Duration>,
+}

@@ -1,0 +1,303 @@
+//! Selection: a flow has a sequence of candidates, and takes the first that is admitted.
+//!
+//! Candidate k of a hashing scheduler owns slot `(h + k·step) mod M` of the service's table, with
+//! `h` the flow hash and `step = 1 + (h / M) mod (M - 1)`; M is prime, so the walk meets every
+//! slot. After [`WALK`] slots the walk ends in the list of the admitted, from `h` on. A failed
+//! backend's flows therefore spread over the others, no other flow moves, and a retry (the same
+//! walk without the backends tried before) ends where the flow would go once health checking has
+//! noticed.
+
+use alloc::sync::Arc;
+
+use crate::service::Layout;
+use crate::{Admission, Backend, BackendId, EndReason, Member, Pool, Scheduler, Service, Weight};
+
+/// Slots that are looked at before the list of the admitted is.
+const WALK: u64 = 16;
+
+/// A selected backend. A place on it has been taken: pay it back with [`Backend::close`].
+#[derive(Debug)]
+pub struct Pick<'a> {
+    /// The backend.
+    pub backend: &'a Arc<Backend>,
+    /// Whether it came from the backup pool.
+    pub backup: bool,
+}
+
+impl Service {
+    /// Where a new flow's sequence of candidates starts; kept with the flow for its retries.
+    ///
+    /// `hash` is the flow hash, `random` any number without pattern.
+    #[must_use]
+    pub fn start(&self, hash: u64, random: u64, worker: usize) -> u64 {
+        match self.policy.scheduler {
+            Scheduler::Maglev { .. } => hash,
+            Scheduler::Random | Scheduler::PowerOfTwo => random,
+            Scheduler::RoundRobin
+            | Scheduler::LeastConnections
+            | Scheduler::ShortestExpectedDelay
+            | Scheduler::NeverQueue => {
+                let cursor = &self.state.counters.of(worker).cursor;
+                let turn = cursor.get();
+                cursor.inc();
+                // Workers start their rounds at different backends.
+                turn.wrapping_add((worker as u64).wrapping_mul(0x9e37_79b9))
+            }
+        }
+    }
+
+    /// Takes a place on the first candidate from `start` that is admitted, has a place free and
+    /// is not among `tried`.
+    ///
+    /// The backup pool is asked when the primary one has nobody. `Err` says how the flow ends.
+    /// Hashing, random and round-robin schedulers look at some slots, those that compare loads at
+    /// every member of the pool.
+    pub fn select(
+        &self,
+        start: u64,
+        tried: &[BackendId],
+        worker: usize,
+    ) -> Result<Pick<'_>, EndReason> {
+        let limit = self.policy.limits.backend_connections;
+        for (pool, admission, backup) in [
+            (&*self.primary, &self.admission, false),
+            (&*self.backup, &self.backup_admission, true),
+        ] {
+            let search = Search {
+                service: self,
+                pool,
+                admission,
+                tried,
+                limit,
+                worker,
+            };
+            if let Some(backend) = search.run(start) {
+                return Ok(Pick { backend, backup });
+            }
+        }
+        let admitted = self.admission.admitted() + self.backup_admission.admitted();
+        Err(match (admitted, tried.len()) {
+            (0, 0) => EndReason::NoBackend,
+            (_, 0) => EndReason::Limited,
+            _ => EndReason::ConnectFailed,
+        })
+    }
+
+    /// Takes a place on the backend `id` if it is here, admitted and has one free.
+    #[must_use]
+    pub fn select_known(&self, id: BackendId) -> Option<Pick<'_>> {
+        let limit = self.policy.limits.backend_connections;
+        let find = |pool: &Pool| pool.members().iter().position(|m| m.backend.id == id);
+        let (pool, admission, index, backup) = match find(&self.primary) {
+            Some(index) => (&self.primary, &self.admission, index, false),
+            None => (
+                &self.backup,
+                &self.backup_admission,
+                find(&self.backup)?,
+                true,
+            ),
+        };
+        // A backup is only kept while the primary pool has nobody.
+        if !admission.admits(index as u16) || (backup && self.admission.admitted() > 0) {
+            return None;
+        }
+        let backend = &pool.members()[index].backend;
+        backend.try_open(limit).then_some(Pick { backend, backup })
+    }
+}
+
+struct Search<'a, 't> {
+    service: &'a Service,
+    pool: &'a Pool,
+    admission: &'a Admission,
+    tried: &'t [BackendId],
+    limit: Option<u32>,
+    worker: usize,
+}
+
+impl<'a> Search<'a, '_> {
+    fn run(&self, start: u64) -> Option<&'a Arc<Backend>> {
+        if self.admission.admitted() == 0 {
+            return None;
+        }
+        match (&self.service.policy.scheduler, self.pool.layout()) {
+            (
+                Scheduler::Maglev {
+                    bounded_load_percent: Some(percent),
+                    ..
+                },
+                Layout::Table(_),
+            ) => {
+                // With every candidate above its bound (others were tried before), any will do.
+                self.walk(start, |member| self.within_bound(member, *percent))
+                    .or_else(|| self.walk(start, |_| true))
+            }
+            (Scheduler::PowerOfTwo, Layout::Table(_)) => self.lighter_of_two(start),
+            (Scheduler::Random, Layout::Table(_)) => self.draw(start),
+            (_, Layout::Table(_)) => self.walk(start, |_| true),
+            (_, Layout::Turns(_)) => self.next_turn(start),
+            (scheduler, Layout::List) => self.least(*scheduler, start),
+        }
+    }
+
+    /// The member if it may be offered this flow; no place is taken yet.
+    fn eligible(&self, index: u16) -> Option<&'a Member> {
+        let member = &self.pool.members()[usize::from(index)];
+        let fits = self.admission.admits(index)
+            && !self.tried.contains(&member.backend.id)
+            && self
+                .limit
+                .is_none_or(|limit| member.backend.active() < limit);
+        fits.then_some(member)
+    }
+
+    fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
+        member
+            .backend
+            .try_open(self.limit)
+            .then_some(&member.backend)
+    }
+
+    fn walk(&self, hash: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
+        let table = self.pool.table()?;
+        let size = u64::from(table.size());
+        let step = 1 + (hash / size) % (size - 1);
+        let mut slot = hash % size;
+        for _ in 0..WALK {
+            let candidate = table.owner(slot).and_then(|owner| self.eligible(owner));
+            if let Some(backend) = candidate.filter(|m| accept(m)).and_then(|m| self.open(m)) {
+                return Some(backend);
+            }
+            slot = (slot + step) % size;
+        }
+        self.listed(hash, accept)
+    }
+
+    /// The admitted, one after the other from `start` on.
+    fn listed(&self, start: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
+        let count = self.admission.admitted() as u64;
+        (0..count)
+            .filter_map(|n| self.admission.nth((start % count) + n))
+            .filter_map(|index| self.eligible(index))
+            .filter(|member| accept(member))
+            .find_map(|member| self.open(member))
+    }
+
+    /// Bounded load (Mirrokni et al., "Consistent Hashing with Bounded Loads", 2018): at most
+    /// `percent` hundredths of the fair share of all connections, this one counted, rounded up.
+    fn within_bound(&self, member: &Member, percent: u32) -> bool {
+        let total = u64::from(self.service.state.active().max(1));
+        let weight = u64::from(self.admission.weight().max(1));
+        let share = total * u64::from(member.weight.get()) * u64::from(percent);
+        u64::from(member.backend.active()) < share.div_ceil(weight * 100).max(1)
+    }
+
+    fn drawn(&self, random: u64, count: u64) -> impl Iterator<Item = &'a Member> {
+        let table = self.pool.table();
+        (0..count).filter_map(move |n| {
+            let owner = table?.owner(mixed(random.wrapping_add(n)))?;
+            self.eligible(owner)
+        })
+    }
+
+    fn draw(&self, random: u64) -> Option<&'a Arc<Backend>> {
+        self.drawn(random, WALK)
+            .find_map(|member| self.open(member))
+            .or_else(|| self.listed(mixed(random), |_| true))
+    }
+
+    fn lighter_of_two(&self, random: u64) -> Option<&'a Arc<Backend>> {
+        let mut drawn = self.drawn(random, WALK);
+        let first = drawn.next();
+        let second = first.and_then(|first| drawn.find(|m| m.backend.id != first.backend.id));
+        let (first, second) = match (first, second) {
+            (Some(a), Some(b)) if heavier(a, b, 0) => (Some(b), Some(a)),
+            pair => pair,
+        };
+        first
+            .and_then(|member| self.open(member))
+            .or_else(|| second.and_then(|member| self.open(member)))
+            .or_else(|| self.listed(mixed(random), |_| true))
+    }
+
+    /// The turn at `start` or the next one whose backend is eligible. Turns that were passed over
+    /// are used up, so that a failed backend's turns are shared by all others.
+    fn next_turn(&self, start: u64) -> Option<&'a Arc<Backend>> {
+        let Layout::Turns(turns) = self.pool.layout() else {
+            return None;
+        };
+        let round = turns.len() as u64;
+        for passed in 0..round {
+            let member = turns
+                .at(start % round + passed)
+                .and_then(|n| self.eligible(n));
+            if let Some(backend) = member.and_then(|member| self.open(member)) {
+                if passed > 0 && self.tried.is_empty() {
+                    self.service
+                        .state
+                        .counters
+                        .of(self.worker)
+                        .cursor
+                        .add(passed);
+                }
+                return Some(backend);
+            }
+        }
+        None
+    }
+
+    fn least(&self, scheduler: Scheduler, start: u64) -> Option<&'a Arc<Backend>> {
+        // A member that filled up between comparing and opening is passed over the next time,
+        // as its load then reads as full.
+        for _ in 0..4 {
+            let member = self.lightest(scheduler, start)?;
+            if let Some(backend) = self.open(member) {
+                return Some(backend);
+            }
+        }
+        self.listed(start, |_| true)
+    }
+
+    fn lightest(&self, scheduler: Scheduler, start: u64) -> Option<&'a Member> {
+        let counted = match scheduler {
+            Scheduler::LeastConnections => 0,
+            _ => 1,
+        };
+        let count = self.admission.admitted() as u64;
+        let mut best: Option<&Member> = None;
+        for n in 0..count {
+            let Some(index) = self.admission.nth((start % count) + n) else {
+                continue;
+            };
+            let Some(member) = self.eligible(index) else {
+                continue;
+            };
+            if scheduler == Scheduler::NeverQueue && member.backend.active() == 0 {
+                return Some(member);
+            }
+            if best.is_none_or(|best| heavier(best, member, counted)) {
+                best = Some(member);
+            }
+        }
+        best
+    }
+}
+
+/// Whether `a` carries more for its weight than `b`, with `counted` connections added to each.
+fn heavier(a: &Member, b: &Member, counted: u64) -> bool {
+    let load = |m: &Member| u64::from(m.backend.active()) + counted;
+    let weight = |w: Weight| u64::from(w.get());
+    load(a) * weight(b.weight) > load(b) * weight(a.weight)
+}
+
+/// The finaliser of splitmix64: turns consecutive numbers into independent ones.
+fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
+#[cfg(test)]
+#[path = "select_tests.rs"]
+pub(crate) mod tests;

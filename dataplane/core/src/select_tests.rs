@@ -1,0 +1,322 @@
+use super::*;
+use crate::{
+    HashPolicy, Limits, PassiveEjection, Policy, Protocol, Retry, ServiceId, ServiceState,
+    Standing, Timeouts,
+};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::num::{NonZeroU16, NonZeroU32};
+use core::time::Duration;
+
+use proptest::prelude::*;
+
+const MAGLEV: Scheduler = Scheduler::Maglev {
+    table_size: None,
+    bounded_load_percent: None,
+};
+const SECOND: Duration = Duration::from_secs(1);
+
+pub(crate) fn policy(scheduler: Scheduler) -> Policy {
+    Policy {
+        scheduler,
+        hash: HashPolicy::default(),
+        affinity: None,
+        retry: Retry {
+            on_connect: true,
+            on_reset_before_reply: false,
+            attempts: None,
+            deadline: SECOND,
+            hedge_after: None,
+            replay_bytes: 0,
+        },
+        timeouts: Timeouts {
+            connect: SECOND,
+            idle: SECOND,
+            half_closed: SECOND,
+        },
+        limits: Limits::default(),
+        passive: PassiveEjection {
+            failures: 0,
+            base: SECOND,
+            max: SECOND,
+        },
+        allow: crate::AddrSet::default(),
+        deny: crate::AddrSet::default(),
+        drain_timeout: None,
+    }
+}
+
+/// A service over 10.0.0.0, 10.0.0.1, … with these weights.
+pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
+    let members = weights.iter().enumerate().map(|(n, weight)| Member {
+        backend: Backend::new(
+            BackendId {
+                slot: n as u32,
+                epoch: NonZeroU32::MIN,
+            },
+            crate::BackendAddr::new([10, 0, (n >> 8) as u8, n as u8].into(), NonZeroU16::new(80)),
+            1,
+        ),
+        weight: Weight::new(*weight).unwrap(),
+    });
+    let primary = Arc::new(Pool::build(members.collect(), &scheduler).unwrap());
+    let backup = Arc::new(Pool::build(Vec::new(), &scheduler).unwrap());
+    Service {
+        id: ServiceId(0),
+        name: "web/http".into(),
+        protocol: Protocol::Tcp,
+        policy: Arc::new(policy(scheduler)),
+        admission: primary.admission(|_| Standing::GOOD),
+        backup_admission: backup.admission(|_| Standing::GOOD),
+        primary,
+        backup,
+        state: ServiceState::new(1),
+    }
+}
+
+fn fail(service: &mut Service, failed: &[u32]) {
+    service.admission = service.primary.admission(|backend| Standing {
+        failed: failed.contains(&backend.id.slot),
+        draining: false,
+    });
+}
+
+/// The candidates of the flow at `start`, in order, as retries would meet them.
+fn candidates(service: &Service, start: u64) -> Vec<u32> {
+    let mut tried = Vec::new();
+    while let Ok(pick) = service.select(start, &tried, 0) {
+        pick.backend.close();
+        assert!(!tried.contains(&pick.backend.id), "offered twice");
+        tried.push(pick.backend.id);
+    }
+    tried.iter().map(|id| id.slot).collect()
+}
+
+const EVERY: [Scheduler; 8] = [
+    MAGLEV,
+    Scheduler::Maglev {
+        table_size: None,
+        bounded_load_percent: Some(125),
+    },
+    Scheduler::RoundRobin,
+    Scheduler::Random,
+    Scheduler::PowerOfTwo,
+    Scheduler::LeastConnections,
+    Scheduler::ShortestExpectedDelay,
+    Scheduler::NeverQueue,
+];
+
+#[test]
+fn every_scheduler_offers_every_backend_once_and_no_other() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1; 40]);
+        fail(&mut service, &[3, 17]);
+        for start in [0, 1, 77, u64::MAX] {
+            let mut offered = candidates(&service, start);
+            assert_eq!(
+                offered,
+                candidates(&service, start),
+                "{scheduler:?}: not deterministic"
+            );
+            offered.sort_unstable();
+            let want: Vec<_> = (0..40).filter(|n| ![3, 17].contains(n)).collect();
+            assert_eq!(offered, want, "{scheduler:?} from {start}");
+        }
+    }
+}
+
+#[test]
+fn nobody_to_select_is_a_state() {
+    for scheduler in EVERY {
+        let empty = service(scheduler, &[]);
+        assert_eq!(
+            empty.select(1, &[], 0).unwrap_err(),
+            EndReason::NoBackend,
+            "{scheduler:?}"
+        );
+        let mut down = service(scheduler, &[1, 1]);
+        fail(&mut down, &[0, 1]);
+        assert_eq!(
+            down.select(1, &[], 0).unwrap_err(),
+            EndReason::NoBackend,
+            "{scheduler:?}"
+        );
+    }
+}
+
+/// Shares of `flows` new flows that all stay open.
+fn shares(service: &Service, flows: u64) -> BTreeMap<u32, u32> {
+    let mut shares = BTreeMap::new();
+    for n in 0..flows {
+        assert!(service.state.try_open(None));
+        let start = service.start(mixed(n), mixed(!n), 0);
+        let pick = service.select(start, &[], 0).unwrap();
+        *shares.entry(pick.backend.id.slot).or_default() += 1;
+    }
+    shares
+}
+
+#[test]
+fn weights_are_shares_under_every_scheduler() {
+    for (scheduler, tolerance) in [
+        (MAGLEV, 0.06),
+        (Scheduler::RoundRobin, 0.001),
+        (Scheduler::Random, 0.06),
+        (Scheduler::LeastConnections, 0.001),
+        (Scheduler::ShortestExpectedDelay, 0.001),
+        (Scheduler::NeverQueue, 0.001),
+    ] {
+        let shares = shares(&service(scheduler, &[1, 2, 5]), 8000);
+        for (backend, weight) in [(0, 1.0), (1, 2.0), (2, 5.0)] {
+            let share = f64::from(shares[&backend]) / (1000.0 * weight);
+            assert!(
+                (share - 1.0).abs() <= tolerance,
+                "{scheduler:?}: {shares:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_choices_stay_closer_than_one() {
+    let spread = |scheduler| {
+        let shares = shares(&service(scheduler, &[1; 20]), 2000);
+        shares.values().max().unwrap() - shares.values().min().unwrap()
+    };
+    assert!(
+        spread(Scheduler::PowerOfTwo) <= 8,
+        "{}",
+        spread(Scheduler::PowerOfTwo)
+    );
+    assert!(spread(Scheduler::PowerOfTwo) < spread(Scheduler::Random));
+}
+
+#[test]
+fn round_robin_shares_the_turns_of_a_failed_backend() {
+    let mut service = service(Scheduler::RoundRobin, &[1; 4]);
+    fail(&mut service, &[1]);
+    let shares = shares(&service, 3000);
+    assert_eq!(
+        shares.into_iter().collect::<Vec<_>>(),
+        [(0, 1000), (2, 1000), (3, 1000)]
+    );
+}
+
+#[test]
+fn never_queue_takes_an_idle_one_first() {
+    let service = service(Scheduler::NeverQueue, &[1, 100]);
+    let pick = |start| service.select(start, &[], 0).unwrap().backend.id.slot;
+    let mut first = [pick(0), pick(0)];
+    first.sort_unstable();
+    assert_eq!(first, [0, 1], "both were idle");
+    assert_eq!(pick(0), 1, "then the one with the shorter expected delay");
+}
+
+#[test]
+fn limits_pass_a_flow_on_and_then_refuse() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1, 1]);
+        let mut policy = policy(scheduler);
+        policy.limits.backend_connections = Some(2);
+        service.policy = Arc::new(policy);
+        for _ in 0..4 {
+            assert!(service.select(5, &[], 0).is_ok(), "{scheduler:?}");
+        }
+        assert_eq!(
+            service.select(5, &[], 0).unwrap_err(),
+            EndReason::Limited,
+            "{scheduler:?}"
+        );
+        service.primary.members()[1].backend.close();
+        assert_eq!(
+            service.select(5, &[], 0).unwrap().backend.id.slot,
+            1,
+            "{scheduler:?}"
+        );
+    }
+}
+
+#[test]
+fn bounded_load_bounds() {
+    let percent = 125;
+    let scheduler = Scheduler::Maglev {
+        table_size: None,
+        bounded_load_percent: Some(percent),
+    };
+    let service = service(scheduler, &[1; 10]);
+    for n in 0..1000 {
+        assert!(service.state.try_open(None));
+        // Four clients make all the load: plain hashing would use four backends.
+        let _ = service.select(mixed(n % 4), &[], 0).unwrap();
+    }
+    for member in service.primary.members() {
+        assert!(
+            member.backend.active() <= 125,
+            "{}",
+            member.backend.active()
+        );
+    }
+}
+
+#[test]
+fn the_backup_pool_serves_when_nobody_else_can() {
+    let mut service = service(MAGLEV, &[1, 1]);
+    let backup = self::service(MAGLEV, &[1, 1, 1]);
+    service.backup_admission = backup.admission;
+    service.backup = backup.primary;
+    let pick = service.select(9, &[], 0).unwrap();
+    assert!(!pick.backup);
+    let tried: Vec<_> = service
+        .primary
+        .members()
+        .iter()
+        .map(|m| m.backend.id)
+        .collect();
+    fail(&mut service, &[0, 1]);
+    assert!(service.select(9, &[], 0).unwrap().backup);
+    assert!(
+        service.select_known(tried[0]).is_none(),
+        "a failed backend keeps no affinity"
+    );
+}
+
+proptest! {
+    /// A failed check moves the flows of that backend and no other; a retry goes where failover
+    /// goes; and they come back to it alone.
+    #[test]
+    fn only_a_failed_backends_flows_move(
+        backends in 2u32..60,
+        gone in 0u32..60,
+        flows in proptest::collection::vec(any::<u64>(), 200),
+    ) {
+        let gone = gone % backends;
+        let mut service = service(MAGLEV, &alloc::vec![1; backends as usize]);
+        let before: Vec<_> = flows.iter().map(|flow| candidates(&service, *flow)).collect();
+        fail(&mut service, &[gone]);
+        for (flow, before) in flows.iter().zip(&before) {
+            let after = candidates(&service, *flow);
+            if before[0] == gone {
+                prop_assert_eq!(after[0], before[1], "failover is not where a retry goes");
+            } else {
+                prop_assert_eq!(after[0], before[0], "another backend's flow moved");
+            }
+        }
+        fail(&mut service, &[]);
+        for (flow, before) in flows.iter().zip(&before) {
+            prop_assert_eq!(&candidates(&service, *flow), before);
+        }
+    }
+
+    /// With most of the pool down, the flows still spread over what is left.
+    #[test]
+    fn the_walk_ends_in_the_list_of_the_admitted(seed in any::<u64>()) {
+        let mut service = service(MAGLEV, &[1; 100]);
+        fail(&mut service, &(4..100).collect::<Vec<_>>());
+        let mut shares = [0u32; 4];
+        for n in 0..4000u64 {
+            let pick = service.select(mixed(seed.wrapping_add(n)), &[], 0).unwrap();
+            shares[pick.backend.id.slot as usize] += 1;
+        }
+        prop_assert!(shares.iter().all(|share| (800..1200).contains(share)), "{:?}", shares);
+    }
+}

@@ -1,0 +1,214 @@
+//! A service in a snapshot: its pools, who is admitted, and the state that outlives snapshots.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crossbeam_utils::CachePadded;
+
+use crate::{
+    Admission, Backend, BackendAddr, MaglevTable, PerWorker, Policy, Protocol, Scheduler,
+    ServiceCounters, ServiceId, Standing, TableSize, Turns, Weight,
+};
+
+/// Largest pool.
+const MAX_MEMBERS: usize = u16::MAX as usize;
+
+/// Why a pool cannot be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// One address, two entries.
+    #[error("backend {addr} is listed twice")]
+    Duplicate {
+        /// The address.
+        addr: BackendAddr,
+    },
+    /// More backends than a table can name.
+    #[error("{count} backends are more than the {MAX_MEMBERS} that a pool can hold")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// A configured backend of a pool.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The backend, shared with other snapshots.
+    pub backend: Arc<Backend>,
+    /// Its share of new flows.
+    pub weight: Weight,
+}
+
+/// Configured backends and the table built from them. Health never changes a pool.
+pub struct Pool {
+    members: Vec<Member>,
+    layout: Layout,
+}
+
+pub(crate) enum Layout {
+    /// Slots of a consistent hash; random schedulers draw from it too.
+    Table(MaglevTable),
+    /// Turns of a round.
+    Turns(Turns),
+    /// Members are compared one by one.
+    List,
+}
+
+impl Pool {
+    /// Builds the pool of `members`, in any order; an empty pool is a state.
+    ///
+    /// The table follows from addresses, weights and scheduler alone. Costs what the table costs:
+    /// up to some milliseconds, so off the workers.
+    pub fn build(mut members: Vec<Member>, scheduler: &Scheduler) -> Result<Self, BuildError> {
+        if members.len() > MAX_MEMBERS {
+            return Err(BuildError::TooMany {
+                count: members.len(),
+            });
+        }
+        members.sort_by_key(|member| member.backend.addr);
+        for pair in members.windows(2) {
+            if pair[0].backend.addr == pair[1].backend.addr {
+                return Err(BuildError::Duplicate {
+                    addr: pair[0].backend.addr,
+                });
+            }
+        }
+        members.shrink_to_fit();
+        let layout = match scheduler {
+            Scheduler::Maglev { table_size, .. } => Layout::Table(table(&members, *table_size)),
+            Scheduler::Random | Scheduler::PowerOfTwo => Layout::Table(table(&members, None)),
+            Scheduler::RoundRobin => {
+                let weights: Vec<_> = members.iter().map(|member| member.weight).collect();
+                Layout::Turns(Turns::build(&weights))
+            }
+            Scheduler::LeastConnections
+            | Scheduler::ShortestExpectedDelay
+            | Scheduler::NeverQueue => Layout::List,
+        };
+        Ok(Self { members, layout })
+    }
+
+    /// The members, ordered by address.
+    #[must_use]
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// Slots of the pool's table, or turns of its round; zero when it has neither.
+    #[must_use]
+    pub fn table_len(&self) -> usize {
+        match &self.layout {
+            Layout::Table(table) => table.owners().len(),
+            Layout::Turns(turns) => turns.len(),
+            Layout::List => 0,
+        }
+    }
+
+    /// The owners of the slots, for a pool with a hash table.
+    #[must_use]
+    pub fn table(&self) -> Option<&MaglevTable> {
+        match &self.layout {
+            Layout::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The pool's admission when each member stands as `standing` says.
+    #[must_use]
+    pub fn admission(&self, standing: impl Fn(&Backend) -> Standing) -> Admission {
+        Admission::new(
+            self.members
+                .iter()
+                .map(|m| (m.weight.get(), standing(m.backend.as_ref()))),
+        )
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+}
+
+fn table(members: &[Member], size: Option<TableSize>) -> MaglevTable {
+    let keys: Vec<_> = members.iter().map(|m| (m.backend.addr, m.weight)).collect();
+    let size = size.unwrap_or_else(|| TableSize::for_backends(keys.len()));
+    MaglevTable::build(&keys, size)
+}
+
+/// What a service keeps from snapshot to snapshot.
+#[derive(Debug)]
+pub struct ServiceState {
+    /// Each worker's counts.
+    pub counters: PerWorker<ServiceCounters>,
+    active: CachePadded<AtomicU32>,
+}
+
+impl ServiceState {
+    /// The state of a service without load, for `workers` workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            counters: PerWorker::new(workers),
+            active: CachePadded::new(AtomicU32::new(0)),
+        })
+    }
+
+    /// Open connections.
+    #[must_use]
+    pub fn active(&self) -> u32 {
+        self.active.load(Relaxed)
+    }
+
+    /// Takes a place among at most `max`; each success is paid back by one [`Self::close`].
+    #[must_use]
+    pub fn try_open(&self, max: Option<u32>) -> bool {
+        let before = self.active.fetch_add(1, Relaxed);
+        if max.is_some_and(|max| before >= max) {
+            self.active.fetch_sub(1, Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Gives a place back.
+    pub fn close(&self) {
+        self.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A service as one snapshot shows it. Cheap to copy with another admission.
+#[derive(Clone)]
+pub struct Service {
+    /// Which one.
+    pub id: ServiceId,
+    /// `name/port` as the configuration has it; in metrics and logs.
+    pub name: Arc<str>,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// How it treats flows.
+    pub policy: Arc<Policy>,
+    /// Its backends.
+    pub primary: Arc<Pool>,
+    /// Backends that serve when no primary one can; often empty.
+    pub backup: Arc<Pool>,
+    /// Who of the primary pool is admitted.
+    pub admission: Admission,
+    /// Who of the backup pool is admitted.
+    pub backup_admission: Admission,
+    /// Counters and load.
+    pub state: Arc<ServiceState>,
+}
+
+impl Service {
+    /// Every backend with its standing, and whether it is a backup.
+    pub fn backends(&self) -> impl Iterator<Item = (&Member, Standing, bool)> {
+        let pools = [
+            (&self.primary, &self.admission, false),
+            (&self.backup, &self.backup_admission, true),
+        ];
+        pools.into_iter().flat_map(|(pool, admission, backup)| {
+            let members = pool.members.iter().enumerate();
+            members.map(move |(n, member)| (member, admission.standing(n as u16), backup))
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! Everything that a worker reads, in one immutable value.
+//!
+//! The map of services is sharded: a change copies the shards that it touches and shares the
+//! rest with the snapshot before.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::hash::BuildHasher;
+use core::net::{IpAddr, SocketAddr};
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+
+use crate::{PortRange, Protocol, Service, ServiceId, VipAddr};
+
+/// Number of shards: with 10,000 services a change copies about 40 entries.
+const SHARDS: usize = 256;
+
+/// Where a service listens: an address and a port or a range of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// The VIP.
+    pub ip: IpAddr,
+    /// Its ports.
+    pub ports: PortRange,
+    /// The transport protocol.
+    pub protocol: Protocol,
+}
+
+impl Frontend {
+    /// The dialled address of one port of it.
+    #[must_use]
+    pub fn vip(&self, port: u16) -> VipAddr {
+        VipAddr(SocketAddr::new(self.ip, port))
+    }
+}
+
+/// What a look-up by a single port, or by address for ranges, is keyed with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Key {
+    Port(IpAddr, u16, Protocol),
+    Ranges(IpAddr, Protocol),
+}
+
+#[derive(Clone)]
+enum Entry {
+    One(Arc<Service>),
+    /// Ranges on one address, by first port, disjoint.
+    Ranges(Vec<(PortRange, Arc<Service>)>),
+}
+
+type Shard = HashMap<Key, Entry, RandomState>;
+type ById = HashMap<ServiceId, Arc<Service>, RandomState>;
+
+/// One state of the world. Workers read it, the control loop makes the next one.
+pub struct Snapshot {
+    /// Counts up with every published snapshot, from 1; zero is the empty one at the start.
+    pub generation: u64,
+    shards: Box<[Arc<Shard>]>,
+    ids: Box<[Arc<ById>]>,
+    hasher: RandomState,
+    services: usize,
+    has_ranges: bool,
+}
+
+impl Snapshot {
+    /// The snapshot without services.
+    #[must_use]
+    pub fn empty() -> Self {
+        let hasher = RandomState::new();
+        let shard = Arc::new(Shard::with_hasher(hasher.clone()));
+        let ids = Arc::new(ById::with_hasher(hasher.clone()));
+        Self {
+            generation: 0,
+            shards: (0..SHARDS).map(|_| Arc::clone(&shard)).collect(),
+            ids: (0..SHARDS).map(|_| Arc::clone(&ids)).collect(),
+            hasher,
+            services: 0,
+            has_ranges: false,
+        }
+    }
+
+    /// The service at `vip`. One hash look-up, two when any service listens on a range.
+    #[must_use]
+    pub fn lookup(&self, vip: VipAddr, protocol: Protocol) -> Option<&Arc<Service>> {
+        let (ip, port) = (vip.0.ip().to_canonical(), vip.0.port());
+        if let Some(Entry::One(service)) = self.entry(Key::Port(ip, port, protocol)) {
+            return Some(service);
+        }
+        if !self.has_ranges {
+            return None;
+        }
+        match self.entry(Key::Ranges(ip, protocol))? {
+            Entry::Ranges(ranges) => {
+                let after = ranges.partition_point(|(range, _)| range.first() <= port);
+                let (range, service) = ranges.get(after.checked_sub(1)?)?;
+                range.contains(port).then_some(service)
+            }
+            Entry::One(_) => None,
+        }
+    }
+
+    /// The service `id`.
+    #[must_use]
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.ids[id.0 as usize % SHARDS].get(&id)
+    }
+
+    /// Every service, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.ids.iter().flat_map(|shard| shard.values())
+    }
+
+    /// Number of services.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.services
+    }
+
+    /// Whether there is no service.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services == 0
+    }
+
+    fn entry(&self, key: Key) -> Option<&Entry> {
+        self.shards[self.shard_of(&key)].get(&key)
+    }
+
+    fn shard_of(&self, key: &Key) -> usize {
+        (self.hasher.hash_one(key) >> 48) as usize % SHARDS
+    }
+}
+
+/// Makes the next snapshot out of the last one: only touched shards are copied.
+pub struct SnapshotBuilder {
+    next: Snapshot,
+}
+
+impl SnapshotBuilder {
+    /// Starts from `last`. Costs one reference count a shard.
+    #[must_use]
+    pub fn from(last: &Snapshot) -> Self {
+        Self {
+            next: Snapshot {
+                generation: last.generation + 1,
+                shards: last.shards.clone(),
+                ids: last.ids.clone(),
+                hasher: last.hasher.clone(),
+                services: last.services,
+                has_ranges: last.has_ranges,
+            },
+        }
+    }
+
+    /// Puts `service` at its frontends, in place of what was there.
+    pub fn insert(&mut self, frontends: &[Frontend], service: &Arc<Service>) {
+        for frontend in frontends {
+            let ip = frontend.ip.to_canonical();
+            if frontend.ports.len() == 1 {
+                let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
+                self.shard(&key)
+                    .insert(key, Entry::One(Arc::clone(service)));
+                continue;
+            }
+            self.next.has_ranges = true;
+            let key = Key::Ranges(ip, frontend.protocol);
+            let entry = self
+                .shard(&key)
+                .entry(key)
+                .or_insert_with(|| Entry::Ranges(Vec::new()));
+            if let Entry::Ranges(ranges) = entry {
+                ranges.retain(|(range, _)| !range.overlaps(&frontend.ports));
+                let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
+                ranges.insert(place, (frontend.ports, Arc::clone(service)));
+            }
+        }
+        let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
+        if ids.insert(service.id, Arc::clone(service)).is_none() {
+            self.next.services += 1;
+        }
+    }
+
+    /// Takes the service `id` away from `frontends` and from the list of services.
+    pub fn remove(&mut self, frontends: &[Frontend], id: ServiceId) {
+        self.vacate(frontends, id);
+        if Arc::make_mut(&mut self.next.ids[id.0 as usize % SHARDS])
+            .remove(&id)
+            .is_some()
+        {
+            self.next.services -= 1;
+        }
+    }
+
+    /// Takes the service `id` away from `frontends`, where it still is there.
+    pub fn vacate(&mut self, frontends: &[Frontend], id: ServiceId) {
+        for frontend in frontends {
+            let ip = frontend.ip.to_canonical();
+            if frontend.ports.len() == 1 {
+                let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
+                let shard = self.shard(&key);
+                if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id) {
+                    shard.remove(&key);
+                }
+                continue;
+            }
+            let key = Key::Ranges(ip, frontend.protocol);
+            let shard = self.shard(&key);
+            let Some(Entry::Ranges(ranges)) = shard.get_mut(&key) else {
+                continue;
+            };
+            ranges.retain(|(range, here)| *range != frontend.ports || here.id != id);
+            if ranges.is_empty() {
+                shard.remove(&key);
+            }
+        }
+    }
+
+    /// The finished snapshot.
+    #[must_use]
+    pub fn finish(self) -> Snapshot {
+        self.next
+    }
+
+    fn shard(&mut self, key: &Key) -> &mut Shard {
+        let shard = self.next.shard_of(key);
+        Arc::make_mut(&mut self.next.shards[shard])
+    }
+}
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;
