@@ -4,7 +4,6 @@
 //! the longest unused one. So memory is fixed, nothing is allocated and no look-up is long.
 
 use alloc::boxed::Box;
-use core::hash::BuildHasher;
 use core::net::IpAddr;
 use core::num::NonZeroU32;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};

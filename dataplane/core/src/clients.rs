@@ -5,7 +5,6 @@
 //! in uncounted, and that is counted.
 
 use alloc::boxed::Box;
-use core::hash::BuildHasher;
 use core::net::IpAddr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 

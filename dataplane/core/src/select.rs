@@ -2,7 +2,7 @@
 //!
 //! Candidate k of a hashing scheduler owns slot `(h + k·step) mod M` of the service's table, with
 //! `h` the flow hash and `step = 1 + (h / M) mod (M - 1)`; M is prime, so the walk meets every
-//! slot. After [`WALK`] slots the walk ends in the list of the admitted, from `h` on. A failed
+//! slot. After [`WALK`] slots the walk ends in the list of the admitted, at place `h`. A failed
 //! backend's flows therefore spread over the others, no other flow moves, and a retry (the same
 //! walk without the backends tried before) ends where the flow would go once health checking has
 //! noticed.
@@ -173,12 +173,26 @@ impl<'a> Search<'a, '_> {
         self.listed(hash, accept)
     }
 
-    /// The admitted, one after the other from `start` on.
+    /// The admitted that were not tried, one after the other from place `start` on. Counting
+    /// without the tried makes a retry agree with the failover that follows it.
+    ///
+    /// Looks at every admitted member: the walk ends here only when most of the pool is down.
     fn listed(&self, start: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
-        let count = self.admission.admitted() as u64;
-        (0..count)
-            .filter_map(|n| self.admission.nth((start % count) + n))
-            .filter_map(|index| self.eligible(index))
+        let untried = || {
+            let admitted = self.admission.admitted() as u64;
+            (0..admitted)
+                .filter_map(|n| self.admission.nth(n))
+                .map(|index| &self.pool.members()[usize::from(index)])
+                .filter(|member| !self.tried.contains(&member.backend.id))
+        };
+        let count = untried().count();
+        if count == 0 {
+            return None;
+        }
+        let from = (start % count as u64) as usize;
+        untried()
+            .skip(from)
+            .chain(untried().take(from))
             .filter(|member| accept(member))
             .find_map(|member| self.open(member))
     }

@@ -6,7 +6,6 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::hash::BuildHasher;
 use core::net::{IpAddr, SocketAddr};
 
 use ahash::RandomState;
