@@ -123,7 +123,7 @@ reasons! {
         Unreachable = "unreachable",
         /// No answer within the connect timeout.
         Timeout = "timeout",
-        /// Reset after connecting, before the first byte of a reply.
+        /// Reset or closed after connecting, before the first byte of a reply.
         ResetBeforeReply = "reset_before_reply",
         /// The kernel of this box refused; says nothing of the backend.
         Local = "local",
@@ -139,8 +139,10 @@ reasons! {
         Unreachable = "unreachable",
         /// The one before did not answer in time.
         Timeout = "timeout",
-        /// The one before reset the connection before its first byte.
+        /// The one before ended the connection before its first byte.
         ResetBeforeReply = "reset_before_reply",
+        /// The kernel of this box refused the one before.
+        Local = "local",
         /// The one before took longer than `hedgeAfter`; it was not given up.
         Hedge = "hedge",
     }

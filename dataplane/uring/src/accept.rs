@@ -1,0 +1,115 @@
+//! Letting a client in: lists, limits, affinity, selection, in this order.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use fairway_core::{
+    EndReason, FlowKey, LimitKind, Protocol, Refusal, Service, ServiceCounters, VipAddr,
+};
+
+use crate::held::HeldBackend;
+use crate::session::{Admitted, Cx, keep_affinity, known_backend};
+
+/// Why a client is not let in.
+pub(crate) enum Refused {
+    /// Nobody listens there any more.
+    NoService,
+    /// The service counted why.
+    ByService,
+}
+
+/// Lets the client at `peer` in to what it dialled, or counts why not.
+///
+/// On success, a place on the service and on the backend is taken.
+pub(crate) fn admit(
+    peer: SocketAddr,
+    dialled: SocketAddr,
+    cx: &mut Cx<'_>,
+) -> Result<(Admitted, Rc<HeldBackend>), Refused> {
+    let snapshot = cx.snapshot;
+    let service = snapshot
+        .lookup(VipAddr(dialled), Protocol::Tcp)
+        .ok_or(Refused::NoService)?;
+    let state = Arc::clone(&service.state);
+    let counters = state.counters.of(cx.worker);
+    counters.accepted.inc();
+    admitted(service, peer, dialled, counters, cx).map_err(|reason| {
+        counters.ends[reason as usize].inc();
+        Refused::ByService
+    })
+}
+
+fn admitted(
+    service: &Service,
+    peer: SocketAddr,
+    dialled: SocketAddr,
+    counters: &ServiceCounters,
+    cx: &mut Cx<'_>,
+) -> Result<(Admitted, Rc<HeldBackend>), EndReason> {
+    let policy = &service.policy;
+    let client = peer.ip();
+    if policy.deny.contains(client) || !(policy.allow.is_empty() || policy.allow.contains(client)) {
+        return Err(EndReason::Denied);
+    }
+    let limited = |kind: LimitKind| {
+        counters.limits[kind as usize].inc();
+        EndReason::Limited
+    };
+    if !service.state.try_open(policy.limits.service_connections) {
+        return Err(limited(LimitKind::Service));
+    }
+    let limits_client =
+        policy.limits.client_connections.is_some() || policy.limits.client_rate.is_some();
+    let tracked = match limits_client {
+        true => cx
+            .shared
+            .clients
+            .open(service.id, client, &policy.limits, cx.now),
+        false => Ok(false),
+    };
+    let tracked = tracked.map_err(|Refusal(kind)| {
+        service.state.close();
+        limited(kind)
+    })?;
+    let hash = FlowKey {
+        source: peer,
+        destination: dialled,
+        protocol: service.protocol,
+    }
+    .hash(&policy.hash, cx.shared.settings.hash_seed);
+    let start = service.start(hash, random(cx), cx.worker);
+    let known = known_backend(cx, service, peer);
+    let pick = match known.map_or_else(|| service.select(start, &[], cx.worker), Ok) {
+        Ok(pick) => pick,
+        Err(reason) => {
+            service.state.close();
+            if tracked {
+                cx.shared.clients.close(service.id, client);
+            }
+            return Err(match reason {
+                EndReason::Limited => limited(LimitKind::Backend),
+                reason => reason,
+            });
+        }
+    };
+    if pick.backup {
+        counters.backup.inc();
+    }
+    let admitted = Admitted {
+        peer,
+        dialled,
+        service: cx.held.service(service),
+        start,
+        tracked,
+    };
+    keep_affinity(cx, &admitted, pick.backend.id);
+    Ok((admitted, cx.held.backend(pick.backend)))
+}
+
+/// A number without pattern for random schedulers; not for secrets.
+fn random(cx: &Cx<'_>) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    thread_local!(static KEY: RandomState = RandomState::new());
+    KEY.with(|key| key.hash_one((cx.shared.clock.micros(), cx.index, cx.worker)))
+}

@@ -1,0 +1,147 @@
+//! One direction of a session: bytes that were received and wait to be sent.
+//!
+//! At most one send is under way, and nothing is received while bytes wait beyond the credit: a
+//! slow reader therefore stops its sender, and memory is bounded (see [`Direction::MOST_CHUNKS`]).
+
+use std::collections::VecDeque;
+
+use crate::splice::Pipe;
+use crate::sys::{Chunk, Ring};
+
+/// State of one direction.
+#[derive(Default)]
+pub(crate) struct Direction {
+    /// Received, not yet sent, oldest first. While `sending`, the kernel reads the first.
+    queue: VecDeque<Chunk>,
+    /// Sent and kept for another candidate, oldest first.
+    kept: VecDeque<Chunk>,
+    /// Bytes in `kept`.
+    kept_bytes: u32,
+    /// A send is under way.
+    pub(crate) sending: bool,
+    /// A receive is under way.
+    pub(crate) receiving: bool,
+    /// The source has said that nothing more comes.
+    pub(crate) ended: bool,
+    /// The sink has been told so.
+    pub(crate) told: bool,
+    /// The sink takes nothing any more; what comes is thrown away.
+    pub(crate) broken: bool,
+    /// Bytes moved.
+    pub(crate) bytes: u64,
+    /// Bytes received since the receive was armed.
+    pub(crate) pipe: Option<Pipe>,
+}
+
+impl Direction {
+    /// Back to the start, keeping the memory of its lists. Chunks go back to the pool.
+    pub(crate) fn reset(&mut self, ring: &mut Ring) {
+        self.discard(ring);
+        let (queue, kept) = (
+            std::mem::take(&mut self.queue),
+            std::mem::take(&mut self.kept),
+        );
+        *self = Self {
+            queue,
+            kept,
+            ..Self::default()
+        };
+    }
+
+    /// Gives every chunk back. Only while no send is under way.
+    pub(crate) fn discard(&mut self, ring: &mut Ring) {
+        for chunk in self.queue.drain(..).chain(self.kept.drain(..)) {
+            ring.buffers().release(chunk);
+        }
+        self.kept_bytes = 0;
+    }
+
+    /// Adds what was received; joins it with the chunk before when both fit one buffer, so that
+    /// a peer that sends byte by byte does not hold a buffer for each.
+    pub(crate) fn push(&mut self, ring: &mut Ring, chunk: Chunk) {
+        if self.broken || chunk.len() == 0 {
+            ring.buffers().release(chunk);
+            return;
+        }
+        let joinable = self.queue.len() > usize::from(self.sending);
+        let chunk = match self.queue.back_mut().filter(|_| joinable) {
+            Some(last) => match ring.buffers().append(last, chunk) {
+                Ok(()) => return,
+                Err(chunk) => chunk,
+            },
+            None => chunk,
+        };
+        self.queue.push_back(chunk);
+    }
+
+    /// The chunk to send next.
+    pub(crate) fn front(&self) -> Option<&Chunk> {
+        self.queue.front()
+    }
+
+    /// Whether nothing waits to be sent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.queue.is_empty() && !self.sending && self.pipe.as_ref().is_none_or(Pipe::is_empty)
+    }
+
+    /// The source has ended and everything has been sent.
+    pub(crate) fn is_done(&self) -> bool {
+        self.ended && self.is_flushed()
+    }
+
+    /// `sent` bytes of the first chunk are out. With `keep`, finished chunks are kept as long as
+    /// they are at most that many bytes together; false when the keeping had to stop.
+    pub(crate) fn sent(&mut self, ring: &mut Ring, sent: u32, keep: Option<u32>) -> bool {
+        self.bytes += u64::from(sent);
+        let Some(first) = self.queue.front_mut() else {
+            return true;
+        };
+        first.advance(sent);
+        if first.len() > 0 {
+            return true;
+        }
+        let Some(mut chunk) = self.queue.pop_front() else {
+            return true;
+        };
+        let Some(most) = keep else {
+            ring.buffers().release(chunk);
+            return true;
+        };
+        chunk.rewind();
+        self.kept_bytes += chunk.len();
+        self.kept.push_back(chunk);
+        if self.kept_bytes > most {
+            self.forget(ring);
+            return false;
+        }
+        true
+    }
+
+    /// Gives back what was kept.
+    pub(crate) fn forget(&mut self, ring: &mut Ring) {
+        for chunk in self.kept.drain(..) {
+            ring.buffers().release(chunk);
+        }
+        self.kept_bytes = 0;
+    }
+
+    /// Makes everything that was kept unsent again, for the next candidate.
+    pub(crate) fn replay(&mut self) {
+        if let Some(first) = self.queue.front_mut() {
+            first.rewind();
+        }
+        while let Some(chunk) = self.kept.pop_back() {
+            self.queue.push_front(chunk);
+        }
+        self.bytes = 0;
+        self.kept_bytes = 0;
+        self.sending = false;
+        self.told = false;
+        self.broken = false;
+    }
+
+    /// Whether anything of this direction has been handed to the sink.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.bytes > 0 || self.sending
+    }
+}

@@ -1,0 +1,207 @@
+//! What workers share with each other and tell the control plane.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use fairway_core::{
+    AffinityTable, BackendAddr, BackendId, ClientTable, Counter, EndReason, FailureCause,
+    ServiceId, Tick,
+};
+
+/// Numbers that apply to every connection of every worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Seed of the flow hash; equal on boxes that must agree.
+    pub hash_seed: u64,
+    /// Size of a receive buffer, in bytes.
+    pub buffer_bytes: u32,
+    /// Receive buffers of a worker.
+    pub buffers: u16,
+    /// Bytes that a direction may receive before they are sent on.
+    pub credit_bytes: u32,
+    /// A direction that has moved this many bytes is spliced.
+    pub splice_after_bytes: u64,
+    /// Most connections of a worker.
+    pub max_connections: u32,
+    /// Most spliced directions of a worker; each takes two descriptors.
+    pub max_pipes: u32,
+    /// Which ended connections are reported.
+    pub log: ConnectionLog,
+}
+
+/// Which ended connections are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ConnectionLog {
+    /// None.
+    #[default]
+    Off,
+    /// Those that did not end in order.
+    Errors,
+    /// All.
+    All,
+}
+
+/// Time for workers: one origin for all of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Milliseconds since the start.
+    #[must_use]
+    pub fn now(&self) -> Tick {
+        Tick(u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Microseconds since the start.
+    #[must_use]
+    pub fn micros(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a worker tells the control plane.
+#[derive(Debug)]
+pub enum Event {
+    /// A backend failed so often in a row that its service ejects it.
+    BackendFailed {
+        /// Whose backend.
+        service: ServiceId,
+        /// Which one.
+        backend: BackendId,
+        /// The last failure.
+        cause: FailureCause,
+        /// Failures in a row.
+        streak: u32,
+    },
+    /// A connection ended.
+    ConnectionEnded(Box<ConnectionRecord>),
+    /// The worker has ended; with an error unless it was told to stop.
+    WorkerEnded {
+        /// Its number.
+        worker: usize,
+        /// Why, when it should not have.
+        error: Option<String>,
+    },
+}
+
+/// An ended connection.
+#[derive(Debug)]
+pub struct ConnectionRecord {
+    /// `name/port` of its service.
+    pub service: Arc<str>,
+    /// Where it came from.
+    pub client: SocketAddr,
+    /// What it dialled.
+    pub vip: SocketAddr,
+    /// The backend that served it.
+    pub backend: Option<BackendAddr>,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// Candidates that were tried.
+    pub attempts: u32,
+    /// Bytes that reached the backend.
+    pub rx_bytes: u64,
+    /// Bytes that reached the client.
+    pub tx_bytes: u64,
+    /// From accept to close.
+    pub duration: Duration,
+}
+
+/// Where events go. It must not block: a worker calls it. False means that it was lost.
+pub type Sink = Box<dyn Fn(Event) -> bool + Send + Sync>;
+
+/// What all workers share.
+pub struct Shared {
+    /// Numbers that apply to every connection.
+    pub settings: Settings,
+    /// Their clock.
+    pub clock: Clock,
+    /// Clients and their backends.
+    pub affinity: AffinityTable,
+    /// Clients and what they use.
+    pub clients: ClientTable,
+    /// Events that the control plane had no room for.
+    pub lost_events: AtomicU64,
+    sink: Sink,
+}
+
+impl Shared {
+    /// What workers with `settings` share; events go to `sink`.
+    #[must_use]
+    pub fn new(settings: Settings, clock: Clock, clients: usize, sink: Sink) -> Self {
+        Self {
+            settings,
+            clock,
+            affinity: AffinityTable::new(clients),
+            clients: ClientTable::new(clients),
+            lost_events: AtomicU64::new(0),
+            sink,
+        }
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        if !(self.sink)(event) {
+            self.lost_events.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn backend_failed(
+        &self,
+        service: ServiceId,
+        backend: BackendId,
+        cause: FailureCause,
+        streak: u32,
+    ) {
+        self.send(Event::BackendFailed {
+            service,
+            backend,
+            cause,
+            streak,
+        });
+    }
+
+    pub(crate) fn connection_ended(
+        &self,
+        reason: EndReason,
+        record: impl FnOnce() -> ConnectionRecord,
+    ) {
+        let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
+        let wanted = match self.settings.log {
+            ConnectionLog::Off => false,
+            ConnectionLog::Errors => !in_order,
+            ConnectionLog::All => true,
+        };
+        if wanted {
+            self.send(Event::ConnectionEnded(Box::new(record())));
+        }
+    }
+}
+
+/// What one worker shows of itself.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Open connections.
+    pub connections: AtomicU64,
+    /// Listeners that accept.
+    pub listeners: AtomicU64,
+    /// Whether accepting is paused.
+    pub paused: AtomicBool,
+    /// How often accepting was paused for want of descriptors or places.
+    pub pauses: Counter,
+    /// Receives that found no buffer.
+    pub starved: Counter,
+    /// Receive buffers that hold data.
+    pub buffers_used: AtomicU64,
+    /// Batches of completions.
+    pub batches: Counter,
+    /// Connections refused because no service listens there any more.
+    pub no_service: Counter,
+}

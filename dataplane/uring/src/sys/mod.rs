@@ -1,0 +1,13 @@
+//! The unsafe room of this crate: the ring, the buffers that the kernel fills, and their owners.
+//!
+//! What leaves this module is safe: descriptors are owned, memory that the kernel may touch lives
+//! as long as the ring, and a received buffer ([`Chunk`]) has one owner.
+#![allow(unsafe_code)]
+
+mod buffers;
+mod probe;
+mod ring;
+
+pub(crate) use buffers::Chunk;
+pub use probe::{Feature, Features, SetupError};
+pub(crate) use ring::{Completion, Ring, accepted};

@@ -1,0 +1,241 @@
+//! The ring: one method a request, completions as plain values.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::squeue::{Entry, Flags};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+use socket2::SockAddr;
+
+use super::buffers::{Buffers, Chunk};
+use super::{Features, SetupError};
+
+const SUBMISSIONS: u32 = 1024;
+const COMPLETIONS: u32 = 16_384;
+/// The group of the one buffer ring.
+const GROUP: u16 = 0;
+/// Completions of requests that nobody waits for.
+const NOBODY: u64 = u64::MAX;
+
+/// What the kernel says of a request.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    /// The token that the request was given.
+    pub(crate) token: u64,
+    /// Bytes, or what the request returns.
+    pub(crate) result: Result<u32, i32>,
+    /// Whether the request goes on and will complete again.
+    pub(crate) more: bool,
+    /// The received bytes of a receive.
+    pub(crate) chunk: Option<Chunk>,
+}
+
+/// A ring of one thread, with its receive buffers.
+pub(crate) struct Ring {
+    // Dropped before the buffers that its requests may write to.
+    ring: IoUring,
+    buffers: Buffers,
+    /// Addresses of connects since the last submission; the kernel copies them when submitted.
+    addresses: Vec<SockAddr>,
+    features: Features,
+}
+
+impl Ring {
+    /// A ring with `buffers` receive buffers of `size` bytes. Call it on the thread that uses it.
+    pub(crate) fn new(buffers: u16, size: u32, features: Features) -> Result<Self, SetupError> {
+        let ring = build(SUBMISSIONS, COMPLETIONS)?;
+        let mut buffers = Buffers::map(buffers, size).map_err(SetupError::Resources)?;
+        let (address, entries) = buffers.ring();
+        // SAFETY: the mapping lives in `buffers`, which is dropped after the ring.
+        unsafe {
+            ring.submitter()
+                .register_buf_ring_with_flags(address, entries, GROUP, 0)
+        }
+        .map_err(|error| SetupError::of(error, "provided buffer rings"))?;
+        buffers.refill();
+        let addresses = Vec::with_capacity(SUBMISSIONS as usize);
+        Ok(Self {
+            ring,
+            buffers,
+            addresses,
+            features,
+        })
+    }
+
+    /// Accepts connections on `fd`, one or, with the feature, any number.
+    pub(crate) fn accept(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        let fd = Fd(fd.as_raw_fd());
+        let entry = if self.features.multishot_accept {
+            opcode::AcceptMulti::new(fd)
+                .flags(libc::SOCK_CLOEXEC)
+                .build()
+        } else {
+            let null = std::ptr::null_mut();
+            opcode::Accept::new(fd, null, null.cast())
+                .flags(libc::SOCK_CLOEXEC)
+                .build()
+        };
+        self.push(entry.user_data(token));
+    }
+
+    /// Receives from `fd`: up to `credit` bytes in any number of completions, or once.
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, credit: u32, token: u64) {
+        let fd = Fd(fd.as_raw_fd());
+        let entry = if self.features.capped_receive {
+            let mut entry = opcode::RecvMulti::new(fd, GROUP).build();
+            cap(&mut entry, credit);
+            entry
+        } else {
+            let null = std::ptr::null_mut();
+            opcode::Recv::new(fd, null, 0)
+                .buf_group(GROUP)
+                .build()
+                .flags(Flags::BUFFER_SELECT)
+        };
+        self.push(entry.user_data(token));
+    }
+
+    /// Sends all of `chunk`. The caller keeps it, unchanged, until the completion.
+    pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, chunk: &Chunk, token: u64) {
+        let (start, len) = self.buffers.bytes(chunk);
+        let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, len)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Connects `fd` to `to`.
+    pub(crate) fn connect(&mut self, fd: BorrowedFd<'_>, to: SocketAddr, token: u64) {
+        // The list must neither grow nor be cleared before this request is submitted.
+        if self.addresses.len() == SUBMISSIONS as usize || self.ring.submission().is_full() {
+            self.submit();
+        }
+        self.addresses.push(SockAddr::from(to));
+        let Some(address) = self.addresses.last() else {
+            return;
+        };
+        let (pointer, len) = (address.as_ptr().cast(), address.len());
+        let entry = opcode::Connect::new(Fd(fd.as_raw_fd()), pointer, len).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Ends every request on `fd`; they complete with an error, or with what they had.
+    pub(crate) fn cancel(&mut self, fd: BorrowedFd<'_>) {
+        let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
+        self.push(opcode::AsyncCancel2::new(builder).build().user_data(NOBODY));
+    }
+
+    /// Tells the peer that nothing more comes. A failure shows in the other requests on `fd`.
+    pub(crate) fn shutdown(&mut self, fd: BorrowedFd<'_>) {
+        let entry = opcode::Shutdown::new(Fd(fd.as_raw_fd()), libc::SHUT_WR).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
+    }
+
+    /// Closes `fd`, with the next submission.
+    pub(crate) fn close(&mut self, fd: OwnedFd) {
+        let entry = opcode::Close::new(Fd(fd.into_raw_fd())).build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
+    }
+
+    /// Waits until `fd` is ready for one of `events` (`POLLIN`, …).
+    pub(crate) fn poll(&mut self, fd: BorrowedFd<'_>, events: i16, token: u64) {
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events as u16 as u32).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Submits everything and waits for a completion, for `timeout` at most.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.buffers.refill();
+        let spec = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(spec) = &spec {
+            args = args.timespec(spec);
+        }
+        let outcome = self.ring.submitter().submit_with_args(1, &args);
+        self.addresses.clear();
+        match outcome {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Moves what has completed to `out`.
+    pub(crate) fn completions(&mut self, out: &mut Vec<Completion>) {
+        let Self { ring, buffers, .. } = self;
+        for cqe in ring.completion() {
+            let result = u32::try_from(cqe.result()).map_err(|_| -cqe.result());
+            let chunk = cqueue::buffer_select(cqe.flags())
+                .map(|id| buffers.received(id, *result.as_ref().unwrap_or(&0)));
+            if cqe.user_data() == NOBODY {
+                if let Some(chunk) = chunk {
+                    buffers.release(chunk);
+                }
+                continue;
+            }
+            let more = cqueue::more(cqe.flags());
+            out.push(Completion {
+                token: cqe.user_data(),
+                result,
+                more,
+                chunk,
+            });
+        }
+    }
+
+    /// The receive buffers.
+    pub(crate) fn buffers(&mut self) -> &mut Buffers {
+        &mut self.buffers
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        self.features
+    }
+
+    fn push(&mut self, entry: Entry) {
+        // SAFETY: what entries point to outlives them: chunks are kept by their owner until the
+        // completion and lie in a mapping that outlives the ring, addresses until the submission;
+        // descriptors are closed only after their requests completed.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.submit();
+        }
+    }
+
+    fn submit(&mut self) {
+        // A full completion queue (EBUSY) empties into our list at the next batch; the kernel
+        // keeps what does not fit (feature NODROP).
+        let _ = self.ring.submit();
+        self.addresses.clear();
+    }
+}
+
+/// Takes over the descriptor that an accept returned.
+pub(crate) fn accepted(fd: u32) -> OwnedFd {
+    // SAFETY: called once for each successful accept, whose descriptor nobody else has seen.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+pub(super) fn build(submissions: u32, completions: u32) -> Result<IoUring, SetupError> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_submit_all()
+        .setup_cqsize(completions)
+        .build(submissions)
+        .map_err(|error| SetupError::of(error, "IORING_SETUP_DEFER_TASKRUN"))
+}
+
+/// Sets the total of a multishot receive: `optlen`, a u32 at byte 44 of the entry, which the
+/// `io-uring` crate has no name for.
+pub(super) fn cap(entry: &mut Entry, bytes: u32) {
+    let start: *mut Entry = entry;
+    // SAFETY: an entry is 64 bytes of plain integers, so the field lies within it.
+    let field = unsafe { start.cast::<u8>().add(44) };
+    // SAFETY: the field is exclusively borrowed through `entry`.
+    unsafe { field.cast::<u32>().write_unaligned(bytes) };
+}

@@ -1,0 +1,513 @@
+//! A worker: one thread, one ring, its own listeners and sessions.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use fairway_core::publish::Reader;
+use fairway_core::{BackendId, EndReason, ServiceId, Snapshot, Tick};
+use socket2::{SockRef, Socket};
+
+use crate::accept::{Refused, admit};
+use crate::held::Held;
+use crate::relay::Way;
+use crate::report::{Shared, WorkerStats};
+use crate::session::{Cx, Session, refuse};
+use crate::sys::{Completion, Features, Ring, accepted};
+use crate::token::{Op, Token};
+use crate::wheel::{Timer, Wheel};
+use crate::{ListenerKey, SetupError};
+
+/// How long accepting stays paused when nothing closes.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often a worker lets go of what it no longer uses.
+const PRUNE: Duration = Duration::from_secs(1);
+
+/// What the control plane asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept on this socket. Its `vip` is the address that clients dialled, none when each
+    /// connection must be asked (transparent sockets).
+    Listen {
+        /// Names the listener.
+        key: ListenerKey,
+        /// A listening socket.
+        socket: Socket,
+        /// The address it listens on.
+        vip: Option<SocketAddr>,
+    },
+    /// Accept what has come and close the listener.
+    Unlisten {
+        /// Names the listener.
+        key: ListenerKey,
+    },
+    /// End the connections on these backends.
+    EndBackends {
+        /// The backends.
+        backends: Vec<BackendId>,
+        /// The reason in counters and logs.
+        reason: EndReason,
+    },
+    /// End every connection of a service.
+    EndService {
+        /// The service.
+        service: ServiceId,
+        /// The reason in counters and logs.
+        reason: EndReason,
+    },
+    /// Close all listeners; connections go on.
+    StopAccepting,
+    /// End every connection and the worker.
+    Stop,
+}
+
+struct Listener {
+    key: ListenerKey,
+    socket: Option<Socket>,
+    vip: Option<SocketAddr>,
+    armed: bool,
+    closing: bool,
+    generation: u32,
+}
+
+/// Everything of a worker but its sessions.
+struct Parts {
+    ring: Ring,
+    wheel: Wheel,
+    held: Held,
+    starved: Vec<u32>,
+    pipes: u32,
+    shared: Arc<Shared>,
+    stats: Arc<WorkerStats>,
+    worker: usize,
+}
+
+pub(crate) struct Worker {
+    parts: Parts,
+    commands: Receiver<Command>,
+    wake: OwnedFd,
+    listeners: Vec<Listener>,
+    sessions: Vec<Session>,
+    free: Vec<u32>,
+    open: u32,
+    paused: bool,
+    stopping: bool,
+    now: Tick,
+    prune_at: Tick,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        worker: usize,
+        shared: Arc<Shared>,
+        stats: Arc<WorkerStats>,
+        commands: Receiver<Command>,
+        wake: OwnedFd,
+        features: Features,
+    ) -> Result<Self, SetupError> {
+        let now = shared.clock.now();
+        let settings = &shared.settings;
+        let ring = Ring::new(settings.buffers, settings.buffer_bytes, features)?;
+        let pipes = settings.max_pipes;
+        Ok(Self {
+            parts: Parts {
+                ring,
+                wheel: Wheel::new(now),
+                held: Held::default(),
+                starved: Vec::new(),
+                pipes,
+                shared,
+                stats,
+                worker,
+            },
+            commands,
+            wake,
+            listeners: Vec::new(),
+            sessions: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            paused: false,
+            stopping: false,
+            now,
+            prune_at: now,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self, mut reader: Reader) -> io::Result<()> {
+        let mut batch = Vec::with_capacity(1024);
+        let mut due = Vec::new();
+        self.arm_wake();
+        loop {
+            let sleep = self.parts.wheel.sleep(self.now);
+            let sleep = if self.paused {
+                Some(sleep.unwrap_or(PAUSE).min(PAUSE))
+            } else {
+                sleep
+            };
+            self.parts.ring.wait(sleep)?;
+            self.now = self.parts.shared.clock.now();
+            let snapshot = reader.load();
+            self.parts.ring.completions(&mut batch);
+            for completion in batch.drain(..) {
+                self.complete(completion, snapshot);
+            }
+            self.parts.wheel.advance(self.now, &mut due);
+            for timer in due.drain(..) {
+                self.fire(timer, snapshot);
+            }
+            self.feed_starved(snapshot);
+            self.resume_accepting();
+            self.show();
+            if self.now >= self.prune_at {
+                self.prune_at = self.now.plus(PRUNE);
+                self.parts.held.prune(snapshot);
+            }
+            if self.stopping && self.open == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn complete(&mut self, completion: Completion, snapshot: &Snapshot) {
+        let Some(token) = Token::unpack(completion.token) else {
+            return;
+        };
+        match token.op {
+            Op::Accept => self.accept_done(token, completion, snapshot),
+            Op::Wake => self.obey(snapshot),
+            _ => self.session_event(token, completion, snapshot),
+        }
+    }
+
+    fn session_event(&mut self, token: Token, completion: Completion, snapshot: &Snapshot) {
+        let alive = |session: &Session| session.generation == token.generation;
+        let Some(session) = self
+            .sessions
+            .get_mut(token.index as usize)
+            .filter(|s| alive(s))
+        else {
+            // Sessions are freed after their last completion: this one belongs to nobody.
+            if let Some(chunk) = completion.chunk {
+                self.parts.ring.buffers().release(chunk);
+            }
+            return;
+        };
+        let mut cx = self.parts.cx(token.index, self.now, snapshot);
+        match token.op {
+            Op::ClientReceive => session.received(Way::Up, None, completion, &mut cx),
+            Op::LegReceive(leg) => session.received(Way::Down, Some(leg), completion, &mut cx),
+            Op::ClientSend => session.sent(Way::Down, None, completion.result, &mut cx),
+            Op::LegSend(leg) => session.sent(Way::Up, Some(leg), completion.result, &mut cx),
+            Op::ClientReadable => session.ready(Way::Up, None, true, &mut cx),
+            Op::ClientWritable => session.ready(Way::Down, None, false, &mut cx),
+            Op::LegReadable(leg) => session.ready(Way::Down, Some(leg), true, &mut cx),
+            Op::LegWritable(leg) => session.ready(Way::Up, Some(leg), false, &mut cx),
+            Op::Connect(leg) => session.connected(leg, completion.result, &mut cx),
+            Op::Accept | Op::Wake => {}
+        }
+        self.free_if_over(token.index, snapshot);
+    }
+
+    fn fire(&mut self, timer: Timer, snapshot: &Snapshot) {
+        let Some(session) = self.sessions.get_mut(timer.index as usize) else {
+            return;
+        };
+        if session.generation != timer.generation {
+            return;
+        }
+        session.timer(
+            timer.at,
+            &mut self.parts.cx(timer.index, self.now, snapshot),
+        );
+        self.free_if_over(timer.index, snapshot);
+    }
+
+    fn free_if_over(&mut self, index: u32, snapshot: &Snapshot) {
+        let Some(session) = self.sessions.get_mut(index as usize) else {
+            return;
+        };
+        if session.is_over() && session.service().is_some() {
+            session.recycle(&mut self.parts.cx(index, self.now, snapshot));
+            self.free.push(index);
+            self.open -= 1;
+        }
+    }
+
+    /// Sessions whose receive found no buffer try again, once a batch, when there are some.
+    fn feed_starved(&mut self, snapshot: &Snapshot) {
+        if self.parts.starved.is_empty() || self.parts.ring.buffers().is_starved() {
+            return;
+        }
+        self.parts
+            .stats
+            .starved
+            .add(self.parts.starved.len() as u64);
+        for index in std::mem::take(&mut self.parts.starved) {
+            if let Some(session) = self.sessions.get_mut(index as usize) {
+                session.starved_again(&mut self.parts.cx(index, self.now, snapshot));
+            }
+        }
+    }
+
+    fn accept_done(&mut self, token: Token, completion: Completion, snapshot: &Snapshot) {
+        let socket = completion.result.map(accepted);
+        let index = token.index as usize;
+        let known = |l: &Listener| l.generation == token.generation;
+        let Some(listener) = self.listeners.get_mut(index).filter(|l| known(l)) else {
+            return;
+        };
+        if !completion.more {
+            listener.armed = false;
+        }
+        let vip = listener.vip;
+        match socket {
+            Ok(socket) => self.accepted(socket, vip, snapshot),
+            Err(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                self.pause_accepting();
+            }
+            // The rest concerns a connection that is gone already, or our own cancelling.
+            Err(_) => {}
+        }
+        let Some(listener) = self.listeners.get_mut(index) else {
+            return;
+        };
+        if listener.closing && !listener.armed {
+            return self.close_listener(index, snapshot);
+        }
+        if !listener.armed && !self.paused {
+            self.arm_listener(index);
+        }
+    }
+
+    fn accepted(&mut self, socket: OwnedFd, vip: Option<SocketAddr>, snapshot: &Snapshot) {
+        // A peer that is gone already has no address; nothing is lost with it.
+        let Ok(peer) = peer_addr(socket.as_fd()) else {
+            return;
+        };
+        let Some(vip) = vip.or_else(|| local_addr(socket.as_fd())) else {
+            return;
+        };
+        let index = self
+            .free
+            .last()
+            .copied()
+            .unwrap_or(self.sessions.len() as u32);
+        let mut cx = self.parts.cx(index, self.now, snapshot);
+        let (admitted, pick) = match admit(peer, vip, &mut cx) {
+            Ok(admitted) => admitted,
+            Err(Refused::NoService) => {
+                self.parts.stats.no_service.inc();
+                return refuse(socket);
+            }
+            Err(Refused::ByService) => return refuse(socket),
+        };
+        if self.free.pop().is_none() {
+            self.sessions.push(Session::free(0));
+        }
+        self.open += 1;
+        let session = &mut self.sessions[index as usize];
+        session.begin(
+            socket,
+            admitted,
+            pick,
+            &mut self.parts.cx(index, self.now, snapshot),
+        );
+        self.free_if_over(index, snapshot);
+        if self.open >= self.parts.shared.settings.max_connections {
+            self.pause_accepting();
+        }
+    }
+
+    /// Stops accepting until connections have ended; new ones wait in the kernel's queues.
+    fn pause_accepting(&mut self) {
+        if self.paused {
+            return;
+        }
+        self.paused = true;
+        self.parts.stats.pauses.inc();
+        for listener in self.listeners.iter().filter(|listener| listener.armed) {
+            if let Some(socket) = &listener.socket {
+                self.parts.ring.cancel(socket.as_fd());
+            }
+        }
+    }
+
+    /// Accepts again once a sixteenth of the places is free.
+    fn resume_accepting(&mut self) {
+        let most = self.parts.shared.settings.max_connections;
+        if !self.paused || self.open > most - most.div_ceil(16) {
+            return;
+        }
+        self.paused = false;
+        for index in 0..self.listeners.len() {
+            if !self.listeners[index].armed {
+                self.arm_listener(index);
+            }
+        }
+    }
+
+    fn arm_listener(&mut self, index: usize) {
+        let listener = &mut self.listeners[index];
+        let Some(socket) = listener.socket.as_ref().filter(|_| !listener.closing) else {
+            return;
+        };
+        let token = Token {
+            op: Op::Accept,
+            index: index as u32,
+            generation: listener.generation,
+        };
+        self.parts.ring.accept(socket.as_fd(), token.pack());
+        listener.armed = true;
+    }
+
+    fn arm_wake(&mut self) {
+        let token = Token {
+            op: Op::Wake,
+            index: 0,
+            generation: 0,
+        };
+        self.parts
+            .ring
+            .poll(self.wake.as_fd(), libc::POLLIN, token.pack());
+    }
+
+    fn obey(&mut self, snapshot: &Snapshot) {
+        let mut count = [0u8; 8];
+        // The value only says "look"; a failed read leaves it set, and we look again.
+        let _ = rustix::io::read(&self.wake, &mut count);
+        self.arm_wake();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Listen { key, socket, vip } => self.listen(key, socket, vip),
+                Command::Unlisten { key } => {
+                    self.unlisten(|listener| listener.key == key, snapshot)
+                }
+                Command::StopAccepting => self.unlisten(|_| true, snapshot),
+                Command::EndBackends { backends, reason } => {
+                    self.end(reason, snapshot, |session| session.is_on(&backends));
+                }
+                Command::EndService { service, reason } => {
+                    self.end(reason, snapshot, |session| {
+                        session.service() == Some(service)
+                    });
+                }
+                Command::Stop => {
+                    self.stopping = true;
+                    self.unlisten(|_| true, snapshot);
+                    self.end(EndReason::Shutdown, snapshot, |_| true);
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, key: ListenerKey, socket: Socket, vip: Option<SocketAddr>) {
+        let vacant = self
+            .listeners
+            .iter()
+            .position(|l| l.socket.is_none() && !l.armed);
+        let index = vacant.unwrap_or(self.listeners.len());
+        let generation = vacant.map_or(0, |index| self.listeners[index].generation + 1);
+        let socket = Some(socket);
+        let listener = Listener {
+            key,
+            socket,
+            vip,
+            armed: false,
+            closing: false,
+            generation,
+        };
+        if vacant.is_some() {
+            self.listeners[index] = listener;
+        } else {
+            self.listeners.push(listener);
+        }
+        if !self.paused {
+            self.arm_listener(index);
+        }
+    }
+
+    fn unlisten(&mut self, which: impl Fn(&Listener) -> bool, snapshot: &Snapshot) {
+        for index in 0..self.listeners.len() {
+            let listener = &mut self.listeners[index];
+            if listener.closing || !which(listener) {
+                continue;
+            }
+            let Some(socket) = &listener.socket else {
+                continue;
+            };
+            listener.closing = true;
+            if listener.armed {
+                self.parts.ring.cancel(socket.as_fd());
+            } else {
+                self.close_listener(index, snapshot);
+            }
+        }
+    }
+
+    /// Takes what waits in the listener's queue, then closes it: no client is lost.
+    fn close_listener(&mut self, index: usize, snapshot: &Snapshot) {
+        let listener = &mut self.listeners[index];
+        let vip = listener.vip;
+        let Some(socket) = listener.socket.take() else {
+            return;
+        };
+        if socket.set_nonblocking(true).is_ok() {
+            while let Ok((client, _)) = socket.accept() {
+                self.accepted(client.into(), vip, snapshot);
+            }
+        }
+    }
+
+    fn end(&mut self, reason: EndReason, snapshot: &Snapshot, which: impl Fn(&Session) -> bool) {
+        for index in 0..self.sessions.len() as u32 {
+            let session = &mut self.sessions[index as usize];
+            if session.service().is_some() && which(session) {
+                session.finish(reason, true, &mut self.parts.cx(index, self.now, snapshot));
+                self.free_if_over(index, snapshot);
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let stats = &self.parts.stats;
+        let buffers = self.parts.ring.buffers();
+        stats.batches.inc();
+        stats.connections.store(u64::from(self.open), Relaxed);
+        stats
+            .buffers_used
+            .store((buffers.count() - buffers.free()) as u64, Relaxed);
+        stats.paused.store(self.paused, Relaxed);
+    }
+}
+
+impl Parts {
+    fn cx<'a>(&'a mut self, index: u32, now: Tick, snapshot: &'a Snapshot) -> Cx<'a> {
+        Cx {
+            ring: &mut self.ring,
+            wheel: &mut self.wheel,
+            held: &mut self.held,
+            snapshot,
+            shared: &self.shared,
+            starved: &mut self.starved,
+            pipes: &mut self.pipes,
+            now,
+            worker: self.worker,
+            index,
+        }
+    }
+}
+
+fn peer_addr(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let addr = SockRef::from(&socket).peer_addr()?;
+    addr.as_socket()
+        .ok_or_else(|| io::Error::other("not an IP socket"))
+}
+
+fn local_addr(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    SockRef::from(&socket).local_addr().ok()?.as_socket()
+}

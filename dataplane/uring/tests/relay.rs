@@ -1,0 +1,651 @@
+//! A real worker between real sockets on loopback.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fairway_core::publish::Publisher;
+use fairway_core::{
+    AddrSet, Backend, BackendAddr, BackendId, EndReason, FailureCause, Frontend, HashPolicy,
+    Limits, Member, PassiveEjection, Policy, Pool, PortRange, Protocol, Retry, RetryCause,
+    Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder, Standing, Timeouts, Weight,
+};
+use fairway_uring::{
+    Clock, Command, ConnectionLog, Event, Feature, Features, ListenerKey, Settings, Shared,
+    WorkerHandle, open_listener,
+};
+use socket2::SockRef;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn policy() -> Policy {
+    Policy {
+        scheduler: Scheduler::RoundRobin,
+        hash: HashPolicy::default(),
+        affinity: None,
+        retry: Retry {
+            on_connect: true,
+            on_reset_before_reply: false,
+            attempts: None,
+            deadline: 5 * SECOND,
+            hedge_after: None,
+            replay_bytes: 16 << 10,
+        },
+        timeouts: Timeouts {
+            connect: SECOND,
+            idle: 10 * SECOND,
+            half_closed: 5 * SECOND,
+        },
+        limits: Limits::default(),
+        passive: PassiveEjection {
+            failures: 3,
+            base: SECOND,
+            max: SECOND,
+        },
+        allow: AddrSet::default(),
+        deny: AddrSet::default(),
+        drain_timeout: None,
+    }
+}
+
+/// A worker with one service over `backends`, in their order.
+struct Proxy {
+    vip: SocketAddr,
+    worker: WorkerHandle,
+    shared: Arc<Shared>,
+    state: Arc<ServiceState>,
+    members: Vec<Arc<Backend>>,
+    events: crossbeam_channel::Receiver<Event>,
+    _publisher: Publisher,
+}
+
+impl Proxy {
+    fn start(backends: &[SocketAddr], policy: Policy, disable: &[Feature]) -> Self {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let settings = Settings {
+            hash_seed: 0,
+            buffer_bytes: 16 << 10,
+            buffers: 512,
+            credit_bytes: 64 << 10,
+            splice_after_bytes: 256 << 10,
+            max_connections: 1000,
+            max_pipes: 100,
+            log: ConnectionLog::All,
+        };
+        let sink = Box::new(move |event| sender.send(event).is_ok());
+        let shared = Arc::new(Shared::new(settings, Clock::start(), 100, sink));
+        let mut publisher = Publisher::new();
+        let members: Vec<_> = backends
+            .iter()
+            .enumerate()
+            .map(|(n, addr)| {
+                let id = BackendId {
+                    slot: n as u32,
+                    epoch: NonZeroU32::MIN,
+                };
+                Backend::new(
+                    id,
+                    BackendAddr::new(addr.ip(), NonZeroU16::new(addr.port())),
+                    1,
+                )
+            })
+            .collect();
+        let pool = |backends: &[Arc<Backend>]| {
+            let members = backends.iter().cloned();
+            let members = members.map(|backend| Member {
+                backend,
+                weight: Weight::ONE,
+            });
+            Arc::new(Pool::build(members.collect(), &policy.scheduler).unwrap())
+        };
+        let socket = open_listener((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let vip = socket.local_addr().unwrap().as_socket().unwrap();
+        let (primary, backup) = (pool(&members), pool(&[]));
+        let state = ServiceState::new(1);
+        let service = Arc::new(Service {
+            id: ServiceId(1),
+            name: "test/tcp".into(),
+            protocol: Protocol::Tcp,
+            admission: primary.admission(|_| Standing::GOOD),
+            backup_admission: backup.admission(|_| Standing::GOOD),
+            primary,
+            backup,
+            policy: Arc::new(policy),
+            state: Arc::clone(&state),
+        });
+        let ports = PortRange::single(NonZeroU16::new(vip.port()).unwrap());
+        let frontend = Frontend {
+            ip: vip.ip(),
+            ports,
+            protocol: Protocol::Tcp,
+        };
+        let mut builder = SnapshotBuilder::from(&publisher.current());
+        builder.insert(&[frontend], &service);
+        publisher.publish(builder.finish());
+        let features = Features::detect(disable).unwrap();
+        let reader = publisher.reader();
+        let worker = WorkerHandle::spawn(0, None, Arc::clone(&shared), reader, features).unwrap();
+        worker.send(Command::Listen {
+            key: ListenerKey(1),
+            socket,
+            vip: Some(vip),
+        });
+        Self {
+            vip,
+            worker,
+            shared,
+            state,
+            members,
+            events,
+            _publisher: publisher,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.vip).unwrap();
+        stream.set_read_timeout(Some(10 * SECOND)).unwrap();
+        stream.set_write_timeout(Some(10 * SECOND)).unwrap();
+        stream
+    }
+
+    /// The reason with which the next connection ends.
+    fn end(&self) -> EndReason {
+        loop {
+            match self
+                .events
+                .recv_timeout(10 * SECOND)
+                .expect("a connection ends")
+            {
+                Event::ConnectionEnded(record) => return record.reason,
+                Event::BackendFailed { .. } => {}
+                Event::WorkerEnded { error, .. } => panic!("worker ended: {error:?}"),
+            }
+        }
+    }
+
+    fn retries(&self, cause: RetryCause) -> u64 {
+        self.state.counters.totals().retries[cause as usize]
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.worker.send(Command::Stop);
+        self.worker.join();
+        if !thread::panicking() {
+            assert_eq!(self.state.active(), 0, "places on the service");
+            for member in &self.members {
+                assert_eq!(member.active(), 0, "places on {}", member.addr);
+            }
+            assert_eq!(self.worker.stats.connections.load(Relaxed), 0);
+            assert_eq!(self.shared.lost_events.load(Relaxed), 0);
+        }
+    }
+}
+
+/// A server on a port of its own that treats each connection with `serve`, in a thread each.
+fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(stream));
+        }
+    });
+    addr
+}
+
+fn echo() -> SocketAddr {
+    server(|mut stream| {
+        let mut buffer = [0; 65_536];
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..n]).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// An address on which nobody listens.
+fn refusing() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+/// The error of the next read. A thread that had a ring is interrupted when the ring goes.
+fn read_error(stream: &mut TcpStream) -> std::io::Error {
+    loop {
+        match stream.read(&mut [0; 1]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return error,
+            Ok(n) => panic!("read {n} bytes"),
+        }
+    }
+}
+
+/// Every shape in which kernels run the relay.
+fn shapes() -> [&'static [Feature]; 3] {
+    [&[], &[Feature::Splice], &Feature::ALL]
+}
+
+#[test]
+fn bytes_come_back() {
+    for disable in shapes() {
+        let proxy = Proxy::start(&[echo()], policy(), disable);
+        let mut client = proxy.connect();
+        for round in 0..100u32 {
+            client.write_all(&round.to_be_bytes()).unwrap();
+            let mut got = [0; 4];
+            client.read_exact(&mut got).unwrap();
+            assert_eq!(got, round.to_be_bytes());
+        }
+        drop(client);
+        assert_eq!(proxy.end(), EndReason::Client, "{disable:?}");
+        let totals = proxy.state.counters.totals();
+        assert_eq!(
+            (totals.rx_bytes, totals.tx_bytes),
+            (400, 400),
+            "{disable:?}"
+        );
+    }
+}
+
+/// Bytes with a pattern that shows loss, doubling and swapping.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect()
+}
+
+#[test]
+fn long_transfers_arrive_whole_both_ways_at_once() {
+    for disable in shapes() {
+        let proxy = Proxy::start(&[echo()], policy(), disable);
+        let mut client = proxy.connect();
+        let mut writer = client.try_clone().unwrap();
+        let sent = pattern(8 << 20);
+        let expected = sent.clone();
+        let sender = thread::spawn(move || {
+            writer.write_all(&sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        sender.join().unwrap();
+        assert_eq!(got.len(), expected.len(), "{disable:?}");
+        assert!(got == expected, "{disable:?}: bytes differ");
+        assert_eq!(proxy.end(), EndReason::Client, "{disable:?}");
+    }
+}
+
+#[test]
+fn half_close_passes_in_both_orders() {
+    for disable in shapes() {
+        // The backend answers only after the client's end has come through.
+        let after_end = server(|mut stream| {
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            stream.write_all(&got).unwrap();
+        });
+        let proxy = Proxy::start(&[after_end], policy(), disable);
+        let mut client = proxy.connect();
+        client.write_all(b"hello").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"hello", "{disable:?}");
+        assert_eq!(proxy.end(), EndReason::Client, "{disable:?}");
+        drop(proxy);
+
+        // The backend ends first and still listens.
+        let (sender, received) = std::sync::mpsc::channel();
+        let sender = std::sync::Mutex::new(sender);
+        let ends_first = server(move |mut stream| {
+            stream.write_all(b"bye").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            sender.lock().unwrap().send(got).unwrap();
+        });
+        let proxy = Proxy::start(&[ends_first], policy(), disable);
+        let mut client = proxy.connect();
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"bye", "{disable:?}");
+        client.write_all(b"late").unwrap();
+        drop(client);
+        assert_eq!(
+            received.recv_timeout(10 * SECOND).unwrap(),
+            b"late",
+            "{disable:?}"
+        );
+        assert_eq!(proxy.end(), EndReason::Backend, "{disable:?}");
+    }
+}
+
+#[test]
+fn resets_pass_both_ways() {
+    for disable in shapes() {
+        let resets = server(|mut stream| {
+            let mut one = [0; 1];
+            stream.read_exact(&mut one).unwrap();
+            reset(stream);
+        });
+        let proxy = Proxy::start(&[resets], policy(), disable);
+        let mut client = proxy.connect();
+        client.write_all(b"x").unwrap();
+        let error = read_error(&mut client);
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{disable:?}");
+        assert_eq!(proxy.end(), EndReason::BackendReset, "{disable:?}");
+        drop(proxy);
+
+        let (sender, seen) = std::sync::mpsc::channel();
+        let sender = std::sync::Mutex::new(sender);
+        let reads = server(move |mut stream| {
+            stream.write_all(b"x").unwrap();
+            let error = read_error(&mut stream);
+            sender.lock().unwrap().send(error.kind()).unwrap();
+        });
+        let proxy = Proxy::start(&[reads], policy(), disable);
+        let mut client = proxy.connect();
+        client.read_exact(&mut [0; 1]).unwrap();
+        reset(client);
+        let kind = seen.recv_timeout(10 * SECOND).unwrap();
+        assert_eq!(kind, ErrorKind::ConnectionReset, "{disable:?}");
+        assert_eq!(proxy.end(), EndReason::ClientReset, "{disable:?}");
+    }
+}
+
+#[test]
+fn what_came_before_a_reset_arrives() {
+    for disable in shapes() {
+        let backend = server(|mut stream| {
+            stream.write_all(b"partial").unwrap();
+            stream.read_exact(&mut [0; 2]).unwrap();
+            reset(stream);
+        });
+        let proxy = Proxy::start(&[backend], policy(), disable);
+        let mut client = proxy.connect();
+        let mut got = [0; 7];
+        client.read_exact(&mut got).unwrap();
+        client.write_all(b"go").unwrap();
+        assert_eq!(&got, b"partial");
+        let error = read_error(&mut client);
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{disable:?}");
+        assert_eq!(proxy.end(), EndReason::BackendReset, "{disable:?}");
+    }
+}
+
+#[test]
+fn refused_connects_go_to_the_next_candidate() {
+    let proxy = Proxy::start(&[refusing(), refusing(), echo()], policy(), &[]);
+    for _ in 0..6 {
+        let mut client = proxy.connect();
+        client.write_all(b"ping").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+    }
+    assert_eq!(proxy.members[2].counters.totals().connections, 6);
+    let refused = proxy.members[0].counters.totals().failures[FailureCause::Refused as usize];
+    assert!(refused > 0, "round robin met the refusing backend");
+    assert!(proxy.retries(RetryCause::Refused) >= refused);
+}
+
+#[test]
+fn a_failing_backend_is_reported_for_ejection() {
+    let proxy = Proxy::start(&[refusing()], policy(), &[]);
+    for _ in 0..3 {
+        let mut client = proxy.connect();
+        let error = read_error(&mut client);
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    let events: Vec<_> = (0..4).map(|_| proxy.end_or_ejection()).collect();
+    assert_eq!(
+        events,
+        [
+            "connect_failed",
+            "connect_failed",
+            "refused 3",
+            "connect_failed"
+        ]
+    );
+}
+
+impl Proxy {
+    fn end_or_ejection(&self) -> String {
+        match self.events.recv_timeout(10 * SECOND).expect("an event") {
+            Event::ConnectionEnded(record) => record.reason.label().into(),
+            Event::BackendFailed { cause, streak, .. } => format!("{} {streak}", cause.label()),
+            Event::WorkerEnded { error, .. } => panic!("worker ended: {error:?}"),
+        }
+    }
+}
+
+/// An address that never answers: a listener whose queue is full.
+fn black_hole() -> (SocketAddr, Vec<TcpStream>, socket2::Socket) {
+    let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&any.into()).unwrap();
+    socket.listen(0).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut held = Vec::new();
+    while let Ok(stream) = TcpStream::connect_timeout(&addr, Duration::from_millis(200)) {
+        held.push(stream);
+    }
+    (addr, held, socket)
+}
+
+#[test]
+fn a_black_hole_costs_one_connect_timeout_and_no_client() {
+    let (hole, _held, _socket) = black_hole();
+    let mut policy = policy();
+    policy.timeouts.connect = Duration::from_millis(100);
+    let proxy = Proxy::start(&[hole, echo()], policy, &[]);
+    for _ in 0..2 {
+        let mut client = proxy.connect();
+        client.write_all(b"ping").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+    }
+    assert_eq!(proxy.retries(RetryCause::Timeout), 1);
+}
+
+#[test]
+fn hedging_overtakes_a_slow_candidate() {
+    let (hole, _held, _socket) = black_hole();
+    let mut policy = policy();
+    policy.timeouts.connect = 5 * SECOND;
+    policy.retry.hedge_after = Some(Duration::from_millis(20));
+    let proxy = Proxy::start(&[hole, echo()], policy, &[]);
+    let start = Instant::now();
+    for _ in 0..2 {
+        let mut client = proxy.connect();
+        client.write_all(b"ping").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+    }
+    assert!(start.elapsed() < 4 * SECOND, "waited for the slow one");
+    assert_eq!(proxy.retries(RetryCause::Hedge), 1);
+}
+
+#[test]
+fn a_reset_before_the_reply_is_replayed_when_asked_for() {
+    for ends_by_reset in [true, false] {
+        let bad = server(move |mut stream| {
+            let mut got = [0; 3];
+            stream.read_exact(&mut got).unwrap();
+            if ends_by_reset {
+                reset(stream);
+            }
+        });
+        let mut policy = policy();
+        policy.retry.on_reset_before_reply = true;
+        let proxy = Proxy::start(&[bad, echo()], policy, &[]);
+        for _ in 0..4 {
+            let mut client = proxy.connect();
+            client.write_all(b"request").unwrap();
+            let mut got = [0; 7];
+            client.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"request");
+        }
+        assert_eq!(
+            proxy.retries(RetryCause::ResetBeforeReply),
+            2,
+            "by reset: {ends_by_reset}"
+        );
+    }
+}
+
+#[test]
+fn more_than_is_kept_is_not_replayed() {
+    let bad = server(|mut stream| {
+        let mut total = 0;
+        let mut buffer = [0; 65_536];
+        while total < 200_000 {
+            match stream.read(&mut buffer) {
+                Ok(n @ 1..) => total += n,
+                _ => return,
+            }
+        }
+        reset(stream);
+    });
+    let mut policy = policy();
+    policy.retry.on_reset_before_reply = true;
+    let proxy = Proxy::start(&[bad, echo()], policy, &[]);
+    let mut client = proxy.connect();
+    client.write_all(&pattern(200_000)).unwrap();
+    let error = read_error(&mut client);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(proxy.retries(RetryCause::ResetBeforeReply), 0);
+}
+
+#[test]
+fn a_slow_reader_stops_its_sender() {
+    for disable in shapes() {
+        let (sender, wrote) = std::sync::mpsc::channel();
+        let sender = std::sync::Mutex::new(sender);
+        let fast = server(move |mut stream| {
+            stream.set_write_timeout(Some(SECOND / 2)).unwrap();
+            let mut total = 0usize;
+            while let Ok(n) = stream.write(&[1; 65_536]) {
+                total += n;
+            }
+            sender.lock().unwrap().send(total).unwrap();
+        });
+        let proxy = Proxy::start(&[fast], policy(), disable);
+        let client = proxy.connect();
+        SockRef::from(&client).set_recv_buffer_size(65_536).unwrap();
+        let total = wrote.recv_timeout(10 * SECOND).unwrap();
+        assert!(total < 32 << 20, "{disable:?}: {total} bytes went nowhere");
+        let used = proxy.worker.stats.buffers_used.load(Relaxed);
+        assert!(used <= 128 + 16, "{disable:?}: {used} buffers in use");
+        drop(client);
+    }
+}
+
+#[test]
+fn idle_and_half_closed_connections_time_out() {
+    let silent = server(|mut stream| {
+        let mut buffer = [0; 16];
+        while let Ok(1..) = stream.read(&mut buffer) {}
+        thread::sleep(10 * SECOND);
+    });
+    let mut policy = policy();
+    policy.timeouts.idle = Duration::from_millis(300);
+    policy.timeouts.half_closed = Duration::from_millis(100);
+    let proxy = Proxy::start(&[silent], policy, &[]);
+    let mut client = proxy.connect();
+    let error = read_error(&mut client);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(proxy.end(), EndReason::IdleTimeout);
+    let mut client = proxy.connect();
+    client.shutdown(Shutdown::Write).unwrap();
+    let error = read_error(&mut client);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert_eq!(proxy.end(), EndReason::HalfClosedTimeout);
+}
+
+#[test]
+fn nobody_to_serve_is_a_reset() {
+    let proxy = Proxy::start(&[], policy(), &[]);
+    let mut client = proxy.connect();
+    assert_eq!(read_error(&mut client).kind(), ErrorKind::ConnectionReset);
+    let ends = proxy.state.counters.totals().ends;
+    assert_eq!(ends[EndReason::NoBackend as usize], 1);
+}
+
+#[test]
+fn lists_and_limits_refuse() {
+    let mut denied = policy();
+    denied.deny = ["127.0.0.0/8".parse().unwrap()].into_iter().collect();
+    let proxy = Proxy::start(&[echo()], denied, &[]);
+    let refused = |proxy: &Proxy| {
+        let mut client = proxy.connect();
+        let _ = client.write_all(b"ping");
+        client.read_exact(&mut [0; 4]).is_err()
+    };
+    assert!(refused(&proxy));
+    assert_eq!(
+        proxy.state.counters.totals().ends[EndReason::Denied as usize],
+        1
+    );
+    drop(proxy);
+
+    let mut limited = policy();
+    limited.limits.client_connections = Some(2);
+    let proxy = Proxy::start(&[echo()], limited, &[]);
+    let serve = || {
+        let mut client = proxy.connect();
+        client.write_all(b"ping").unwrap();
+        client.read_exact(&mut [0; 4]).unwrap();
+        client
+    };
+    let (first, _second) = (serve(), serve());
+    assert!(refused(&proxy));
+    drop(first);
+    proxy.end();
+    let _third = serve();
+}
+
+#[test]
+fn connections_end_when_told() {
+    let proxy = Proxy::start(&[echo()], policy(), &[]);
+    let mut client = proxy.connect();
+    client.write_all(b"ping").unwrap();
+    client.read_exact(&mut [0; 4]).unwrap();
+    let backends = vec![proxy.members[0].id];
+    proxy.worker.send(Command::EndBackends {
+        backends,
+        reason: EndReason::DrainTimeout,
+    });
+    assert_eq!(read_error(&mut client).kind(), ErrorKind::ConnectionReset);
+    assert_eq!(proxy.end(), EndReason::DrainTimeout);
+}
+
+#[test]
+fn a_taken_port_is_an_error_that_names_it() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let _holder = TcpListener::bind(taken).unwrap();
+    let error = open_listener(taken).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("sport = :{}", taken.port())),
+        "{error}"
+    );
+    let free: SocketAddr = (IpAddr::from([127, 255, 0, 9]), 0).into();
+    assert!(
+        open_listener(free).is_ok(),
+        "an address that is not configured"
+    );
+}
