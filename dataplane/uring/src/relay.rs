@@ -6,6 +6,7 @@
 use std::os::fd::BorrowedFd;
 
 use fairway_core::EndReason;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::direction::Direction;
 use crate::session::{Cx, End, Phase, Session};
@@ -252,6 +253,20 @@ impl Session {
     /// The source will send nothing more.
     fn source_ended(&mut self, way: Way, cx: &mut Cx<'_>) {
         self.active_at = cx.now;
+        // A send that is under way may have been told of a reset, and then the receive reads as
+        // an end; the socket's state knows better.
+        let sending = match way {
+            Way::Up => self.down.sending,
+            Way::Down => self.up.sending,
+        };
+        if sending
+            && self
+                .source(way)
+                .and_then(|end| end.fd())
+                .is_some_and(is_closed)
+        {
+            return self.source_failed(way, cx);
+        }
         if way == Way::Down {
             let failed = self.source(way).is_some_and(|end| end.failed);
             if self.can_replay()
@@ -472,4 +487,14 @@ impl Session {
         }
         self.pump(way, cx);
     }
+}
+
+/// Whether both ways of a socket are closed, although we have not closed ours: it was reset.
+fn is_closed(socket: BorrowedFd<'_>) -> bool {
+    let mut poll = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut poll, Some(&now)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
 }
