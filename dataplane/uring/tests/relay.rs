@@ -521,10 +521,13 @@ fn more_than_is_kept_is_not_replayed() {
     let mut policy = policy();
     policy.retry.on_reset_before_reply = true;
     let proxy = Proxy::start(&[bad, echo()], policy, &[]);
-    let mut client = proxy.connect();
-    client.write_all(&pattern(200_000)).unwrap();
-    let error = read_error(&mut client);
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    // Round robin starts at the lower port, which may be either's: each has its turn.
+    let resets = (0..2).filter(|_| {
+        let mut client = proxy.connect();
+        client.write_all(&pattern(200_000)).unwrap();
+        client.read_exact(&mut [0; 1]).is_err()
+    });
+    assert_eq!(resets.count(), 1);
     assert_eq!(proxy.retries(RetryCause::ResetBeforeReply), 0);
 }
 
