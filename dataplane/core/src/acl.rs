@@ -30,6 +30,12 @@ pub enum PrefixError {
 }
 
 impl IpPrefix {
+    /// Whether it is a prefix of IPv4 addresses.
+    #[must_use]
+    pub fn is_ipv4(&self) -> bool {
+        self.addr.is_ipv4()
+    }
+
     fn first(&self) -> u128 {
         u128::from_be_bytes(octets(self.addr))
     }

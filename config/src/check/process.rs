@@ -1,0 +1,119 @@
+//! What applies to the process.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use super::Findings;
+use crate::document::Document;
+use crate::spec::Process;
+use crate::values::{At, Size};
+
+const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
+const DEFAULT_METRICS_PORT: u16 = 9180;
+
+pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<'_>) -> Process {
+    let dataplane = &document.dataplane;
+    let workers = dataplane.workers.as_ref().and_then(|at| at.value.0);
+    if let Some(At { place, .. }) = dataplane.workers.as_ref().filter(|_| workers > Some(512)) {
+        findings.add(
+            *place,
+            format!("{} workers are more than 512", workers.unwrap_or(0)),
+        );
+    }
+    let buffer_bytes = size(
+        findings,
+        "bufferSize",
+        dataplane.buffer_size.as_ref(),
+        16 << 10,
+        4096,
+        1 << 20,
+    );
+    let memory = size(
+        findings,
+        "bufferMemory",
+        dataplane.buffer_memory.as_ref(),
+        256 << 20,
+        256 * buffer_bytes,
+        16 << 30,
+    );
+    let credit = size(
+        findings,
+        "connectionBuffer",
+        dataplane.connection_buffer.as_ref(),
+        64 << 10,
+        buffer_bytes,
+        16 << 20,
+    );
+    let client_table = dataplane
+        .client_table
+        .as_ref()
+        .map_or(262_144, |at| at.value);
+    if let Some(at) = dataplane.client_table.as_ref().filter(|at| at.value < 64) {
+        findings.add(
+            at.place,
+            format!("`clientTable` is {}; the least is 64", at.value),
+        );
+    }
+    let metrics = document.admin.metrics.as_ref();
+    let metrics = metrics.map_or_else(
+        || (IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_METRICS_PORT).into(),
+        |at| at.value.0,
+    );
+    let socket = document.admin.socket.as_deref().unwrap_or(DEFAULT_SOCKET);
+    let shutdown = document.shutdown.drain_timeout.as_ref();
+    Process {
+        workers,
+        pin_cpus: dataplane.pin_cpus.unwrap_or(workers.is_none()),
+        hash_seed: dataplane.hash_seed.unwrap_or(0),
+        listen: dataplane.listen.unwrap_or_default(),
+        vip_interface: dataplane.vip.interface.clone(),
+        buffer_bytes: buffer_bytes as u32,
+        buffers: u16::try_from(memory / buffer_bytes).unwrap_or(u16::MAX),
+        credit_bytes: credit as u32,
+        max_connections: dataplane.max_connections.as_ref().and_then(|at| at.value.0),
+        client_table,
+        disabled: dataplane.uring.disable.clone(),
+        admin_socket: absolute(base, socket),
+        metrics,
+        per_backend: document.metrics.per_backend.unwrap_or_default(),
+        log_level: document.log.level.unwrap_or_default(),
+        log_format: document.log.format.unwrap_or_default(),
+        log_connections: document.log.connections.unwrap_or_default(),
+        shutdown_drain: shutdown.map_or(std::time::Duration::from_secs(30), |at| at.value.0),
+    }
+}
+
+/// `path` as seen from the folder of the document.
+pub(crate) fn absolute(base: &Path, path: &str) -> PathBuf {
+    base.join(path)
+}
+
+fn size(
+    findings: &mut Findings<'_>,
+    name: &str,
+    written: Option<&At<Size>>,
+    default: u64,
+    least: u64,
+    most: u64,
+) -> u64 {
+    let Some(At {
+        place,
+        value: Size(bytes),
+    }) = written
+    else {
+        return default.max(least);
+    };
+    if !(least..=most).contains(bytes) {
+        let kib = |bytes: u64| bytes >> 10;
+        findings.add(
+            *place,
+            format!(
+                "`{name}` is out of range: {}KiB to {}KiB",
+                kib(least),
+                kib(most)
+            ),
+        );
+        return default.max(least);
+    }
+    *bytes
+}

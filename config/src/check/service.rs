@@ -1,0 +1,662 @@
+//! One service: each of its ports becomes a [`ServiceSpec`].
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_core::{
+    AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits, PassiveEjection,
+    Policy, Protocol, Retry, Scheduler, TableSize, Timeouts, Weight,
+};
+
+use super::Findings;
+use crate::Problems;
+use crate::document::{
+    AffinityDoc, BackendDoc, CheckTypeDoc, FieldsDoc, HealthCheckDoc, InitialDoc, ListenDoc,
+    ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
+};
+use crate::spec::{BackendSpec, CheckSpec, Origin, Probe, ServiceKey, ServiceSpec};
+use crate::values::{Address, At, Prefix, Size, Time};
+
+/// Ports of a range that may each have a listener of their own.
+const MOST_LISTENED: u32 = 64;
+
+/// The specs of a service, each with the place of its port.
+pub(crate) fn service(
+    at: &At<ServiceDoc>,
+    listen: ListenDoc,
+    findings: &mut Findings<'_>,
+) -> Vec<(Arc<ServiceSpec>, Origin)> {
+    let doc = &at.value;
+    name(&doc.name, findings);
+    mode(doc, findings);
+    let addresses = addresses(doc, findings);
+    let policy = Arc::new(policy(doc, findings));
+    source_ranges(doc, &addresses, findings);
+    let panic_percent = doc.panic_threshold.as_ref().map_or(0, |at| at.value.0);
+    if let Some(at) = doc.panic_threshold.as_ref().filter(|at| at.value.0 > 100) {
+        findings.add(
+            at.place,
+            format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0),
+        );
+    }
+    let check = check(doc, findings);
+    let ports = &doc.ports.value;
+    if ports.is_empty() {
+        findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
+    }
+    labels(ports, findings);
+    if let (Some(check), Some(first)) = (&check, ports.first()) {
+        check_port(doc, check, &first.value, findings);
+    }
+    let mut specs = Vec::new();
+    for port in ports {
+        let Some(protocol) = protocol(&port.value, findings) else {
+            continue;
+        };
+        target(port, listen, findings);
+        let mut seen = HashMap::new();
+        let sole = ports.len() == 1;
+        // Each port looks at the backends again; what is found is said once.
+        let mut found = Problems::default();
+        let mut of_backends = Findings {
+            file: findings.file,
+            problems: &mut found,
+        };
+        let mut pool = |docs| backends(docs, &port.value, sole, &mut seen, &mut of_backends);
+        let (backends, backup_backends) = (pool(&doc.backends), pool(&doc.backup_backends));
+        if specs.is_empty() {
+            findings.problems.0.append(&mut found.0);
+        }
+        let label = label(&port.value);
+        let origin = Origin {
+            file: Arc::clone(findings.file),
+            place: at.place,
+        };
+        let spec = ServiceSpec {
+            key: ServiceKey(format!("{}/{label}", doc.name.value).into()),
+            frontends: addresses
+                .iter()
+                .map(|ip| Frontend {
+                    ip: *ip,
+                    ports: port.value.port.value.0,
+                    protocol,
+                })
+                .collect(),
+            protocol,
+            policy: Arc::clone(&policy),
+            backends,
+            backup_backends,
+            check: check.clone(),
+            panic_percent,
+            origin,
+        };
+        let place = port.value.port.place;
+        specs.push((
+            Arc::new(spec),
+            Origin {
+                file: Arc::clone(findings.file),
+                place,
+            },
+        ));
+    }
+    specs
+}
+
+fn name(name: &At<String>, findings: &mut Findings<'_>) {
+    let text = &name.value;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if text.is_empty() || text.len() > 253 || !text.chars().all(fits) {
+        findings.add(
+            name.place,
+            format!("`{text}` is no name: letters, digits, `-`, `_`, `.`, `/`, at most 253"),
+        );
+    }
+}
+
+fn mode(doc: &ServiceDoc, findings: &mut Findings<'_>) {
+    let Some(At { place, value: mode }) = doc.mode else {
+        return;
+    };
+    let word = match mode {
+        ModeDoc::Proxy => return,
+        ModeDoc::Nat => "nat",
+        ModeDoc::FullNat => "fullNat",
+        ModeDoc::Dsr => "dsr",
+        ModeDoc::Ipip => "ipip",
+        ModeDoc::Gue => "gue",
+    };
+    findings.add(
+        place,
+        format!("mode `{word}` forwards packets, which this version does not do yet; use `proxy`"),
+    );
+    if matches!(mode, ModeDoc::Dsr | ModeDoc::Ipip | ModeDoc::Gue) {
+        for port in &doc.ports.value {
+            let ports = port.value.port.value.0;
+            let Some(target) = port.value.target_port else {
+                continue;
+            };
+            if ports.len() > 1 || ports.first() != target.value {
+                findings.add(
+                    target.place,
+                    format!("mode `{word}` keeps the port: `targetPort` {} must be `port` {ports}, or go", target.value),
+                );
+            }
+        }
+    }
+}
+
+fn addresses(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    if doc.addresses.value.is_empty() {
+        findings.add(
+            doc.addresses.place,
+            "`addresses` is empty; clients need one to dial",
+        );
+    }
+    for At {
+        place,
+        value: Address(ip),
+    } in &doc.addresses.value
+    {
+        let ip = ip.to_canonical();
+        if ip.is_unspecified() || ip.is_multicast() {
+            findings.add(
+                *place,
+                format!("`{ip}` cannot be dialled; name the address itself"),
+            );
+        } else if addresses.contains(&ip) {
+            findings.add(*place, format!("`{ip}` is listed twice; remove one"));
+        } else {
+            addresses.push(ip);
+        }
+    }
+    addresses
+}
+
+fn label(port: &PortDoc) -> String {
+    match &port.name {
+        Some(name) => name.value.clone(),
+        None => port.port.value.0.to_string(),
+    }
+}
+
+fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
+    let mut seen = HashSet::new();
+    for port in ports {
+        if let Some(name) = &port.value.name {
+            self::name(name, findings);
+        }
+        let label = label(&port.value);
+        if !seen.insert(label.clone()) {
+            let place = port
+                .value
+                .name
+                .as_ref()
+                .map_or(port.place, |name| name.place);
+            findings.add(
+                place,
+                format!("port `{label}` is here twice; give each a `name`"),
+            );
+        }
+    }
+}
+
+fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
+    match port.protocol {
+        None
+        | Some(At {
+            value: ProtocolDoc::Tcp,
+            ..
+        }) => Some(Protocol::Tcp),
+        Some(At { place, value }) => {
+            let word = if value == ProtocolDoc::Udp {
+                "UDP"
+            } else {
+                "SCTP"
+            };
+            findings.add(
+                place,
+                format!("`{word}` is not carried by mode `proxy` yet; this version carries TCP"),
+            );
+            None
+        }
+    }
+}
+
+fn target(port: &At<PortDoc>, listen: ListenDoc, findings: &mut Findings<'_>) {
+    let ports = port.value.port.value.0;
+    if let Some(target) = port
+        .value
+        .target_port
+        .as_ref()
+        .filter(|target| target.value == 0)
+    {
+        findings.add(target.place, "`targetPort` is 0; ports are 1 to 65535");
+    }
+    if ports.len() > MOST_LISTENED && listen == ListenDoc::PerAddress {
+        findings.add(
+            port.value.port.place,
+            format!(
+                "a range of {} ports needs `dataplane.listen: tproxy`; with `perAddress` a range \
+                 has at most {MOST_LISTENED}",
+                ports.len()
+            ),
+        );
+    }
+}
+
+fn backends(
+    docs: &[At<BackendDoc>],
+    port: &PortDoc,
+    sole: bool,
+    seen: &mut HashMap<BackendAddr, u32>,
+    findings: &mut Findings<'_>,
+) -> Vec<BackendSpec> {
+    let mut specs = Vec::with_capacity(docs.len());
+    for At { place, value: doc } in docs {
+        let own = match (doc.address.value.port, doc.port) {
+            (Some(_), Some(port)) => {
+                findings.add(port.place, "the port is in `address` already; remove one");
+                continue;
+            }
+            (Some(port), None) => Some(port),
+            (None, Some(At { place, value })) => {
+                let port = NonZeroU16::new(value);
+                if port.is_none() {
+                    findings.add(place, "`port` is 0; ports are 1 to 65535");
+                }
+                port
+            }
+            (None, None) => None,
+        };
+        if own.is_some() && !sole {
+            findings.add(
+                *place,
+                "a backend's own port is only clear when the service has one port; use `targetPort`",
+            );
+            continue;
+        }
+        let ip = doc.address.value.ip.to_canonical();
+        if ip.is_unspecified() || ip.is_multicast() {
+            findings.add(
+                *place,
+                format!("`{ip}` cannot be dialled; name the backend's address"),
+            );
+            continue;
+        }
+        let target = port
+            .target_port
+            .as_ref()
+            .and_then(|at| NonZeroU16::new(at.value));
+        let ports = port.port.value.0;
+        let same = || {
+            (ports.len() == 1)
+                .then(|| NonZeroU16::new(ports.first()))
+                .flatten()
+        };
+        let addr = BackendAddr::new(ip, own.or(target).or_else(same));
+        if let Some(line) = seen.insert(addr, place.line) {
+            findings.add(
+                *place,
+                format!("backend {addr} is listed twice (first on line {line}); remove one, or sum the weights"),
+            );
+            continue;
+        }
+        let weight = match doc.weight {
+            None => Weight::ONE,
+            Some(At { place, value }) => Weight::new(value).unwrap_or_else(|error| {
+                let drain = if value == 0 {
+                    "; to take it out, use `fairway drain`"
+                } else {
+                    ""
+                };
+                findings.add(place, format!("{error}{drain}"));
+                Weight::ONE
+            }),
+        };
+        specs.push(BackendSpec {
+            addr,
+            weight,
+            name: doc.name.as_deref().map(Into::into),
+            zone: doc.zone.as_deref().map(Into::into),
+        });
+    }
+    specs.sort_by_key(|spec| spec.addr);
+    specs
+}
+
+fn source_ranges(doc: &ServiceDoc, addresses: &[IpAddr], findings: &mut Findings<'_>) {
+    let ranges = &doc.load_balancer_source_ranges;
+    let Some(first) = ranges.first() else { return };
+    for (is_v4, family, other) in [(true, "IPv4", "IPv6"), (false, "IPv6", "IPv4")] {
+        let served = addresses.iter().any(|ip| ip.is_ipv4() == is_v4);
+        let allowed = ranges.iter().any(|range| range.value.0.is_ipv4() == is_v4);
+        if served && !allowed {
+            findings.add(
+                first.place,
+                format!(
+                    "only {other} clients are allowed here, and they cannot reach the {family} \
+                     address of the service; add {family} ranges, or remove that address"
+                ),
+            );
+        }
+    }
+}
+
+fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
+    let (scheduler, fields) = scheduler(doc, findings);
+    let set = |ranges: &[At<Prefix>]| -> AddrSet { ranges.iter().map(|at| at.value.0).collect() };
+    let timeouts = Timeouts {
+        connect: findings.time("connect", doc.timeouts.connect.as_ref(), "3s"),
+        idle: findings.time("idle", doc.timeouts.idle.as_ref(), "1h"),
+        half_closed: findings.time("halfClosed", doc.timeouts.half_closed.as_ref(), "1m"),
+    };
+    let affinity_timeout = findings.time(
+        "sessionAffinityTimeout",
+        doc.session_affinity_timeout.as_ref(),
+        "3h",
+    );
+    let affinity = (doc.session_affinity == Some(AffinityDoc::ClientIP)).then_some(Affinity {
+        timeout: affinity_timeout,
+    });
+    Policy {
+        scheduler,
+        hash: hash(doc, fields, findings),
+        affinity,
+        retry: retry(doc, timeouts.connect, findings),
+        timeouts,
+        limits: limits(doc, findings),
+        passive: PassiveEjection {
+            failures: doc.ejection.failures.unwrap_or(5),
+            base: findings.time("baseTime", doc.ejection.base_time.as_ref(), "10s"),
+            max: findings.time("maxTime", doc.ejection.max_time.as_ref(), "5m"),
+        },
+        allow: set(&doc.load_balancer_source_ranges),
+        deny: set(&doc.deny_source_ranges) as AddrSet,
+        drain_timeout: Some(findings.time("drainTimeout", doc.drain_timeout.as_ref(), "5m")),
+    }
+}
+
+fn scheduler(doc: &ServiceDoc, findings: &mut Findings<'_>) -> (Scheduler, HashFields) {
+    let kind = doc
+        .scheduler
+        .as_ref()
+        .map_or(SchedulerDoc::Maglev, |at| at.value);
+    let hashing = matches!(
+        kind,
+        SchedulerDoc::Maglev | SchedulerDoc::SourceHash | SchedulerDoc::DestinationHash
+    );
+    if let Some(at) = doc.maglev.as_ref().filter(|_| !hashing) {
+        findings.add(
+            at.place,
+            "`maglev` only goes with a hashing scheduler; remove it",
+        );
+    }
+    let settings = doc.maglev.as_ref().map(|at| &at.value);
+    let table_size = settings.and_then(|s| s.table_size.as_ref()).and_then(|at| {
+        let size = TableSize::new(at.value);
+        size.map_err(|error| findings.add(at.place, error.to_string()))
+            .ok()
+    });
+    let bound = settings.and_then(|s| s.bounded_load.as_ref());
+    if let Some(at) = bound.filter(|at| !(101..=10_000).contains(&at.value.0)) {
+        findings.add(
+            at.place,
+            format!(
+                "`boundedLoad` is {}%; it is above 100% of the mean, like 125%",
+                at.value.0
+            ),
+        );
+    }
+    let maglev = Scheduler::Maglev {
+        table_size,
+        bounded_load_percent: bound.map(|at| at.value.0),
+    };
+    match kind {
+        SchedulerDoc::Maglev => (maglev, HashFields::FiveTuple),
+        SchedulerDoc::SourceHash => (maglev, HashFields::Source),
+        SchedulerDoc::DestinationHash => (maglev, HashFields::Destination),
+        SchedulerDoc::RoundRobin => (Scheduler::RoundRobin, HashFields::FiveTuple),
+        SchedulerDoc::Random => (Scheduler::Random, HashFields::FiveTuple),
+        SchedulerDoc::PowerOfTwo => (Scheduler::PowerOfTwo, HashFields::FiveTuple),
+        SchedulerDoc::LeastConnections => (Scheduler::LeastConnections, HashFields::FiveTuple),
+        SchedulerDoc::ShortestExpectedDelay => {
+            (Scheduler::ShortestExpectedDelay, HashFields::FiveTuple)
+        }
+        SchedulerDoc::NeverQueue => (Scheduler::NeverQueue, HashFields::FiveTuple),
+    }
+}
+
+fn hash(doc: &ServiceDoc, implied: HashFields, findings: &mut Findings<'_>) -> HashPolicy {
+    let mut fields = implied;
+    if let Some(At { place, value }) = doc.hash.fields {
+        if implied != HashFields::FiveTuple {
+            findings.add(
+                place,
+                "this scheduler fixes what is hashed; remove `fields`",
+            );
+        }
+        fields = match value {
+            FieldsDoc::FiveTuple => HashFields::FiveTuple,
+            FieldsDoc::Source => HashFields::Source,
+            FieldsDoc::SourceAndPort => HashFields::SourcePort,
+        };
+    }
+    let mut prefix = |name: &str, written: Option<At<u8>>, longest: u8| {
+        let Some(At { place, value }) = written else {
+            return longest;
+        };
+        if value > longest {
+            findings.add(place, format!("`{name}` is {value}; it is 0 to {longest}"));
+        }
+        value.min(longest)
+    };
+    HashPolicy {
+        fields,
+        ipv4_prefix: prefix("ipv4Prefix", doc.hash.ipv4_prefix, 32),
+        ipv6_prefix: prefix("ipv6Prefix", doc.hash.ipv6_prefix, 128),
+    }
+}
+
+fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Retry {
+    let retry = &doc.retry;
+    let on = retry.on.as_deref().unwrap_or(&[RetryOnDoc::Connect]);
+    if let Some(at) = retry.attempts.as_ref().filter(|at| at.value == 0) {
+        findings.add(
+            at.place,
+            "`attempts` is 0; 1 tries one backend, `on: []` never retries",
+        );
+    }
+    if let Some(At {
+        place,
+        value: Time(hedge),
+    }) = retry.hedge_after
+        && hedge >= connect
+    {
+        findings.add(
+            place,
+            format!("`hedgeAfter` must be shorter than the connect timeout of {connect:?}"),
+        );
+    }
+    let replay = retry.replay_buffer.as_ref();
+    if let Some(at) = replay.filter(|at| at.value.0 > 1 << 20) {
+        findings.add(
+            at.place,
+            "`replayBuffer` is held by every connection; at most 1MiB",
+        );
+    }
+    Retry {
+        on_connect: on.contains(&RetryOnDoc::Connect),
+        on_reset_before_reply: on.contains(&RetryOnDoc::ResetBeforeReply),
+        attempts: retry.attempts.map(|at| at.value),
+        deadline: findings.time("deadline", retry.deadline.as_ref(), "10s"),
+        hedge_after: retry.hedge_after.map(|at| at.value.0),
+        replay_bytes: replay.map_or(
+            16 << 10,
+            |At {
+                 value: Size(bytes), ..
+             }| *bytes as u32,
+        ),
+    }
+}
+
+fn limits(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Limits {
+    let mut limit = |name: &str, written: Option<At<u32>>| {
+        let At { place, value } = written?;
+        if value == 0 {
+            findings.add(
+                place,
+                format!("`{name}` is 0 and would refuse everyone; remove it"),
+            );
+        }
+        Some(value)
+    };
+    let limits = &doc.limits;
+    Limits {
+        backend_connections: limit("backendConnections", limits.backend_connections),
+        service_connections: limit("serviceConnections", limits.service_connections),
+        client_connections: limit("clientConnections", limits.client_connections),
+        client_rate: limit(
+            "clientConnectionsPerSecond",
+            limits.client_connections_per_second,
+        ),
+    }
+}
+
+fn check(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>> {
+    let default = HealthCheckDoc::default();
+    let check = doc.health_check.as_ref().map_or(&default, |at| &at.value);
+    let kind = check.kind.as_ref().map_or(CheckTypeDoc::Tcp, |at| at.value);
+    if kind != CheckTypeDoc::Http {
+        http_only(check, findings);
+    }
+    let mut count = |name: &str, written: Option<At<u32>>, default: u32| {
+        let Some(At { place, value }) = written else {
+            return default;
+        };
+        if value == 0 {
+            findings.add(place, format!("`{name}` is 0; at least 1 check decides"));
+        }
+        value.max(1)
+    };
+    let (rise, fall) = (count("rise", check.rise, 2), count("fall", check.fall, 3));
+    if let Some(at) = check.jitter.as_ref().filter(|at| at.value.0 > 100) {
+        findings.add(
+            at.place,
+            format!("`jitter` is {}%; it is 0% to 100%", at.value.0),
+        );
+    }
+    if let Some(at) = check.port.as_ref().filter(|at| at.value == 0) {
+        findings.add(at.place, "`port` is 0; ports are 1 to 65535");
+    }
+    let interval = findings.time("interval", check.interval.as_ref(), "2s");
+    let timeout = findings.time("timeout", check.timeout.as_ref(), "1s");
+    let probe = match kind {
+        CheckTypeDoc::None => return None,
+        CheckTypeDoc::Tcp => Probe::Tcp,
+        CheckTypeDoc::Http => http(check, findings),
+    };
+    Some(Arc::new(CheckSpec {
+        probe,
+        port: check.port.map(|at| at.value),
+        interval,
+        jitter_percent: check.jitter.map_or(10, |at| at.value.0),
+        timeout,
+        rise,
+        fall,
+        initially_up: check.initial_state.unwrap_or_default() == InitialDoc::Up,
+    }))
+}
+
+fn http_only(check: &HealthCheckDoc, findings: &mut Findings<'_>) {
+    for (name, place) in [
+        ("path", check.path.as_ref().map(|at| at.place)),
+        ("host", check.host.as_ref().map(|at| at.place)),
+        ("headers", check.headers.as_ref().map(|at| at.place)),
+        (
+            "expectStatus",
+            check.expect_status.as_ref().map(|at| at.place),
+        ),
+    ] {
+        if let Some(place) = place {
+            findings.add(
+                place,
+                format!("`{name}` belongs to `type: http`; set that, or remove it"),
+            );
+        }
+    }
+}
+
+fn http(check: &HealthCheckDoc, findings: &mut Findings<'_>) -> Probe {
+    let bad = |c: char| c.is_control() || c == ' ';
+    if let Some(at) = &check.path
+        && (!at.value.starts_with('/') || at.value.contains(bad))
+    {
+        findings.add(
+            at.place,
+            format!(
+                "`{}` is no path; it starts with `/`, without spaces",
+                at.value
+            ),
+        );
+    }
+    if let Some(at) = check
+        .host
+        .as_ref()
+        .filter(|at| at.value.is_empty() || at.value.contains(bad))
+    {
+        findings.add(at.place, format!("`{}` is no host name", at.value));
+    }
+    if let Some(at) = &check.headers {
+        for (name, value) in &at.value {
+            let token = |c: char| c.is_ascii_alphanumeric() || "-_!#$%&'*+.^`|~".contains(c);
+            let fits = !name.is_empty() && name.chars().all(token);
+            if !fits || value.chars().any(char::is_control) {
+                findings.add(at.place, format!("`{name}: {value}` is no HTTP header"));
+            }
+        }
+    }
+    let statuses = match &check.expect_status {
+        None => vec![(200, 399)],
+        Some(at) => {
+            if at.value.is_empty() {
+                findings.absent(at.place, "`expectStatus` is empty; no answer would be good");
+            }
+            at.value.iter().map(|at| at.value.0).collect()
+        }
+    };
+    let headers = check.headers.iter().flat_map(|at| &at.value);
+    Probe::Http {
+        path: check.path.as_ref().map_or("/", |at| &at.value).into(),
+        host: check.host.as_ref().map(|at| at.value.as_str().into()),
+        headers: headers
+            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+            .collect(),
+        statuses,
+    }
+}
+
+/// A range keeps the dialled port, so its backends have no port that could be checked.
+fn check_port(doc: &ServiceDoc, check: &CheckSpec, port: &PortDoc, findings: &mut Findings<'_>) {
+    let no_port = |backend: &At<BackendDoc>| {
+        backend.value.address.value.port.is_none() && backend.value.port.is_none()
+    };
+    let needs = port.port.value.0.len() > 1
+        && port.target_port.is_none()
+        && check.port.is_none()
+        && doc.backends.iter().chain(&doc.backup_backends).any(no_port);
+    if needs {
+        let place = doc
+            .health_check
+            .as_ref()
+            .map_or(port.port.place, |at| at.place);
+        findings.add(
+            place,
+            "a check needs a port, and a range leaves it open; set `healthCheck.port`, or \
+             `healthCheck: {type: none}`",
+        );
+    }
+}

@@ -1,0 +1,592 @@
+//! The document as it is written. `fairway schema` prints the JSON Schema of these types.
+
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+
+use crate::values::{
+    Address, At, Auto, Endpoint, Percent, Ports, Prefix, Size, Socket, Statuses, Time,
+};
+
+/// A Fairway configuration.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Document {
+    /// Workers, buffers, listeners.
+    pub dataplane: DataplaneDoc,
+    /// Where status and metrics are to be had.
+    pub admin: AdminDoc,
+    /// What the metrics show.
+    pub metrics: MetricsDoc,
+    /// What is logged, and how.
+    pub log: LogDoc,
+    /// How the process stops.
+    pub shutdown: ShutdownDoc,
+    /// Files and folders with further services.
+    pub sources: Vec<SourceDoc>,
+    /// The services.
+    pub services: Vec<ServiceDoc>,
+}
+
+/// Workers, buffers, listeners. Changes need a restart.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct DataplaneDoc {
+    /// Worker threads; `auto` is one for each core.
+    pub workers: Option<At<Auto>>,
+    /// Binds each worker to a core of its own. Default: true with `workers: auto`.
+    pub pin_cpus: Option<bool>,
+    /// Seed of the flow hash; equal on boxes that must choose alike. Default: 0.
+    pub hash_seed: Option<u64>,
+    /// How listeners are made. Default: `perAddress`.
+    pub listen: Option<ListenDoc>,
+    /// What Fairway does about addresses that are not on this machine.
+    pub vip: VipDoc,
+    /// Size of a receive buffer. Default: 16KiB.
+    pub buffer_size: Option<At<Size>>,
+    /// Memory for receive buffers of one worker; taken when used. Default: 256MiB.
+    pub buffer_memory: Option<At<Size>>,
+    /// Bytes that a direction of a connection may hold. Default: 64KiB.
+    pub connection_buffer: Option<At<Size>>,
+    /// Connections of the process; `auto` is what the limit of descriptors allows.
+    pub max_connections: Option<At<Auto>>,
+    /// Clients that affinity and client limits remember. Default: 262144.
+    pub client_table: Option<At<u32>>,
+    /// io_uring.
+    pub uring: UringDoc,
+}
+
+/// How listeners are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum ListenDoc {
+    /// A socket for each worker, address and port.
+    #[default]
+    PerAddress,
+    /// A transparent socket for each worker and family, fed by nftables. Needs CAP_NET_ADMIN.
+    Tproxy,
+}
+
+/// What Fairway does about addresses that are not on this machine.
+#[derive(Debug, Clone, Deserialize, JsonSchema, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct VipDoc {
+    /// Adds the services' addresses to this interface, and takes them away again. Needs
+    /// CAP_NET_ADMIN. Default: none; a missing address is a warning.
+    pub interface: Option<String>,
+}
+
+/// io_uring.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct UringDoc {
+    /// Optional features that are not to be used.
+    pub disable: Vec<UringFeature>,
+}
+
+/// An optional feature of io_uring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum UringFeature {
+    /// One request accepts any number of connections.
+    MultishotAccept,
+    /// One request receives up to a number of bytes.
+    CappedReceive,
+    /// Long transfers are spliced.
+    Splice,
+}
+
+/// Where status and metrics are to be had. Changes need a restart.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct AdminDoc {
+    /// Unix socket of the admin API. Default: /run/fairway/admin.sock.
+    pub socket: Option<String>,
+    /// Address of /metrics, /healthz and /readyz. Default: 127.0.0.1:9180.
+    pub metrics: Option<At<Socket>>,
+}
+
+/// What the metrics show.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MetricsDoc {
+    /// Series for each backend. Default: `auto`, up to 20,000 backends.
+    pub per_backend: Option<PerBackendDoc>,
+}
+
+/// Whether each backend has series of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum PerBackendDoc {
+    /// Up to 20,000 backends.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never: backends are summed for each service.
+    Off,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LogDoc {
+    /// Least level of events. Default: `info`.
+    pub level: Option<LevelDoc>,
+    /// Default: `text`.
+    pub format: Option<FormatDoc>,
+    /// Which ended connections are logged. Default: `off`.
+    pub connections: Option<ConnectionsDoc>,
+}
+
+/// Least level of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LevelDoc {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+}
+
+/// How events are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum FormatDoc {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
+/// Which ended connections are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum ConnectionsDoc {
+    /// None.
+    #[default]
+    Off,
+    /// Those that did not end in order.
+    Errors,
+    /// All.
+    All,
+}
+
+/// How the process stops.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ShutdownDoc {
+    /// How long connections may go on after SIGTERM. Default: 30s.
+    pub drain_timeout: Option<At<Time>>,
+}
+
+/// A file or a folder with further services.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SourceDoc {
+    /// A file, or a folder whose `*.yaml` and `*.yml` files are read in the order of their
+    /// names. Each holds a map with `services:`. Relative to this document.
+    pub path: At<String>,
+}
+
+/// A service: addresses and ports that clients dial, and the backends behind them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ServiceDoc {
+    /// Its name: letters, digits, `-`, `_`, `.`, `/`; unique.
+    pub name: At<String>,
+    /// The addresses that clients dial.
+    pub addresses: At<Vec<At<Address>>>,
+    /// The ports that clients dial.
+    pub ports: At<Vec<At<PortDoc>>>,
+    /// How flows are carried. Default: `proxy`.
+    #[serde(default)]
+    pub mode: Option<At<ModeDoc>>,
+    /// How a backend is chosen. Default: `maglev`.
+    #[serde(default)]
+    pub scheduler: Option<At<SchedulerDoc>>,
+    /// Settings of `scheduler: maglev`.
+    #[serde(default)]
+    pub maglev: Option<At<MaglevDoc>>,
+    /// What identifies a flow to hashing schedulers.
+    #[serde(default)]
+    pub hash: HashDoc,
+    /// `ClientIP` keeps a client on its backend. Default: `None`.
+    #[serde(default)]
+    pub session_affinity: Option<AffinityDoc>,
+    /// How long a client is remembered. Default: 3h.
+    #[serde(default)]
+    pub session_affinity_timeout: Option<At<Time>>,
+    /// Who serves.
+    #[serde(default)]
+    pub backends: Vec<At<BackendDoc>>,
+    /// Who serves when none of `backends` can.
+    #[serde(default)]
+    pub backup_backends: Vec<At<BackendDoc>>,
+    /// How backends are checked. Default: a TCP connect every 2s.
+    #[serde(default)]
+    pub health_check: Option<At<HealthCheckDoc>>,
+    /// Below this share of healthy backends all are used. Default: 0%, never.
+    #[serde(default)]
+    pub panic_threshold: Option<At<Percent>>,
+    /// Ejection of backends that cannot be connected to.
+    #[serde(default)]
+    pub ejection: EjectionDoc,
+    /// When another backend is tried.
+    #[serde(default)]
+    pub retry: RetryDoc,
+    /// How long a connection may do nothing.
+    #[serde(default)]
+    pub timeouts: TimeoutsDoc,
+    /// Upper bounds.
+    #[serde(default)]
+    pub limits: LimitsDoc,
+    /// Clients that may connect. Default: all.
+    #[serde(default)]
+    pub load_balancer_source_ranges: Vec<At<Prefix>>,
+    /// Clients that may not, even when allowed above.
+    #[serde(default)]
+    pub deny_source_ranges: Vec<At<Prefix>>,
+    /// How long connections of a draining or removed backend may go on. Default: 5m.
+    #[serde(default)]
+    pub drain_timeout: Option<At<Time>>,
+}
+
+/// A port that clients dial.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PortDoc {
+    /// Its name; needed when there are several. Default: the number.
+    #[serde(default)]
+    pub name: Option<At<String>>,
+    /// Default: `TCP`.
+    #[serde(default)]
+    pub protocol: Option<At<ProtocolDoc>>,
+    /// The port, or a range `8000-8099`.
+    pub port: At<Ports>,
+    /// The backends' port. Default: the one that was dialled.
+    #[serde(default)]
+    pub target_port: Option<At<u16>>,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum ProtocolDoc {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// How flows are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ModeDoc {
+    /// Connections are ended here and made anew to the backend.
+    Proxy,
+    /// Packets: destination rewritten.
+    Nat,
+    /// Packets: source and destination rewritten.
+    FullNat,
+    /// Packets: direct server return.
+    Dsr,
+    /// Packets: tunnelled in IP.
+    Ipip,
+    /// Packets: tunnelled in UDP.
+    Gue,
+}
+
+/// How a backend is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum SchedulerDoc {
+    /// Consistent hashing (IPVS: mh).
+    Maglev,
+    /// Smooth weighted round robin (IPVS: rr, wrr).
+    RoundRobin,
+    /// Weighted random.
+    Random,
+    /// The less loaded of two random backends (IPVS: twos).
+    PowerOfTwo,
+    /// The fewest connections for its weight (IPVS: lc, wlc).
+    LeastConnections,
+    /// The same with the new connection counted (IPVS: sed).
+    ShortestExpectedDelay,
+    /// An idle backend if there is one, else as before (IPVS: nq).
+    NeverQueue,
+    /// Consistent hashing of the client's address (IPVS: sh).
+    SourceHash,
+    /// Consistent hashing of the dialled address and port (IPVS: dh).
+    DestinationHash,
+}
+
+/// Settings of `scheduler: maglev`.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MaglevDoc {
+    /// Slots of the table, a prime. Default: the first of 251, 4093, 65537, 655373 with 100
+    /// slots for each backend.
+    pub table_size: Option<At<u32>>,
+    /// A backend above this share of the mean load passes new flows on. Default: no bound.
+    pub bounded_load: Option<At<Percent>>,
+}
+
+/// What identifies a flow to hashing schedulers.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HashDoc {
+    /// Default: `fiveTuple`.
+    pub fields: Option<At<FieldsDoc>>,
+    /// Leading bits of an IPv4 source that count. Default: 32.
+    pub ipv4_prefix: Option<At<u8>>,
+    /// Leading bits of an IPv6 source that count. Default: 128.
+    pub ipv6_prefix: Option<At<u8>>,
+}
+
+/// Hashed fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum FieldsDoc {
+    /// Both addresses, both ports, the protocol.
+    FiveTuple,
+    /// The client's address.
+    Source,
+    /// The client's address and port.
+    SourceAndPort,
+}
+
+/// Whether clients stay on their backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum AffinityDoc {
+    /// They need not.
+    None,
+    /// By the client's address.
+    ClientIP,
+}
+
+/// A backend: `10.0.0.1:8080`, or a map.
+#[derive(Debug)]
+pub struct BackendDoc {
+    /// Its address.
+    pub address: At<Endpoint>,
+    /// Its port, when the address has none.
+    pub port: Option<At<u16>>,
+    /// Its share of new flows, 1 to 1000.
+    pub weight: Option<At<u32>>,
+    /// A name for people.
+    pub name: Option<String>,
+    /// Where it stands.
+    pub zone: Option<String>,
+}
+
+/// A backend in full.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct BackendMap {
+    /// Its address, with or without its port.
+    address: At<Endpoint>,
+    /// Its port, when the address has none. Default: the service's `targetPort`.
+    #[serde(default)]
+    port: Option<At<u16>>,
+    /// Its share of new flows, 1 to 1000. Default: 1.
+    #[serde(default)]
+    weight: Option<At<u32>>,
+    /// A name for people.
+    #[serde(default)]
+    name: Option<String>,
+    /// Where it stands.
+    #[serde(default)]
+    zone: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for BackendDoc {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = BackendDoc;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an address or a map with `address`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendDoc, E> {
+                let value = Endpoint::parse(text).map_err(E::custom)?;
+                let address = At {
+                    place: crate::Place::default(),
+                    value,
+                };
+                Ok(BackendDoc {
+                    address,
+                    port: None,
+                    weight: None,
+                    name: None,
+                    zone: None,
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendDoc, A::Error> {
+                let map = BackendMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let BackendMap {
+                    address,
+                    port,
+                    weight,
+                    name,
+                    zone,
+                } = map;
+                Ok(BackendDoc {
+                    address,
+                    port,
+                    weight,
+                    name,
+                    zone,
+                })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for BackendDoc {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Backend".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let short = generator.subschema_for::<Endpoint>();
+        let full = generator.subschema_for::<BackendMap>();
+        json_schema!({ "anyOf": [short, full] })
+    }
+}
+
+/// How backends are checked.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HealthCheckDoc {
+    /// Default: `tcp`.
+    #[serde(rename = "type")]
+    pub kind: Option<At<CheckTypeDoc>>,
+    /// Port to check. Default: the backend's.
+    pub port: Option<At<u16>>,
+    /// From one check to the next. Default: 2s.
+    pub interval: Option<At<Time>>,
+    /// By how much intervals vary. Default: 10%.
+    pub jitter: Option<At<Percent>>,
+    /// For one check. Default: 1s.
+    pub timeout: Option<At<Time>>,
+    /// Good checks in a row that bring a backend back. Default: 2.
+    pub rise: Option<At<u32>>,
+    /// Failed checks in a row that take it out. Default: 3.
+    pub fall: Option<At<u32>>,
+    /// How a new backend starts. Default: `up`.
+    pub initial_state: Option<InitialDoc>,
+    /// HTTP: the path. Default: `/`.
+    pub path: Option<At<String>>,
+    /// HTTP: the Host header. Default: the backend's address.
+    pub host: Option<At<String>>,
+    /// HTTP: further headers.
+    pub headers: Option<At<BTreeMap<String, String>>>,
+    /// HTTP: statuses that are good. Default: 200-399.
+    pub expect_status: Option<At<Vec<At<Statuses>>>>,
+}
+
+/// A kind of check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum CheckTypeDoc {
+    /// No checks.
+    None,
+    /// A TCP connection can be made.
+    Tcp,
+    /// An HTTP/1.1 GET is answered with a good status.
+    Http,
+}
+
+/// How a new backend starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum InitialDoc {
+    /// Serving until its checks fail.
+    #[default]
+    Up,
+    /// Not serving until its checks are good.
+    Down,
+}
+
+/// Ejection of backends that cannot be connected to.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct EjectionDoc {
+    /// Failed connects in a row that eject; 0 ejects nobody. Default: 5.
+    pub failures: Option<u32>,
+    /// Length of the first ejection; the n-th in a row takes n times as long. Default: 10s.
+    pub base_time: Option<At<Time>>,
+    /// Longest ejection. Default: 5m.
+    pub max_time: Option<At<Time>>,
+}
+
+/// When another backend is tried.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct RetryDoc {
+    /// Default: `[connect]`.
+    pub on: Option<Vec<RetryOnDoc>>,
+    /// Backends that one connection may try, the first included. Default: all.
+    pub attempts: Option<At<u16>>,
+    /// From accepting a connection to its last chance. Default: 10s.
+    pub deadline: Option<At<Time>>,
+    /// Starts the next backend beside one that takes longer than this. Default: never.
+    pub hedge_after: Option<At<Time>>,
+    /// Bytes of the client that are kept for `resetBeforeReply`. Default: 16KiB.
+    pub replay_buffer: Option<At<Size>>,
+}
+
+/// A reason to try another backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum RetryOnDoc {
+    /// The connect failed: nothing was delivered, so this is always safe.
+    Connect,
+    /// The backend ended the connection before the first byte of its reply. What the client had
+    /// sent was delivered and may run twice: for idempotent requests only.
+    ResetBeforeReply,
+}
+
+/// How long a connection may do nothing.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct TimeoutsDoc {
+    /// For one connect to a backend. Default: 3s.
+    pub connect: Option<At<Time>>,
+    /// With both directions open. Default: 1h.
+    pub idle: Option<At<Time>>,
+    /// With one direction closed. Default: 1m.
+    pub half_closed: Option<At<Time>>,
+}
+
+/// Upper bounds. Default: none.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct LimitsDoc {
+    /// Open connections of one backend.
+    pub backend_connections: Option<At<u32>>,
+    /// Open connections of the service.
+    pub service_connections: Option<At<u32>>,
+    /// Open connections of one client address.
+    pub client_connections: Option<At<u32>>,
+    /// New connections a second of one client address.
+    pub client_connections_per_second: Option<At<u32>>,
+}
+
+/// The JSON Schema of [`Document`].
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(Document);
+    schema.insert("title".into(), "Fairway configuration".into());
+    schema.to_value()
+}

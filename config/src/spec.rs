@@ -1,0 +1,213 @@
+//! What a configuration means: values that cannot be nonsense.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
+
+use crate::document::{
+    ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, UringFeature,
+};
+use crate::{File, Place};
+
+/// Everything that a document, with its sources, says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// What applies to the process.
+    pub process: Process,
+    /// Its services by key.
+    pub services: Desired,
+    /// Every file and folder that was read, to be watched.
+    pub files: Vec<PathBuf>,
+}
+
+/// Services by key: what the control loop is to bring about.
+pub type Desired = BTreeMap<ServiceKey, Arc<ServiceSpec>>;
+
+/// Names one port of one service: `web/http`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey(pub Arc<str>);
+
+impl std::fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What applies to the process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Process {
+    /// Worker threads; none is one for each core.
+    pub workers: Option<u32>,
+    /// Each worker on a core of its own.
+    pub pin_cpus: bool,
+    /// Seed of the flow hash.
+    pub hash_seed: u64,
+    /// How listeners are made.
+    pub listen: ListenDoc,
+    /// Interface that gets the services' addresses.
+    pub vip_interface: Option<String>,
+    /// Size of a receive buffer, in bytes.
+    pub buffer_bytes: u32,
+    /// Receive buffers of a worker.
+    pub buffers: u16,
+    /// Bytes that a direction of a connection may hold.
+    pub credit_bytes: u32,
+    /// Connections of the process; none is what descriptors allow.
+    pub max_connections: Option<u32>,
+    /// Clients that affinity and client limits remember.
+    pub client_table: u32,
+    /// io_uring features that are not to be used.
+    pub disabled: Vec<UringFeature>,
+    /// Unix socket of the admin API.
+    pub admin_socket: PathBuf,
+    /// Address of the metrics.
+    pub metrics: SocketAddr,
+    /// Series for each backend.
+    pub per_backend: PerBackendDoc,
+    /// Least level of events.
+    pub log_level: LevelDoc,
+    /// How events are written.
+    pub log_format: FormatDoc,
+    /// Which ended connections are logged.
+    pub log_connections: ConnectionsDoc,
+    /// How long connections may go on after SIGTERM.
+    pub shutdown_drain: Duration,
+}
+
+/// One port of a service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceSpec {
+    /// Its key.
+    pub key: ServiceKey,
+    /// Where it listens.
+    pub frontends: Vec<Frontend>,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// How it treats flows.
+    pub policy: Arc<Policy>,
+    /// Who serves.
+    pub backends: Vec<BackendSpec>,
+    /// Who serves when none of `backends` can.
+    pub backup_backends: Vec<BackendSpec>,
+    /// How backends are checked.
+    pub check: Option<Arc<CheckSpec>>,
+    /// Below this share of healthy backends, in hundredths, all are used.
+    pub panic_percent: u32,
+    /// Where it is written; two specs that differ only here are equal to the control loop.
+    pub origin: Origin,
+}
+
+impl ServiceSpec {
+    /// Whether the two mean the same, wherever they are written.
+    #[must_use]
+    pub fn same_meaning(&self, other: &Self) -> bool {
+        self.frontends == other.frontends
+            && self.protocol == other.protocol
+            && self.policy == other.policy
+            && self.backends == other.backends
+            && self.backup_backends == other.backup_backends
+            && self.check == other.check
+            && self.panic_percent == other.panic_percent
+    }
+}
+
+/// Where something is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: File,
+    /// The place in it.
+    pub place: Place,
+}
+
+/// A configured backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSpec {
+    /// Where it is.
+    pub addr: BackendAddr,
+    /// Its share of new flows.
+    pub weight: Weight,
+    /// A name for people.
+    pub name: Option<Box<str>>,
+    /// Where it stands.
+    pub zone: Option<Box<str>>,
+}
+
+/// How backends are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CheckSpec {
+    /// What a check does.
+    pub probe: Probe,
+    /// Port to check; none is the backend's.
+    pub port: Option<u16>,
+    /// From one check to the next.
+    pub interval: Duration,
+    /// By how much intervals vary, in hundredths.
+    pub jitter_percent: u32,
+    /// For one check.
+    pub timeout: Duration,
+    /// Good checks in a row that bring a backend back.
+    pub rise: u32,
+    /// Failed checks in a row that take it out.
+    pub fall: u32,
+    /// Whether a backend serves before its first checks.
+    pub initially_up: bool,
+}
+
+/// What a check does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Probe {
+    /// Makes a TCP connection.
+    Tcp,
+    /// Makes an HTTP/1.1 GET.
+    Http {
+        /// The path.
+        path: Box<str>,
+        /// The Host header; none is the backend's address.
+        host: Option<Box<str>>,
+        /// Further headers.
+        headers: Vec<(Box<str>, Box<str>)>,
+        /// Good statuses, both ends included.
+        statuses: Vec<(u16, u16)>,
+    },
+}
+
+/// What changed from one set of services to the next.
+#[derive(Debug, Default, Clone)]
+pub struct ChangeSet {
+    /// New or different services.
+    pub upserts: Vec<Arc<ServiceSpec>>,
+    /// Services that are gone.
+    pub removals: Vec<ServiceKey>,
+}
+
+impl ChangeSet {
+    /// The change that leads from `old` to `new`. Compares meanings, one service at a time.
+    #[must_use]
+    pub fn between(old: &Desired, new: &Desired) -> Self {
+        let upserts = new
+            .iter()
+            .filter(|(key, spec)| {
+                old.get(*key)
+                    .is_none_or(|before| !Arc::ptr_eq(before, spec) && !before.same_meaning(spec))
+            })
+            .map(|(_, spec)| Arc::clone(spec))
+            .collect();
+        let removals = old
+            .keys()
+            .filter(|key| !new.contains_key(*key))
+            .cloned()
+            .collect();
+        Self { upserts, removals }
+    }
+
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removals.is_empty()
+    }
+}

@@ -1,0 +1,425 @@
+//! Documents and what is said of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fairway_config::{Config, Probe, load, load_text};
+use fairway_core::{Scheduler, Weight};
+
+fn read(text: &str) -> Result<Config, Vec<String>> {
+    let file = Path::new("fairway.yaml").into();
+    load_text(&file, text).map_err(|problems| problems.0.iter().map(ToString::to_string).collect())
+}
+
+/// A service around `fields`, whose lines start at line 7.
+fn service(fields: &str) -> String {
+    let fields: String = fields.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "services:\n  - name: web\n    addresses: [192.0.2.1]\n    ports:\n      - port: 80\n    \
+         backends: [10.0.0.1]\n{fields}"
+    )
+}
+
+#[test]
+fn defaults() {
+    let config = read(&service("")).unwrap();
+    let spec = &config.services.values().next().unwrap();
+    assert_eq!(spec.key.to_string(), "web/80");
+    assert_eq!(
+        spec.backends[0].addr.to_string(),
+        "10.0.0.1:80",
+        "the dialled port"
+    );
+    assert_eq!(spec.backends[0].weight, Weight::ONE);
+    let policy = &spec.policy;
+    let maglev = Scheduler::Maglev {
+        table_size: None,
+        bounded_load_percent: None,
+    };
+    assert_eq!(policy.scheduler, maglev);
+    assert!(policy.retry.on_connect && !policy.retry.on_reset_before_reply);
+    assert_eq!(policy.timeouts.idle, Duration::from_secs(3600));
+    let check = spec.check.as_ref().unwrap();
+    assert_eq!(
+        (check.probe.clone(), check.rise, check.fall),
+        (Probe::Tcp, 2, 3)
+    );
+    assert_eq!(config.process.metrics.to_string(), "127.0.0.1:9180");
+}
+
+#[test]
+fn an_empty_document_and_an_empty_pool_are_states() {
+    assert!(read("").unwrap().services.is_empty());
+    assert!(read("services: []\n").unwrap().services.is_empty());
+    let empty = service("").replace("[10.0.0.1]", "[]");
+    assert!(
+        read(&empty)
+            .unwrap()
+            .services
+            .values()
+            .next()
+            .unwrap()
+            .backends
+            .is_empty()
+    );
+}
+
+/// Each error: what is written, and what must be said where.
+#[test]
+fn errors_name_place_value_and_remedy() {
+    for (fields, want) in [
+        // Structure
+        ("wieght: 1", "7:5: unknown field `wieght`; known here: "),
+        (
+            "timeouts: {conect: 1s}",
+            "7:16: unknown field `conect`; did you mean `connect`?",
+        ),
+        ("mode: 3", "7:11: `3` is none of: proxy, nat"),
+        (
+            "limits: {backendConnections: many}",
+            "7:34: expected a whole number from 0 to 4294967295, found `many`",
+        ),
+        (
+            "limits: {backendConnections: \"5\"}",
+            "7:34: expected a whole number (u32), found `5`",
+        ),
+        ("hash: [1]", "7:11: expected a map, found a list"),
+        (
+            "timeouts: {idle: 5}",
+            "7:22: `5` is not a duration (250ms, 3s, 10m, 1h): it needs a unit",
+        ),
+        ("timeouts: {idle: soon}", "7:22: `soon` is not a duration"),
+        (
+            "retry: {replayBuffer: 4KB}",
+            "7:27: `4KB` is not a size (512, 64KiB, 16MiB, 1GiB): did you mean KiB?",
+        ),
+        ("panicThreshold: 0.5", "7:21: `0.5` is not a percentage"),
+        (
+            "denySourceRanges: [10.0.0.1/8]",
+            "7:24: `10.0.0.1/8` is not a prefix: the address has bits behind its prefix length; did you mean 10.0.0.0/8?",
+        ),
+        // Meaning
+        (
+            "mode: dsr",
+            "7:11: mode `dsr` forwards packets, which this version does not do yet; use `proxy`",
+        ),
+        (
+            "maglev: {tableSize: 65536}",
+            "7:25: table size 65536 is not prime; the next prime is 65537",
+        ),
+        ("maglev: {boundedLoad: 90%}", "7:27: `boundedLoad` is 90%"),
+        (
+            "scheduler: random\nmaglev: {tableSize: 251}",
+            "8:13: `maglev` only goes with a hashing scheduler",
+        ),
+        (
+            "scheduler: sourceHash\nhash: {fields: fiveTuple}",
+            "8:20: this scheduler fixes what is hashed",
+        ),
+        (
+            "hash: {ipv4Prefix: 33}",
+            "7:24: `ipv4Prefix` is 33; it is 0 to 32",
+        ),
+        ("panicThreshold: 101%", "7:21: `panicThreshold` is 101%"),
+        ("timeouts: {connect: 0s}", "7:25: `connect` is 0"),
+        ("retry: {attempts: 0}", "7:23: `attempts` is 0"),
+        (
+            "retry: {hedgeAfter: 3s}",
+            "7:25: `hedgeAfter` must be shorter than the connect timeout of 3s",
+        ),
+        (
+            "limits: {clientConnections: 0}",
+            "7:33: `clientConnections` is 0 and would refuse everyone",
+        ),
+        (
+            "healthCheck: {path: /x}",
+            "7:25: `path` belongs to `type: http`",
+        ),
+        ("healthCheck: {type: http, path: x}", "7:37: `x` is no path"),
+        (
+            "healthCheck: {type: http, expectStatus: [399-200]}",
+            "7:46: `399-200` is not a status (200) or a range of them (200-399): it ends before it starts",
+        ),
+        ("healthCheck: {fall: 0}", "7:25: `fall` is 0"),
+        (
+            "loadBalancerSourceRanges: [\"2001:db8::/32\"]",
+            "7:32: only IPv6 clients are allowed here",
+        ),
+        (
+            "backupBackends: [10.0.0.1]",
+            "7:22: backend 10.0.0.1:80 is listed twice (first on line 6)",
+        ),
+        (
+            "backupBackends: [{address: 10.0.0.2, weight: 0}]",
+            "7:50: weight 0 is out of range: 1 to 1000; to take it out, use `fairway drain`",
+        ),
+        (
+            "backupBackends: [{address: 10.0.0.2, weight: 1001}]",
+            "7:50: weight 1001 is out of range",
+        ),
+        (
+            "backupBackends: [{address: 10.0.0.2:1, port: 2}]",
+            "7:48: the port is in `address` already",
+        ),
+        (
+            "backupBackends: [10.0.0.x]",
+            "7:22: `10.0.0.x` is not an address",
+        ),
+        (
+            "backupBackends: [{weight: 2}]",
+            "7:22: `address` is missing; add it",
+        ),
+        (
+            "backupBackends: [0.0.0.0]",
+            "7:22: `0.0.0.0` cannot be dialled",
+        ),
+    ] {
+        let problems = read(&service(fields)).expect_err(fields);
+        let want = format!("fairway.yaml:{want}");
+        assert!(
+            problems[0].starts_with(&want),
+            "{fields}\nwant {want}\ngot  {problems:#?}"
+        );
+        assert_eq!(problems.len(), 1, "{fields}: {problems:#?}");
+    }
+}
+
+#[test]
+fn errors_of_whole_services() {
+    for (text, want) in [
+        (
+            "services:\n  - name: a b\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n",
+            "2:11: `a b` is no name",
+        ),
+        (
+            "services:\n  - name: a\n    ports: [{port: 80}]\n",
+            "2:5: `addresses` is missing; add it",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: []\n    ports: [{port: 80}]\n",
+            "3:16: `addresses` is empty",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1, 192.0.2.1]\n    ports: [{port: 80}]\n",
+            "3:28: `192.0.2.1` is listed twice",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [224.0.0.1]\n    ports: [{port: 80}]\n",
+            "3:17: `224.0.0.1` cannot be dialled",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: []\n",
+            "4:12: `ports` is empty",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 0}]\n",
+            "4:20: `0` is not a port",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 90-80}]\n",
+            "4:20: `90-80` is not a port (443) or a range of ports (8000-8099): port range 90-80 ends before it starts",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 53, protocol: UDP}]\n",
+            "4:34: `UDP` is not carried by mode `proxy` yet",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 1000-1064, targetPort: 1}]\n",
+            "4:20: a range of 65 ports needs `dataplane.listen: tproxy`",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80-81}]\n    backends: [10.0.0.1]\n",
+            "4:20: a check needs a port",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80}, {port: 81, name: '80'}]\n",
+            "4:42: port `80` is here twice",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80}, {port: 81}]\n    backends: [10.0.0.1:1]\n",
+            "5:16: a backend's own port is only clear when the service has one port",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n  - name: b\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n",
+            "7:20: TCP 192.0.2.1 port 80 is taken by service `a/80` (port 80, line 4)",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80-90, targetPort: 1}]\n  - name: b\n    addresses: [192.0.2.1]\n    ports: [{port: 85}]\n",
+            "7:20: TCP 192.0.2.1 port 85 is taken by service `a/80-90` (port 80-90, line 4)",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n  - name: a\n    addresses: [192.0.2.2]\n    ports: [{port: 80}]\n",
+            "5:5: service `a` is here twice; the first is at fairway.yaml:2",
+        ),
+        (
+            "dataplane: {workers: 0}\n",
+            "1:22: `0` is not a number above zero, or `auto`",
+        ),
+        (
+            "dataplane: {bufferSize: 1KiB}\n",
+            "1:25: `bufferSize` is out of range: 4KiB to 1024KiB",
+        ),
+        (
+            "admin: {metrics: localhost}\n",
+            "1:18: `localhost` is not an address and port",
+        ),
+        (
+            "sources: [{path: nowhere.yaml}]\n",
+            "1:18: nowhere.yaml cannot be read",
+        ),
+        ("services: 5\n", "1:11: expected a list, found `5`"),
+        ("- 1\n", "1:1: expected a map, found a list"),
+        ("services:\n\t- x\n", "2:1: not YAML"),
+    ] {
+        let problems = read(text).expect_err(text);
+        let want = format!("fairway.yaml:{want}");
+        assert!(
+            problems[0].starts_with(&want),
+            "{text}\nwant {want}\ngot  {problems:#?}"
+        );
+        assert_eq!(problems.len(), 1, "{text}: {problems:#?}");
+    }
+}
+
+#[test]
+fn ten_errors_of_ten_kinds_are_reported_at_once() {
+    let text = "\
+dataplane:
+  wrokers: 2
+  bufferSize: lots
+services:
+  - name: web
+    addresses: [192.0.2.1, nonsense]
+    ports: [{port: 80, targetPort: 8080}]
+    scheduler: fastest
+    backends:
+      - {address: 10.0.0.1, weight: 5000}
+      - 10.0.0.1
+    timeouts: {idle: -1s}
+  - name: web2
+    addresses: [192.0.2.1]
+    ports: [{port: 80}]
+    mode: gue
+    limits: {serviceConnections: [1]}
+    loadBalancerSourceRanges: [10.1.2.3/8]
+";
+    let problems = read(text).unwrap_err();
+    let places: Vec<_> = problems
+        .iter()
+        .map(|p| p.split(": ").next().unwrap().replace("fairway.yaml:", ""))
+        .collect();
+    let want = [
+        "2:3", "3:15", "6:28", "8:16", "10:37", "11:9", "12:22", "15:20", "16:11", "17:34", "18:32",
+    ];
+    assert_eq!(places, want, "{problems:#?}");
+}
+
+#[test]
+fn sources_are_read_in_the_order_of_names_and_checked_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    std::fs::create_dir(folder.path().join("conf.d")).unwrap();
+    write("fairway.yaml", "sources: [{path: conf.d}]\n");
+    let one = "services:\n  - {name: a, addresses: [192.0.2.1], ports: [{port: 80}]}\n";
+    write("conf.d/10-a.yaml", one);
+    write(
+        "conf.d/20-b.yml",
+        &one.replace("name: a", "name: b").replace("80", "81"),
+    );
+    write("conf.d/.hidden.yaml", "]");
+    write("conf.d/readme.txt", "]");
+    let config = load(&folder.path().join("fairway.yaml")).unwrap();
+    let keys: Vec<_> = config.services.keys().map(ToString::to_string).collect();
+    assert_eq!(keys, ["a/80", "b/81"]);
+
+    write("conf.d/30-c.yaml", &one.replace("name: a", "name: c"));
+    write("conf.d/40-d.yaml", "dataplane: {}\n");
+    let problems = load(&folder.path().join("fairway.yaml")).unwrap_err();
+    assert_eq!(problems.0.len(), 2, "{problems}");
+    let text = problems.to_string();
+    assert!(
+        text.contains("30-c.yaml:2:") && text.contains("taken by service `a/80`"),
+        "{text}"
+    );
+    assert!(
+        text.contains("40-d.yaml:1:1: unknown field `dataplane`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_missing_file_is_an_error_with_its_name() {
+    let problems = load(Path::new("/nonexistent/fairway.yaml")).unwrap_err();
+    assert!(
+        problems
+            .to_string()
+            .starts_with("/nonexistent/fairway.yaml: cannot be read")
+    );
+}
+
+#[test]
+fn the_same_configuration_in_another_order_means_the_same() {
+    let a = read(&service("").replace("[10.0.0.1]", "[10.0.0.1, 10.0.0.2]")).unwrap();
+    let b = read(&service("").replace("[10.0.0.1]", "[10.0.0.2, 10.0.0.1]")).unwrap();
+    let specs = [&a, &b].map(|c| c.services.values().next().unwrap());
+    assert!(specs[0].same_meaning(specs[1]));
+}
+
+#[test]
+fn every_example_is_good_and_fits_the_schema() {
+    let schema = fairway_config::schema();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let file = Path::new("example.yaml").into();
+        // The folder of further files exists on the target machine only.
+        let problems = match load_text(&file, &text) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.0,
+        };
+        let problems: Vec<_> = problems
+            .iter()
+            .filter(|p| !p.message.contains("/etc/fairway/conf.d"))
+            .collect();
+        assert!(problems.is_empty(), "{}: {problems:#?}", path.display());
+        let value = fairway_config::to_json(&text).unwrap();
+        let errors: Vec<_> = validator
+            .iter_errors(&value)
+            .map(|e| e.to_string())
+            .collect();
+        assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
+        count += 1;
+    }
+    assert!(count >= 4, "the examples are gone");
+}
+
+#[test]
+fn the_schema_refuses_what_the_reader_refuses() {
+    let validator = jsonschema::validator_for(&fairway_config::schema()).unwrap();
+    for text in [
+        service("wieght: 1"),
+        service("mode: 3x"),
+        service("timeouts: {idle: soon}"),
+        service("limits: {backendConnections: many}"),
+        service("panicThreshold: 0.5"),
+        service("backupBackends: [{weight: 2}]"),
+    ] {
+        assert!(read(&text).is_err(), "{text}");
+        assert!(
+            !validator.is_valid(&fairway_config::to_json(&text).unwrap()),
+            "{text}"
+        );
+    }
+}
+
+proptest::proptest! {
+    /// Whatever is written, reading it neither panics nor goes on for ever.
+    #[test]
+    fn any_text_is_answered(text in ".{0,200}") {
+        let _ = read(&text);
+        let _ = read(&service(&text));
+    }
+}
