@@ -98,6 +98,7 @@ impl Loader {
         let base = file.parent().unwrap_or(Path::new(""));
         let mut findings = Findings {
             file,
+            complete: true,
             problems: &mut self.problems,
         };
         let process = check::process(&document, base, &mut findings);
@@ -153,13 +154,16 @@ impl Loader {
     fn services(&mut self, file: &File, nodes: &[Node], listen: ListenDoc) {
         for node in nodes {
             let problems = &mut self.problems;
+            let mut complete = true;
             let doc: Option<At<ServiceDoc>> = crate::de::read(node, &[], |place, message| {
-                problems.push(file, place, message)
+                complete = false;
+                problems.push(file, place, message);
             });
             let Some(doc) = doc else { continue };
             let mut findings = Findings {
                 file,
-                problems: &mut self.problems,
+                complete,
+                problems,
             };
             let specs = check::service(&doc, listen, &mut findings);
             self.services.extend(specs);

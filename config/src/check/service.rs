@@ -63,6 +63,7 @@ pub(crate) fn service(
         let mut found = Problems::default();
         let mut of_backends = Findings {
             file: findings.file,
+            complete: findings.complete,
             problems: &mut found,
         };
         let mut pool = |docs| backends(docs, &port.value, sole, &mut seen, &mut of_backends);
