@@ -47,18 +47,11 @@ impl std::error::Error for Error {}
 
 impl de::Error for Error {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self {
-            message: message.to_string(),
-            at: None,
-            missing: false,
-        }
+        Self { message: message.to_string(), at: None, missing: false }
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self {
-            missing: true,
-            ..Self::custom(format_args!("`{field}` is missing; add it"))
-        }
+        Self { missing: true, ..Self::custom(format_args!("`{field}` is missing; add it")) }
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
@@ -71,28 +64,16 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!(
-            "`{variant}` is none of: {}",
-            expected.join(", ")
-        ))
+        Self::custom(format_args!("`{variant}` is none of: {}", expected.join(", ")))
     }
 }
 
 /// The expected word that is one slip of the keyboard away, or differs only in case.
 fn nearest<'a>(word: &str, expected: &[&'a str]) -> Option<&'a str> {
     let distance = |a: &str, b: &str| {
-        let b: Vec<char> = b
-            .to_lowercase()
-            .chars()
-            .filter(|c| !"-_".contains(*c))
-            .collect();
+        let b: Vec<char> = b.to_lowercase().chars().filter(|c| !"-_".contains(*c)).collect();
         let mut row: Vec<usize> = (0..=b.len()).collect();
-        for (i, x) in a
-            .to_lowercase()
-            .chars()
-            .filter(|c| !"-_".contains(*c))
-            .enumerate()
-        {
+        for (i, x) in a.to_lowercase().chars().filter(|c| !"-_".contains(*c)).enumerate() {
             let mut corner = row[0];
             row[0] = i + 1;
             for (j, y) in b.iter().enumerate() {
@@ -103,10 +84,7 @@ fn nearest<'a>(word: &str, expected: &[&'a str]) -> Option<&'a str> {
         }
         row[b.len()]
     };
-    let best = expected
-        .iter()
-        .map(|known| (distance(word, known), *known))
-        .min()?;
+    let best = expected.iter().map(|known| (distance(word, known), *known)).min()?;
     (best.0 <= 1 + word.len() / 5).then_some(best.1)
 }
 
@@ -120,10 +98,7 @@ pub(crate) fn read<T: DeserializeOwned>(
 ) -> Option<T> {
     let mut left_out: HashSet<u32> = skip.iter().copied().collect();
     for _ in 0..MOST_ERRORS {
-        let de = De {
-            node,
-            left_out: &left_out,
-        };
+        let de = De { node, left_out: &left_out };
         let error = match T::deserialize(de) {
             Ok(value) => return Some(value),
             Err(error) => error.at(node),
@@ -175,10 +150,7 @@ impl<'a> De<'a> {
 
     fn plain(self, what: &str) -> Result<&'a str, Error> {
         match &self.node.value {
-            Value::Scalar {
-                text,
-                quoted: false,
-            } => Ok(text),
+            Value::Scalar { text, quoted: false } => Ok(text),
             _ => self.wants(what),
         }
     }
@@ -190,10 +162,7 @@ impl<'a> De<'a> {
     fn list<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::List(items) => {
-                let access = Items {
-                    items: items.iter(),
-                    left_out: self.left_out,
-                };
+                let access = Items { items: items.iter(), left_out: self.left_out };
                 self.placed(visitor.visit_seq(access))
             }
             _ => self.wants("a list"),
@@ -203,19 +172,12 @@ impl<'a> De<'a> {
     fn map<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
             Value::Map(entries) => {
-                let access = Entries {
-                    entries: entries.iter(),
-                    value: None,
-                    left_out: self.left_out,
-                };
+                let access =
+                    Entries { entries: entries.iter(), value: None, left_out: self.left_out };
                 self.placed(visitor.visit_map(access))
             }
             Value::Null => {
-                let access = Entries {
-                    entries: [].iter(),
-                    value: None,
-                    left_out: self.left_out,
-                };
+                let access = Entries { entries: [].iter(), value: None, left_out: self.left_out };
                 self.placed(visitor.visit_map(access))
             }
             _ => self.wants("a map"),
@@ -343,12 +305,9 @@ impl<'a> SeqAccess<'a> for Items<'a> {
         let Some(node) = self.items.find(|node| !self.left_out.contains(&node.id)) else {
             return Ok(None);
         };
-        seed.deserialize(De {
-            node,
-            left_out: self.left_out,
-        })
-        .map(Some)
-        .map_err(|error| error.at(node))
+        seed.deserialize(De { node, left_out: self.left_out })
+            .map(Some)
+            .map_err(|error| error.at(node))
     }
 }
 
@@ -374,23 +333,17 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         };
         self.value = Some(node);
         let text: &str = &key.text;
-        seed.deserialize(text.into_deserializer())
-            .map(Some)
-            .map_err(|mut error: Error| {
-                error.at.get_or_insert((node.id, key.place));
-                error
-            })
+        seed.deserialize(text.into_deserializer()).map(Some).map_err(|mut error: Error| {
+            error.at.get_or_insert((node.id, key.place));
+            error
+        })
     }
 
     fn next_value_seed<V: DeserializeSeed<'a>>(&mut self, seed: V) -> Result<V::Value, Error> {
         let Some(node) = self.value.take() else {
             return Err(de::Error::custom("a value was read before its key"));
         };
-        seed.deserialize(De {
-            node,
-            left_out: self.left_out,
-        })
-        .map_err(|error| error.at(node))
+        seed.deserialize(De { node, left_out: self.left_out }).map_err(|error| error.at(node))
     }
 }
 

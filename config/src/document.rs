@@ -417,35 +417,14 @@ impl<'de> Deserialize<'de> for BackendDoc {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendDoc, E> {
                 let value = Endpoint::parse(text).map_err(E::custom)?;
-                let address = At {
-                    place: crate::Place::default(),
-                    value,
-                };
-                Ok(BackendDoc {
-                    address,
-                    port: None,
-                    weight: None,
-                    name: None,
-                    zone: None,
-                })
+                let address = At { place: crate::Place::default(), value };
+                Ok(BackendDoc { address, port: None, weight: None, name: None, zone: None })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendDoc, A::Error> {
                 let map = BackendMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let BackendMap {
-                    address,
-                    port,
-                    weight,
-                    name,
-                    zone,
-                } = map;
-                Ok(BackendDoc {
-                    address,
-                    port,
-                    weight,
-                    name,
-                    zone,
-                })
+                let BackendMap { address, port, weight, name, zone } = map;
+                Ok(BackendDoc { address, port, weight, name, zone })
             }
         }
         deserializer.deserialize_any(Either)

@@ -57,10 +57,7 @@ pub fn to_json(text: &str) -> Result<serde_json::Value, Problems> {
 fn json(node: &Node) -> serde_json::Value {
     match &node.value {
         Value::Null => serde_json::Value::Null,
-        Value::Scalar {
-            text,
-            quoted: false,
-        } => match &**text {
+        Value::Scalar { text, quoted: false } => match &**text {
             "true" => true.into(),
             "false" => false.into(),
             word => word.parse::<i64>().map_or_else(|_| word.into(), Into::into),
@@ -96,27 +93,16 @@ impl Loader {
         let root = self.parse(file, text)?;
         let (document, services) = self.head::<Document>(file, &root)?;
         let base = file.parent().unwrap_or(Path::new(""));
-        let mut findings = Findings {
-            file,
-            complete: true,
-            problems: &mut self.problems,
-        };
+        let mut findings = Findings { file, complete: true, problems: &mut self.problems };
         let process = check::process(&document, base, &mut findings);
         self.services(file, services, process.listen);
         for source in &document.sources {
             self.source(file, base, source, process.listen);
         }
         self.across(file, &process);
-        let services: Desired = self
-            .services
-            .iter()
-            .map(|(spec, _)| (spec.key.clone(), Arc::clone(spec)))
-            .collect();
-        Some(Config {
-            process,
-            services,
-            files: std::mem::take(&mut self.files),
-        })
+        let services: Desired =
+            self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
+        Some(Config { process, services, files: std::mem::take(&mut self.files) })
     }
 
     fn parse(&mut self, file: &File, text: &str) -> Option<Node> {
@@ -139,15 +125,10 @@ impl Loader {
             Some(Value::List(items)) => items,
             _ => &[],
         };
-        let skip: Vec<u32> = services
-            .iter()
-            .filter(|_| !list.is_empty())
-            .map(|n| n.id)
-            .collect();
+        let skip: Vec<u32> = services.iter().filter(|_| !list.is_empty()).map(|n| n.id).collect();
         let problems = &mut self.problems;
-        let head = crate::de::read(root, &skip, |place, message| {
-            problems.push(file, place, message)
-        })?;
+        let head =
+            crate::de::read(root, &skip, |place, message| problems.push(file, place, message))?;
         Some((head, list))
     }
 
@@ -160,11 +141,7 @@ impl Loader {
                 problems.push(file, place, message);
             });
             let Some(doc) = doc else { continue };
-            let mut findings = Findings {
-                file,
-                complete,
-                problems,
-            };
+            let mut findings = Findings { file, complete, problems };
             let specs = check::service(&doc, listen, &mut findings);
             self.services.extend(specs);
         }
@@ -180,9 +157,7 @@ impl Loader {
             match files_in(&path) {
                 Ok(found) => paths = found,
                 Err(error) => {
-                    return self
-                        .problems
-                        .push(main, source.path.place, unreadable(error));
+                    return self.problems.push(main, source.path.place, unreadable(error));
                 }
             }
         }
@@ -211,11 +186,7 @@ impl Loader {
         let mut names: HashMap<&str, &Origin> = HashMap::new();
         for (spec, _) in &self.services {
             let origin = &spec.origin;
-            let name = spec
-                .key
-                .0
-                .rsplit_once('/')
-                .map_or(&*spec.key.0, |(name, _)| name);
+            let name = spec.key.0.rsplit_once('/').map_or(&*spec.key.0, |(name, _)| name);
             let first = *names.entry(name).or_insert(origin);
             if first != origin {
                 let message = format!(
@@ -228,10 +199,7 @@ impl Loader {
         }
         check::check_frontends(&self.services, &mut self.problems);
         let ports = |spec: &ServiceSpec| -> u64 {
-            spec.frontends
-                .iter()
-                .map(|frontend| u64::from(frontend.ports.len()))
-                .sum()
+            spec.frontends.iter().map(|frontend| u64::from(frontend.ports.len())).sum()
         };
         let listeners: u64 = self.services.iter().map(|(spec, _)| ports(spec)).sum();
         if process.listen == ListenDoc::PerAddress && listeners > MOST_LISTENERS {
@@ -249,12 +217,8 @@ fn files_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let hidden = path
-            .file_name()
-            .is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        let yaml = path
-            .extension()
-            .is_some_and(|ext| ext == "yaml" || ext == "yml");
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let yaml = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml");
         if yaml && !hidden && path.is_file() {
             paths.push(path);
         }

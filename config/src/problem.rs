@@ -44,11 +44,7 @@ pub struct Problems(pub Vec<Problem>);
 impl Problems {
     /// Adds a problem at `place` of `file`.
     pub fn push(&mut self, file: &File, place: Place, message: impl Into<String>) {
-        self.0.push(Problem {
-            file: Arc::clone(file),
-            place,
-            message: message.into(),
-        });
+        self.0.push(Problem { file: Arc::clone(file), place, message: message.into() });
     }
 
     /// Whether nothing is wrong.

@@ -197,11 +197,7 @@ impl ChangeSet {
             })
             .map(|(_, spec)| Arc::clone(spec))
             .collect();
-        let removals = old
-            .keys()
-            .filter(|key| !new.contains_key(*key))
-            .cloned()
-            .collect();
+        let removals = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
         Self { upserts, removals }
     }
 

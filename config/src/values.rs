@@ -41,10 +41,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
                     }
                 }
                 let value = value.ok_or_else(|| de::Error::missing_field("value"))?;
-                Ok(At {
-                    place: Place { line, column },
-                    value,
-                })
+                Ok(At { place: Place { line, column }, value })
             }
         }
         let visitor = AtVisitor(std::marker::PhantomData);
@@ -208,10 +205,7 @@ impl Endpoint {
         };
         let at: SocketAddr = text.parse().map_err(|_| error())?;
         let port = NonZeroU16::new(at.port()).ok_or_else(error)?;
-        Ok(Self {
-            ip: at.ip(),
-            port: Some(port),
-        })
+        Ok(Self { ip: at.ip(), port: Some(port) })
     }
 }
 

@@ -33,14 +33,9 @@ impl Watcher {
                 changed();
             }
         };
-        let inner = notify::recommended_watcher(handler).map_err(|error| WatchError {
-            path: PathBuf::new(),
-            error,
-        })?;
-        Ok(Self {
-            inner,
-            folders: BTreeSet::new(),
-        })
+        let inner = notify::recommended_watcher(handler)
+            .map_err(|error| WatchError { path: PathBuf::new(), error })?;
+        Ok(Self { inner, folders: BTreeSet::new() })
     }
 
     /// Watches the folders of `files`, and no others any more.
@@ -55,10 +50,7 @@ impl Watcher {
             // Watching again is cheap and follows a folder that was replaced.
             let watched = self.inner.watch(folder, RecursiveMode::NonRecursive);
             if let Err(error) = watched {
-                first_error.get_or_insert(WatchError {
-                    path: folder.clone(),
-                    error,
-                });
+                first_error.get_or_insert(WatchError { path: folder.clone(), error });
             }
         }
         self.folders = wanted;
@@ -74,9 +66,7 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     // Symlinks in a circle end somewhere.
     for _ in 0..16 {
         let Some(path) = next.take() else { break };
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new(".")).to_path_buf();
         if let Ok(target) = std::fs::read_link(&path) {
             next = Some(parent.join(target));

@@ -25,25 +25,15 @@ fn defaults() {
     let config = read(&service("")).unwrap();
     let spec = &config.services.values().next().unwrap();
     assert_eq!(spec.key.to_string(), "web/80");
-    assert_eq!(
-        spec.backends[0].addr.to_string(),
-        "10.0.0.1:80",
-        "the dialled port"
-    );
+    assert_eq!(spec.backends[0].addr.to_string(), "10.0.0.1:80", "the dialled port");
     assert_eq!(spec.backends[0].weight, Weight::ONE);
     let policy = &spec.policy;
-    let maglev = Scheduler::Maglev {
-        table_size: None,
-        bounded_load_percent: None,
-    };
+    let maglev = Scheduler::Maglev { table_size: None, bounded_load_percent: None };
     assert_eq!(policy.scheduler, maglev);
     assert!(policy.retry.on_connect && !policy.retry.on_reset_before_reply);
     assert_eq!(policy.timeouts.idle, Duration::from_secs(3600));
     let check = spec.check.as_ref().unwrap();
-    assert_eq!(
-        (check.probe.clone(), check.rise, check.fall),
-        (Probe::Tcp, 2, 3)
-    );
+    assert_eq!((check.probe.clone(), check.rise, check.fall), (Probe::Tcp, 2, 3));
     assert_eq!(config.process.metrics.to_string(), "127.0.0.1:9180");
 }
 
@@ -52,16 +42,7 @@ fn an_empty_document_and_an_empty_pool_are_states() {
     assert!(read("").unwrap().services.is_empty());
     assert!(read("services: []\n").unwrap().services.is_empty());
     let empty = service("").replace("[10.0.0.1]", "[]");
-    assert!(
-        read(&empty)
-            .unwrap()
-            .services
-            .values()
-            .next()
-            .unwrap()
-            .backends
-            .is_empty()
-    );
+    assert!(read(&empty).unwrap().services.values().next().unwrap().backends.is_empty());
 }
 
 /// Each error: what is written, and what must be said where.
@@ -70,19 +51,13 @@ fn errors_name_place_value_and_remedy() {
     for (fields, want) in [
         // Structure
         ("wieght: 1", "7:5: unknown field `wieght`; known here: "),
-        (
-            "timeouts: {conect: 1s}",
-            "7:16: unknown field `conect`; did you mean `connect`?",
-        ),
+        ("timeouts: {conect: 1s}", "7:16: unknown field `conect`; did you mean `connect`?"),
         ("mode: 3", "7:11: `3` is none of: proxy, nat"),
         (
             "limits: {backendConnections: many}",
             "7:34: expected a whole number from 0 to 4294967295, found `many`",
         ),
-        (
-            "limits: {backendConnections: \"5\"}",
-            "7:34: expected a whole number (u32), found `5`",
-        ),
+        ("limits: {backendConnections: \"5\"}", "7:34: expected a whole number (u32), found `5`"),
         ("hash: [1]", "7:11: expected a map, found a list"),
         (
             "timeouts: {idle: 5}",
@@ -116,10 +91,7 @@ fn errors_name_place_value_and_remedy() {
             "scheduler: sourceHash\nhash: {fields: fiveTuple}",
             "8:20: this scheduler fixes what is hashed",
         ),
-        (
-            "hash: {ipv4Prefix: 33}",
-            "7:24: `ipv4Prefix` is 33; it is 0 to 32",
-        ),
+        ("hash: {ipv4Prefix: 33}", "7:24: `ipv4Prefix` is 33; it is 0 to 32"),
         ("panicThreshold: 101%", "7:21: `panicThreshold` is 101%"),
         ("timeouts: {connect: 0s}", "7:25: `connect` is 0"),
         ("retry: {attempts: 0}", "7:23: `attempts` is 0"),
@@ -131,10 +103,7 @@ fn errors_name_place_value_and_remedy() {
             "limits: {clientConnections: 0}",
             "7:33: `clientConnections` is 0 and would refuse everyone",
         ),
-        (
-            "healthCheck: {path: /x}",
-            "7:25: `path` belongs to `type: http`",
-        ),
+        ("healthCheck: {path: /x}", "7:25: `path` belongs to `type: http`"),
         ("healthCheck: {type: http, path: x}", "7:37: `x` is no path"),
         (
             "healthCheck: {type: http, expectStatus: [399-200]}",
@@ -159,27 +128,15 @@ fn errors_name_place_value_and_remedy() {
         ),
         (
             "backupBackends: [{address: 10.0.0.2:1, port: 2}]",
-            "7:48: the port is in `address` already",
+            "7:50: the port is in `address` already",
         ),
-        (
-            "backupBackends: [10.0.0.x]",
-            "7:22: `10.0.0.x` is not an address",
-        ),
-        (
-            "backupBackends: [{weight: 2}]",
-            "7:22: `address` is missing; add it",
-        ),
-        (
-            "backupBackends: [0.0.0.0]",
-            "7:22: `0.0.0.0` cannot be dialled",
-        ),
+        ("backupBackends: [10.0.0.x]", "7:22: `10.0.0.x` is not an address"),
+        ("backupBackends: [{weight: 2}]", "7:22: `address` is missing; add it"),
+        ("backupBackends: [0.0.0.0]", "7:22: `0.0.0.0` cannot be dialled"),
     ] {
         let problems = read(&service(fields)).expect_err(fields);
         let want = format!("fairway.yaml:{want}");
-        assert!(
-            problems[0].starts_with(&want),
-            "{fields}\nwant {want}\ngot  {problems:#?}"
-        );
+        assert!(problems[0].starts_with(&want), "{fields}\nwant {want}\ngot  {problems:#?}");
         assert_eq!(problems.len(), 1, "{fields}: {problems:#?}");
     }
 }
@@ -251,32 +208,17 @@ fn errors_of_whole_services() {
             "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n  - name: a\n    addresses: [192.0.2.2]\n    ports: [{port: 80}]\n",
             "5:5: service `a` is here twice; the first is at fairway.yaml:2",
         ),
-        (
-            "dataplane: {workers: 0}\n",
-            "1:22: `0` is not a number above zero, or `auto`",
-        ),
-        (
-            "dataplane: {bufferSize: 1KiB}\n",
-            "1:25: `bufferSize` is out of range: 4KiB to 1024KiB",
-        ),
-        (
-            "admin: {metrics: localhost}\n",
-            "1:18: `localhost` is not an address and port",
-        ),
-        (
-            "sources: [{path: nowhere.yaml}]\n",
-            "1:18: nowhere.yaml cannot be read",
-        ),
+        ("dataplane: {workers: 0}\n", "1:22: `0` is not a number above zero, or `auto`"),
+        ("dataplane: {bufferSize: 1KiB}\n", "1:25: `bufferSize` is out of range: 4KiB to 1024KiB"),
+        ("admin: {metrics: localhost}\n", "1:18: `localhost` is not an address and port"),
+        ("sources: [{path: nowhere.yaml}]\n", "1:18: nowhere.yaml cannot be read"),
         ("services: 5\n", "1:11: expected a list, found `5`"),
         ("- 1\n", "1:1: expected a map, found a list"),
-        ("services:\n\t- x\n", "2:1: not YAML"),
+        ("services:\n\t- x\n", "2:2: not YAML: tabs"),
     ] {
         let problems = read(text).expect_err(text);
         let want = format!("fairway.yaml:{want}");
-        assert!(
-            problems[0].starts_with(&want),
-            "{text}\nwant {want}\ngot  {problems:#?}"
-        );
+        assert!(problems[0].starts_with(&want), "{text}\nwant {want}\ngot  {problems:#?}");
         assert_eq!(problems.len(), 1, "{text}: {problems:#?}");
     }
 }
@@ -322,10 +264,7 @@ fn sources_are_read_in_the_order_of_names_and_checked_together() {
     write("fairway.yaml", "sources: [{path: conf.d}]\n");
     let one = "services:\n  - {name: a, addresses: [192.0.2.1], ports: [{port: 80}]}\n";
     write("conf.d/10-a.yaml", one);
-    write(
-        "conf.d/20-b.yml",
-        &one.replace("name: a", "name: b").replace("80", "81"),
-    );
+    write("conf.d/20-b.yml", &one.replace("name: a", "name: b").replace("80", "81"));
     write("conf.d/.hidden.yaml", "]");
     write("conf.d/readme.txt", "]");
     let config = load(&folder.path().join("fairway.yaml")).unwrap();
@@ -337,24 +276,14 @@ fn sources_are_read_in_the_order_of_names_and_checked_together() {
     let problems = load(&folder.path().join("fairway.yaml")).unwrap_err();
     assert_eq!(problems.0.len(), 2, "{problems}");
     let text = problems.to_string();
-    assert!(
-        text.contains("30-c.yaml:2:") && text.contains("taken by service `a/80`"),
-        "{text}"
-    );
-    assert!(
-        text.contains("40-d.yaml:1:1: unknown field `dataplane`"),
-        "{text}"
-    );
+    assert!(text.contains("30-c.yaml:2:") && text.contains("taken by service `a/80`"), "{text}");
+    assert!(text.contains("40-d.yaml:1:1: unknown field `dataplane`"), "{text}");
 }
 
 #[test]
 fn a_missing_file_is_an_error_with_its_name() {
     let problems = load(Path::new("/nonexistent/fairway.yaml")).unwrap_err();
-    assert!(
-        problems
-            .to_string()
-            .starts_with("/nonexistent/fairway.yaml: cannot be read")
-    );
+    assert!(problems.to_string().starts_with("/nonexistent/fairway.yaml: cannot be read"));
 }
 
 #[test]
@@ -380,16 +309,11 @@ fn every_example_is_good_and_fits_the_schema() {
             Ok(_) => Vec::new(),
             Err(problems) => problems.0,
         };
-        let problems: Vec<_> = problems
-            .iter()
-            .filter(|p| !p.message.contains("/etc/fairway/conf.d"))
-            .collect();
+        let problems: Vec<_> =
+            problems.iter().filter(|p| !p.message.contains("/etc/fairway/conf.d")).collect();
         assert!(problems.is_empty(), "{}: {problems:#?}", path.display());
         let value = fairway_config::to_json(&text).unwrap();
-        let errors: Vec<_> = validator
-            .iter_errors(&value)
-            .map(|e| e.to_string())
-            .collect();
+        let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
         assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
         count += 1;
     }
@@ -408,10 +332,7 @@ fn the_schema_refuses_what_the_reader_refuses() {
         service("backupBackends: [{weight: 2}]"),
     ] {
         assert!(read(&text).is_err(), "{text}");
-        assert!(
-            !validator.is_valid(&fairway_config::to_json(&text).unwrap()),
-            "{text}"
-        );
+        assert!(!validator.is_valid(&fairway_config::to_json(&text).unwrap()), "{text}");
     }
 }
 

@@ -41,18 +41,11 @@ impl Findings<'_> {
         default: &str,
     ) -> std::time::Duration {
         let default = humantime::parse_duration(default).unwrap_or_default();
-        let Some(At {
-            place,
-            value: Time(time),
-        }) = written
-        else {
+        let Some(At { place, value: Time(time) }) = written else {
             return default;
         };
         if time.is_zero() {
-            self.add(
-                *place,
-                format!("`{name}` is 0; it must be longer, like {default:?}"),
-            );
+            self.add(*place, format!("`{name}` is 0; it must be longer, like {default:?}"));
             return default;
         }
         *time

@@ -15,19 +15,10 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
     let dataplane = &document.dataplane;
     let workers = dataplane.workers.as_ref().and_then(|at| at.value.0);
     if let Some(At { place, .. }) = dataplane.workers.as_ref().filter(|_| workers > Some(512)) {
-        findings.add(
-            *place,
-            format!("{} workers are more than 512", workers.unwrap_or(0)),
-        );
+        findings.add(*place, format!("{} workers are more than 512", workers.unwrap_or(0)));
     }
-    let buffer_bytes = size(
-        findings,
-        "bufferSize",
-        dataplane.buffer_size.as_ref(),
-        16 << 10,
-        4096,
-        1 << 20,
-    );
+    let buffer_bytes =
+        size(findings, "bufferSize", dataplane.buffer_size.as_ref(), 16 << 10, 4096, 1 << 20);
     let memory = size(
         findings,
         "bufferMemory",
@@ -44,15 +35,9 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         buffer_bytes,
         16 << 20,
     );
-    let client_table = dataplane
-        .client_table
-        .as_ref()
-        .map_or(262_144, |at| at.value);
+    let client_table = dataplane.client_table.as_ref().map_or(262_144, |at| at.value);
     if let Some(at) = dataplane.client_table.as_ref().filter(|at| at.value < 64) {
-        findings.add(
-            at.place,
-            format!("`clientTable` is {}; the least is 64", at.value),
-        );
+        findings.add(at.place, format!("`clientTable` is {}; the least is 64", at.value));
     }
     let metrics = document.admin.metrics.as_ref();
     let metrics = metrics.map_or_else(
@@ -96,22 +81,14 @@ fn size(
     least: u64,
     most: u64,
 ) -> u64 {
-    let Some(At {
-        place,
-        value: Size(bytes),
-    }) = written
-    else {
+    let Some(At { place, value: Size(bytes) }) = written else {
         return default.max(least);
     };
     if !(least..=most).contains(bytes) {
         let kib = |bytes: u64| bytes >> 10;
         findings.add(
             *place,
-            format!(
-                "`{name}` is out of range: {}KiB to {}KiB",
-                kib(least),
-                kib(most)
-            ),
+            format!("`{name}` is out of range: {}KiB to {}KiB", kib(least), kib(most)),
         );
         return default.max(least);
     }

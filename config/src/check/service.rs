@@ -37,10 +37,7 @@ pub(crate) fn service(
     source_ranges(doc, &addresses, findings);
     let panic_percent = doc.panic_threshold.as_ref().map_or(0, |at| at.value.0);
     if let Some(at) = doc.panic_threshold.as_ref().filter(|at| at.value.0 > 100) {
-        findings.add(
-            at.place,
-            format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0),
-        );
+        findings.add(at.place, format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0));
     }
     let check = check(doc, findings);
     let ports = &doc.ports.value;
@@ -61,30 +58,20 @@ pub(crate) fn service(
         let sole = ports.len() == 1;
         // Each port looks at the backends again; what is found is said once.
         let mut found = Problems::default();
-        let mut of_backends = Findings {
-            file: findings.file,
-            complete: findings.complete,
-            problems: &mut found,
-        };
+        let mut of_backends =
+            Findings { file: findings.file, complete: findings.complete, problems: &mut found };
         let mut pool = |docs| backends(docs, &port.value, sole, &mut seen, &mut of_backends);
         let (backends, backup_backends) = (pool(&doc.backends), pool(&doc.backup_backends));
         if specs.is_empty() {
             findings.problems.0.append(&mut found.0);
         }
         let label = label(&port.value);
-        let origin = Origin {
-            file: Arc::clone(findings.file),
-            place: at.place,
-        };
+        let origin = Origin { file: Arc::clone(findings.file), place: at.place };
         let spec = ServiceSpec {
             key: ServiceKey(format!("{}/{label}", doc.name.value).into()),
             frontends: addresses
                 .iter()
-                .map(|ip| Frontend {
-                    ip: *ip,
-                    ports: port.value.port.value.0,
-                    protocol,
-                })
+                .map(|ip| Frontend { ip: *ip, ports: port.value.port.value.0, protocol })
                 .collect(),
             protocol,
             policy: Arc::clone(&policy),
@@ -95,13 +82,7 @@ pub(crate) fn service(
             origin,
         };
         let place = port.value.port.place;
-        specs.push((
-            Arc::new(spec),
-            Origin {
-                file: Arc::clone(findings.file),
-                place,
-            },
-        ));
+        specs.push((Arc::new(spec), Origin { file: Arc::clone(findings.file), place }));
     }
     specs
 }
@@ -152,22 +133,12 @@ fn mode(doc: &ServiceDoc, findings: &mut Findings<'_>) {
 fn addresses(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     if doc.addresses.value.is_empty() {
-        findings.add(
-            doc.addresses.place,
-            "`addresses` is empty; clients need one to dial",
-        );
+        findings.add(doc.addresses.place, "`addresses` is empty; clients need one to dial");
     }
-    for At {
-        place,
-        value: Address(ip),
-    } in &doc.addresses.value
-    {
+    for At { place, value: Address(ip) } in &doc.addresses.value {
         let ip = ip.to_canonical();
         if ip.is_unspecified() || ip.is_multicast() {
-            findings.add(
-                *place,
-                format!("`{ip}` cannot be dialled; name the address itself"),
-            );
+            findings.add(*place, format!("`{ip}` cannot be dialled; name the address itself"));
         } else if addresses.contains(&ip) {
             findings.add(*place, format!("`{ip}` is listed twice; remove one"));
         } else {
@@ -192,32 +163,17 @@ fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
         }
         let label = label(&port.value);
         if !seen.insert(label.clone()) {
-            let place = port
-                .value
-                .name
-                .as_ref()
-                .map_or(port.place, |name| name.place);
-            findings.add(
-                place,
-                format!("port `{label}` is here twice; give each a `name`"),
-            );
+            let place = port.value.name.as_ref().map_or(port.place, |name| name.place);
+            findings.add(place, format!("port `{label}` is here twice; give each a `name`"));
         }
     }
 }
 
 fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
     match port.protocol {
-        None
-        | Some(At {
-            value: ProtocolDoc::Tcp,
-            ..
-        }) => Some(Protocol::Tcp),
+        None | Some(At { value: ProtocolDoc::Tcp, .. }) => Some(Protocol::Tcp),
         Some(At { place, value }) => {
-            let word = if value == ProtocolDoc::Udp {
-                "UDP"
-            } else {
-                "SCTP"
-            };
+            let word = if value == ProtocolDoc::Udp { "UDP" } else { "SCTP" };
             findings.add(
                 place,
                 format!("`{word}` is not carried by mode `proxy` yet; this version carries TCP"),
@@ -229,12 +185,7 @@ fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
 
 fn target(port: &At<PortDoc>, listen: ListenDoc, findings: &mut Findings<'_>) {
     let ports = port.value.port.value.0;
-    if let Some(target) = port
-        .value
-        .target_port
-        .as_ref()
-        .filter(|target| target.value == 0)
-    {
+    if let Some(target) = port.value.target_port.as_ref().filter(|target| target.value == 0) {
         findings.add(target.place, "`targetPort` is 0; ports are 1 to 65535");
     }
     if ports.len() > MOST_LISTENED && listen == ListenDoc::PerAddress {
@@ -282,22 +233,12 @@ fn backends(
         }
         let ip = doc.address.value.ip.to_canonical();
         if ip.is_unspecified() || ip.is_multicast() {
-            findings.add(
-                *place,
-                format!("`{ip}` cannot be dialled; name the backend's address"),
-            );
+            findings.add(*place, format!("`{ip}` cannot be dialled; name the backend's address"));
             continue;
         }
-        let target = port
-            .target_port
-            .as_ref()
-            .and_then(|at| NonZeroU16::new(at.value));
+        let target = port.target_port.as_ref().and_then(|at| NonZeroU16::new(at.value));
         let ports = port.port.value.0;
-        let same = || {
-            (ports.len() == 1)
-                .then(|| NonZeroU16::new(ports.first()))
-                .flatten()
-        };
+        let same = || (ports.len() == 1).then(|| NonZeroU16::new(ports.first())).flatten();
         let addr = BackendAddr::new(ip, own.or(target).or_else(same));
         if let Some(line) = seen.insert(addr, place.line) {
             findings.add(
@@ -309,11 +250,7 @@ fn backends(
         let weight = match doc.weight {
             None => Weight::ONE,
             Some(At { place, value }) => Weight::new(value).unwrap_or_else(|error| {
-                let drain = if value == 0 {
-                    "; to take it out, use `fairway drain`"
-                } else {
-                    ""
-                };
+                let drain = if value == 0 { "; to take it out, use `fairway drain`" } else { "" };
                 findings.add(place, format!("{error}{drain}"));
                 Weight::ONE
             }),
@@ -355,14 +292,10 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         idle: findings.time("idle", doc.timeouts.idle.as_ref(), "1h"),
         half_closed: findings.time("halfClosed", doc.timeouts.half_closed.as_ref(), "1m"),
     };
-    let affinity_timeout = findings.time(
-        "sessionAffinityTimeout",
-        doc.session_affinity_timeout.as_ref(),
-        "3h",
-    );
-    let affinity = (doc.session_affinity == Some(AffinityDoc::ClientIP)).then_some(Affinity {
-        timeout: affinity_timeout,
-    });
+    let affinity_timeout =
+        findings.time("sessionAffinityTimeout", doc.session_affinity_timeout.as_ref(), "3h");
+    let affinity = (doc.session_affinity == Some(AffinityDoc::ClientIP))
+        .then_some(Affinity { timeout: affinity_timeout });
     Policy {
         scheduler,
         hash: hash(doc, fields, findings),
@@ -382,40 +315,27 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
 }
 
 fn scheduler(doc: &ServiceDoc, findings: &mut Findings<'_>) -> (Scheduler, HashFields) {
-    let kind = doc
-        .scheduler
-        .as_ref()
-        .map_or(SchedulerDoc::Maglev, |at| at.value);
+    let kind = doc.scheduler.as_ref().map_or(SchedulerDoc::Maglev, |at| at.value);
     let hashing = matches!(
         kind,
         SchedulerDoc::Maglev | SchedulerDoc::SourceHash | SchedulerDoc::DestinationHash
     );
     if let Some(at) = doc.maglev.as_ref().filter(|_| !hashing) {
-        findings.add(
-            at.place,
-            "`maglev` only goes with a hashing scheduler; remove it",
-        );
+        findings.add(at.place, "`maglev` only goes with a hashing scheduler; remove it");
     }
     let settings = doc.maglev.as_ref().map(|at| &at.value);
     let table_size = settings.and_then(|s| s.table_size.as_ref()).and_then(|at| {
         let size = TableSize::new(at.value);
-        size.map_err(|error| findings.add(at.place, error.to_string()))
-            .ok()
+        size.map_err(|error| findings.add(at.place, error.to_string())).ok()
     });
     let bound = settings.and_then(|s| s.bounded_load.as_ref());
     if let Some(at) = bound.filter(|at| !(101..=10_000).contains(&at.value.0)) {
         findings.add(
             at.place,
-            format!(
-                "`boundedLoad` is {}%; it is above 100% of the mean, like 125%",
-                at.value.0
-            ),
+            format!("`boundedLoad` is {}%; it is above 100% of the mean, like 125%", at.value.0),
         );
     }
-    let maglev = Scheduler::Maglev {
-        table_size,
-        bounded_load_percent: bound.map(|at| at.value.0),
-    };
+    let maglev = Scheduler::Maglev { table_size, bounded_load_percent: bound.map(|at| at.value.0) };
     match kind {
         SchedulerDoc::Maglev => (maglev, HashFields::FiveTuple),
         SchedulerDoc::SourceHash => (maglev, HashFields::Source),
@@ -435,10 +355,7 @@ fn hash(doc: &ServiceDoc, implied: HashFields, findings: &mut Findings<'_>) -> H
     let mut fields = implied;
     if let Some(At { place, value }) = doc.hash.fields {
         if implied != HashFields::FiveTuple {
-            findings.add(
-                place,
-                "this scheduler fixes what is hashed; remove `fields`",
-            );
+            findings.add(place, "this scheduler fixes what is hashed; remove `fields`");
         }
         fields = match value {
             FieldsDoc::FiveTuple => HashFields::FiveTuple,
@@ -466,15 +383,9 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
     let retry = &doc.retry;
     let on = retry.on.as_deref().unwrap_or(&[RetryOnDoc::Connect]);
     if let Some(at) = retry.attempts.as_ref().filter(|at| at.value == 0) {
-        findings.add(
-            at.place,
-            "`attempts` is 0; 1 tries one backend, `on: []` never retries",
-        );
+        findings.add(at.place, "`attempts` is 0; 1 tries one backend, `on: []` never retries");
     }
-    if let Some(At {
-        place,
-        value: Time(hedge),
-    }) = retry.hedge_after
+    if let Some(At { place, value: Time(hedge) }) = retry.hedge_after
         && hedge >= connect
     {
         findings.add(
@@ -484,10 +395,7 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
     }
     let replay = retry.replay_buffer.as_ref();
     if let Some(at) = replay.filter(|at| at.value.0 > 1 << 20) {
-        findings.add(
-            at.place,
-            "`replayBuffer` is held by every connection; at most 1MiB",
-        );
+        findings.add(at.place, "`replayBuffer` is held by every connection; at most 1MiB");
     }
     Retry {
         on_connect: on.contains(&RetryOnDoc::Connect),
@@ -495,12 +403,7 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
         attempts: retry.attempts.map(|at| at.value),
         deadline: findings.time("deadline", retry.deadline.as_ref(), "10s"),
         hedge_after: retry.hedge_after.map(|at| at.value.0),
-        replay_bytes: replay.map_or(
-            16 << 10,
-            |At {
-                 value: Size(bytes), ..
-             }| *bytes as u32,
-        ),
+        replay_bytes: replay.map_or(16 << 10, |At { value: Size(bytes), .. }| *bytes as u32),
     }
 }
 
@@ -508,10 +411,7 @@ fn limits(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Limits {
     let mut limit = |name: &str, written: Option<At<u32>>| {
         let At { place, value } = written?;
         if value == 0 {
-            findings.add(
-                place,
-                format!("`{name}` is 0 and would refuse everyone; remove it"),
-            );
+            findings.add(place, format!("`{name}` is 0 and would refuse everyone; remove it"));
         }
         Some(value)
     };
@@ -520,10 +420,7 @@ fn limits(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Limits {
         backend_connections: limit("backendConnections", limits.backend_connections),
         service_connections: limit("serviceConnections", limits.service_connections),
         client_connections: limit("clientConnections", limits.client_connections),
-        client_rate: limit(
-            "clientConnectionsPerSecond",
-            limits.client_connections_per_second,
-        ),
+        client_rate: limit("clientConnectionsPerSecond", limits.client_connections_per_second),
     }
 }
 
@@ -545,10 +442,7 @@ fn check(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>
     };
     let (rise, fall) = (count("rise", check.rise, 2), count("fall", check.fall, 3));
     if let Some(at) = check.jitter.as_ref().filter(|at| at.value.0 > 100) {
-        findings.add(
-            at.place,
-            format!("`jitter` is {}%; it is 0% to 100%", at.value.0),
-        );
+        findings.add(at.place, format!("`jitter` is {}%; it is 0% to 100%", at.value.0));
     }
     if let Some(at) = check.port.as_ref().filter(|at| at.value == 0) {
         findings.add(at.place, "`port` is 0; ports are 1 to 65535");
@@ -577,16 +471,11 @@ fn http_only(check: &HealthCheckDoc, findings: &mut Findings<'_>) {
         ("path", check.path.as_ref().map(|at| at.place)),
         ("host", check.host.as_ref().map(|at| at.place)),
         ("headers", check.headers.as_ref().map(|at| at.place)),
-        (
-            "expectStatus",
-            check.expect_status.as_ref().map(|at| at.place),
-        ),
+        ("expectStatus", check.expect_status.as_ref().map(|at| at.place)),
     ] {
         if let Some(place) = place {
-            findings.add(
-                place,
-                format!("`{name}` belongs to `type: http`; set that, or remove it"),
-            );
+            findings
+                .add(place, format!("`{name}` belongs to `type: http`; set that, or remove it"));
         }
     }
 }
@@ -598,16 +487,10 @@ fn http(check: &HealthCheckDoc, findings: &mut Findings<'_>) -> Probe {
     {
         findings.add(
             at.place,
-            format!(
-                "`{}` is no path; it starts with `/`, without spaces",
-                at.value
-            ),
+            format!("`{}` is no path; it starts with `/`, without spaces", at.value),
         );
     }
-    if let Some(at) = check
-        .host
-        .as_ref()
-        .filter(|at| at.value.is_empty() || at.value.contains(bad))
+    if let Some(at) = check.host.as_ref().filter(|at| at.value.is_empty() || at.value.contains(bad))
     {
         findings.add(at.place, format!("`{}` is no host name", at.value));
     }
@@ -650,10 +533,7 @@ fn check_port(doc: &ServiceDoc, check: &CheckSpec, port: &PortDoc, findings: &mu
         && check.port.is_none()
         && doc.backends.iter().chain(&doc.backup_backends).any(no_port);
     if needs {
-        let place = doc
-            .health_check
-            .as_ref()
-            .map_or(port.port.place, |at| at.place);
+        let place = doc.health_check.as_ref().map_or(port.port.place, |at| at.place);
         findings.add(
             place,
             "a check needs a port, and a range leaves it open; set `healthCheck.port`, or \

@@ -46,11 +46,7 @@ impl IpPrefix {
 
     /// Length in the 128-bit space that IPv4 is mapped into.
     fn mapped_len(&self) -> u8 {
-        if self.addr.is_ipv4() {
-            96 + self.len
-        } else {
-            self.len
-        }
+        if self.addr.is_ipv4() { 96 + self.len } else { self.len }
     }
 }
 
@@ -62,9 +58,7 @@ impl FromStr for IpPrefix {
     type Err = PrefixError;
 
     fn from_str(text: &str) -> Result<Self, PrefixError> {
-        let (addr, len) = text
-            .split_once('/')
-            .map_or((text, None), |(a, l)| (a, Some(l)));
+        let (addr, len) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
         let addr: IpAddr = addr.parse().map_err(|_| PrefixError::NotAnAddress)?;
         let longest = if addr.is_ipv4() { 32 } else { 128 };
         let len = match len {
@@ -125,13 +119,8 @@ impl AddrSet {
 
 impl FromIterator<IpPrefix> for AddrSet {
     fn from_iter<I: IntoIterator<Item = IpPrefix>>(prefixes: I) -> Self {
-        let (v4, v6) = prefixes
-            .into_iter()
-            .partition(|prefix| prefix.addr.is_ipv4());
-        Self {
-            v4: merged(v4),
-            v6: merged(v6),
-        }
+        let (v4, v6) = prefixes.into_iter().partition(|prefix| prefix.addr.is_ipv4());
+        Self { v4: merged(v4), v6: merged(v6) }
     }
 }
 
@@ -169,14 +158,8 @@ mod tests {
             ("::/0", Ok("::/0")),
             ("0.0.0.0/0", Ok("0.0.0.0/0")),
             ("2001:db8::1", Ok("2001:db8::1/128")),
-            (
-                "192.0.2.7/24",
-                Err(PrefixError::HostBits(prefix("192.0.2.0/24"))),
-            ),
-            (
-                "2001:db8::1/32",
-                Err(PrefixError::HostBits(prefix("2001:db8::/32"))),
-            ),
+            ("192.0.2.7/24", Err(PrefixError::HostBits(prefix("192.0.2.0/24")))),
+            ("2001:db8::1/32", Err(PrefixError::HostBits(prefix("2001:db8::/32")))),
             ("192.0.2.0/33", Err(PrefixError::Length(32))),
             ("::/129", Err(PrefixError::Length(128))),
             ("192.0.2/24", Err(PrefixError::NotAnAddress)),
@@ -194,10 +177,7 @@ mod tests {
         let v4: AddrSet = [prefix("0.0.0.0/0")].into_iter().collect();
         assert!(v4.contains("203.0.113.9".parse().unwrap()));
         assert!(!v4.contains("2001:db8::1".parse().unwrap()));
-        assert!(
-            v4.contains("::ffff:203.0.113.9".parse().unwrap()),
-            "mapped IPv4 is IPv4"
-        );
+        assert!(v4.contains("::ffff:203.0.113.9".parse().unwrap()), "mapped IPv4 is IPv4");
     }
 
     proptest! {

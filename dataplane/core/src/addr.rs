@@ -142,10 +142,7 @@ impl PortRange {
     /// A range of one port.
     #[must_use]
     pub fn single(port: NonZeroU16) -> Self {
-        Self {
-            first: port,
-            last: port,
-        }
+        Self { first: port, last: port }
     }
 
     /// The lowest port.
@@ -221,41 +218,19 @@ mod tests {
             let at: SocketAddr = text.parse().unwrap();
             BackendAddr::new(at.ip(), NonZeroU16::new(at.port()))
         };
-        let mut addrs: alloc::vec::Vec<_> = [
-            "[::1]:1",
-            "10.0.0.10:80",
-            "10.0.0.9:81",
-            "10.0.0.9:80",
-            "9.0.0.1:1",
-        ]
-        .map(parse)
-        .into();
+        let mut addrs: alloc::vec::Vec<_> =
+            ["[::1]:1", "10.0.0.10:80", "10.0.0.9:81", "10.0.0.9:80", "9.0.0.1:1"]
+                .map(parse)
+                .into();
         addrs.sort();
-        let text: alloc::vec::Vec<_> = addrs
-            .iter()
-            .map(alloc::string::ToString::to_string)
-            .collect();
-        assert_eq!(
-            text,
-            [
-                "9.0.0.1:1",
-                "10.0.0.9:80",
-                "10.0.0.9:81",
-                "10.0.0.10:80",
-                "[::1]:1"
-            ]
-        );
+        let text: alloc::vec::Vec<_> =
+            addrs.iter().map(alloc::string::ToString::to_string).collect();
+        assert_eq!(text, ["9.0.0.1:1", "10.0.0.9:80", "10.0.0.9:81", "10.0.0.10:80", "[::1]:1"]);
     }
 
     #[test]
     fn weights_keep_their_range() {
-        for (given, fits) in [
-            (0, false),
-            (1, true),
-            (1000, true),
-            (1001, false),
-            (65_537, false),
-        ] {
+        for (given, fits) in [(0, false), (1, true), (1000, true), (1001, false), (65_537, false)] {
             assert_eq!(Weight::new(given).is_ok(), fits, "{given}");
         }
     }

@@ -14,10 +14,7 @@ pub struct Standing {
 
 impl Standing {
     /// Takes new flows.
-    pub const GOOD: Self = Self {
-        failed: false,
-        draining: false,
-    };
+    pub const GOOD: Self = Self { failed: false, draining: false };
 
     /// Whether a new flow may come here.
     #[must_use]
@@ -73,16 +70,9 @@ impl Admission {
             }
         }
         if standing.is_empty() {
-            return Self::All {
-                members: count as u16,
-                weight,
-            };
+            return Self::All { members: count as u16, weight };
         }
-        Self::Some {
-            standing: standing.into(),
-            admitted: admitted.into(),
-            weight,
-        }
+        Self::Some { standing: standing.into(), admitted: admitted.into(), weight }
     }
 
     /// Whether `member` takes new flows. Constant time.
@@ -96,10 +86,9 @@ impl Admission {
     pub fn standing(&self, member: u16) -> Standing {
         match self {
             Self::All { .. } => Standing::GOOD,
-            Self::Some { standing, .. } => standing
-                .get(usize::from(member))
-                .copied()
-                .unwrap_or_default(),
+            Self::Some { standing, .. } => {
+                standing.get(usize::from(member)).copied().unwrap_or_default()
+            }
         }
     }
 
@@ -139,37 +128,22 @@ impl Admission {
 mod tests {
     use super::*;
 
-    const BAD: Standing = Standing {
-        failed: true,
-        draining: false,
-    };
-    const DRAINING: Standing = Standing {
-        failed: false,
-        draining: true,
-    };
+    const BAD: Standing = Standing { failed: true, draining: false };
+    const DRAINING: Standing = Standing { failed: false, draining: true };
 
     #[test]
     fn admitted_are_counted_and_listed() {
         for (name, states, want) in [
             ("nobody", &[][..], &[][..]),
             ("all", &[Standing::GOOD, Standing::GOOD], &[0, 1]),
-            (
-                "first failed",
-                &[BAD, Standing::GOOD, Standing::GOOD],
-                &[1, 2],
-            ),
-            (
-                "last drains",
-                &[Standing::GOOD, Standing::GOOD, DRAINING],
-                &[0, 1],
-            ),
+            ("first failed", &[BAD, Standing::GOOD, Standing::GOOD], &[1, 2]),
+            ("last drains", &[Standing::GOOD, Standing::GOOD, DRAINING], &[0, 1]),
             ("middle", &[Standing::GOOD, BAD, Standing::GOOD], &[0, 2]),
             ("none left", &[BAD, DRAINING], &[]),
         ] {
             let admission = Admission::new(states.iter().map(|s| (3, *s)));
-            let listed: Vec<_> = (0..admission.admitted() as u64)
-                .filter_map(|n| admission.nth(n))
-                .collect();
+            let listed: Vec<_> =
+                (0..admission.admitted() as u64).filter_map(|n| admission.nth(n)).collect();
             assert_eq!(listed, want, "{name}");
             assert_eq!(admission.weight() as usize, 3 * want.len(), "{name}");
             for (n, state) in states.iter().enumerate() {

@@ -63,16 +63,10 @@ impl AffinityTable {
     ) -> Option<BackendId> {
         let (bucket, key) = self.place_of(service, client);
         bucket.lock.with(|| {
-            let place = bucket
-                .places
-                .iter()
-                .find(|place| place.client.load(Relaxed) == key)?;
+            let place = bucket.places.iter().find(|place| place.client.load(Relaxed) == key)?;
             let fresh = now.since(Tick(place.used.load(Relaxed))) <= timeout;
             let epoch = NonZeroU32::new(place.epoch.load(Relaxed))?;
-            fresh.then(|| BackendId {
-                slot: place.slot.load(Relaxed),
-                epoch,
-            })
+            fresh.then(|| BackendId { slot: place.slot.load(Relaxed), epoch })
         })
     }
 
@@ -80,16 +74,8 @@ impl AffinityTable {
     pub fn keep(&self, service: ServiceId, client: IpAddr, backend: BackendId, now: Tick) {
         let (bucket, key) = self.place_of(service, client);
         bucket.lock.with(|| {
-            let known = bucket
-                .places
-                .iter()
-                .find(|place| place.client.load(Relaxed) == key);
-            let oldest = || {
-                bucket
-                    .places
-                    .iter()
-                    .min_by_key(|place| place.used.load(Relaxed))
-            };
+            let known = bucket.places.iter().find(|place| place.client.load(Relaxed) == key);
+            let oldest = || bucket.places.iter().min_by_key(|place| place.used.load(Relaxed));
             let Some(place) = known.or_else(oldest) else {
                 return;
             };
@@ -117,14 +103,8 @@ impl AffinityTable {
     }
 
     fn place_of(&self, service: ServiceId, client: IpAddr) -> (&Bucket, u64) {
-        let key = self
-            .hasher
-            .hash_one((service, client.to_canonical()))
-            .max(1);
-        (
-            &self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)],
-            key,
-        )
+        let key = self.hasher.hash_one((service, client.to_canonical())).max(1);
+        (&self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)], key)
     }
 }
 
@@ -135,10 +115,7 @@ mod tests {
     const SERVICE: ServiceId = ServiceId(1);
 
     fn backend(slot: u32) -> BackendId {
-        BackendId {
-            slot,
-            epoch: NonZeroU32::MIN,
-        }
+        BackendId { slot, epoch: NonZeroU32::MIN }
     }
 
     fn client(n: u32) -> IpAddr {
@@ -167,15 +144,8 @@ mod tests {
             table.keep(SERVICE, client(n), backend(n), Tick(u64::from(n)));
         }
         let timeout = Duration::from_secs(10);
-        assert_eq!(
-            table.find(SERVICE, client(1), timeout, Tick(9)),
-            None,
-            "the oldest went"
-        );
-        assert_eq!(
-            table.find(SERVICE, client(2), timeout, Tick(9)),
-            Some(backend(2))
-        );
+        assert_eq!(table.find(SERVICE, client(1), timeout, Tick(9)), None, "the oldest went");
+        assert_eq!(table.find(SERVICE, client(2), timeout, Tick(9)), Some(backend(2)));
         assert_eq!(table.evicted(), 1);
     }
 }

@@ -103,14 +103,7 @@ mod tests {
     #[test]
     fn places_are_bounded_and_returned() {
         let addr = BackendAddr::new([10, 0, 0, 1].into(), None);
-        let backend = Backend::new(
-            BackendId {
-                slot: 0,
-                epoch: NonZeroU32::MIN,
-            },
-            addr,
-            1,
-        );
+        let backend = Backend::new(BackendId { slot: 0, epoch: NonZeroU32::MIN }, addr, 1);
         assert!(backend.try_open(Some(2)) && backend.try_open(Some(2)));
         assert!(!backend.try_open(Some(2)), "full");
         backend.close();

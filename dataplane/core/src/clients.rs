@@ -83,9 +83,7 @@ impl ClientTable {
         let (bucket, key) = self.place_of(service, client);
         bucket.lock.with(|| {
             if let Some(place) = bucket.places.iter().find(|p| p.client.load(Relaxed) == key) {
-                place
-                    .open
-                    .store(place.open.load(Relaxed).saturating_sub(1), Relaxed);
+                place.open.store(place.open.load(Relaxed).saturating_sub(1), Relaxed);
             }
         });
     }
@@ -97,14 +95,8 @@ impl ClientTable {
     }
 
     fn place_of(&self, service: ServiceId, client: IpAddr) -> (&Bucket, u64) {
-        let key = self
-            .hasher
-            .hash_one((service, client.to_canonical()))
-            .max(1);
-        (
-            &self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)],
-            key,
-        )
+        let key = self.hasher.hash_one((service, client.to_canonical())).max(1);
+        (&self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)], key)
     }
 }
 
@@ -114,15 +106,10 @@ impl Bucket {
         if let Some(place) = self.places.iter().find(|p| p.client.load(Relaxed) == key) {
             return Some(place);
         }
-        let unused = self
-            .places
-            .iter()
-            .filter(|place| place.open.load(Relaxed) == 0);
+        let unused = self.places.iter().filter(|place| place.open.load(Relaxed) == 0);
         let place = unused.min_by_key(|place| place.at.load(Relaxed))?;
         place.client.store(key, Relaxed);
-        place
-            .tokens
-            .store(limits.client_rate.map_or(0, u64::from) * TOKENS, Relaxed);
+        place.tokens.store(limits.client_rate.map_or(0, u64::from) * TOKENS, Relaxed);
         place.at.store(now.0, Relaxed);
         Some(place)
     }
@@ -136,10 +123,7 @@ impl Place {
         }
         if let Some(rate) = limits.client_rate.map(u64::from) {
             let passed = now.0.saturating_sub(self.at.load(Relaxed));
-            let filled = self
-                .tokens
-                .load(Relaxed)
-                .saturating_add(passed.saturating_mul(rate));
+            let filled = self.tokens.load(Relaxed).saturating_add(passed.saturating_mul(rate));
             let tokens = filled.min(rate * TOKENS);
             if tokens < TOKENS {
                 return Err(Refusal(LimitKind::ClientRate));
@@ -165,10 +149,7 @@ mod tests {
     #[test]
     fn open_connections_are_limited() {
         let table = ClientTable::new(100);
-        let limits = Limits {
-            client_connections: Some(2),
-            ..Limits::default()
-        };
+        let limits = Limits { client_connections: Some(2), ..Limits::default() };
         let open = |n| table.open(SERVICE, client(n), &limits, Tick(0));
         assert_eq!((open(1), open(1)), (Ok(true), Ok(true)));
         assert_eq!(open(1), Err(Refusal(LimitKind::Client)));
@@ -180,23 +161,12 @@ mod tests {
     #[test]
     fn the_rate_is_a_token_bucket() {
         let table = ClientTable::new(100);
-        let limits = Limits {
-            client_rate: Some(2),
-            ..Limits::default()
-        };
+        let limits = Limits { client_rate: Some(2), ..Limits::default() };
         let open = |now| table.open(SERVICE, client(1), &limits, Tick(now));
-        assert_eq!(
-            (open(0), open(0)),
-            (Ok(true), Ok(true)),
-            "a second's worth at once"
-        );
+        assert_eq!((open(0), open(0)), (Ok(true), Ok(true)), "a second's worth at once");
         assert_eq!(open(0), Err(Refusal(LimitKind::ClientRate)));
         assert_eq!(open(499), Err(Refusal(LimitKind::ClientRate)));
-        assert_eq!(
-            open(500),
-            Ok(true),
-            "half a second gives one at two a second"
-        );
+        assert_eq!(open(500), Ok(true), "half a second gives one at two a second");
         assert_eq!(open(500), Err(Refusal(LimitKind::ClientRate)));
         assert_eq!(open(60_000), Ok(true), "a long pause...");
         assert_eq!(open(60_000), Ok(true));
@@ -210,10 +180,7 @@ mod tests {
     #[test]
     fn busy_clients_are_never_forgotten() {
         let table = ClientTable::new(PLACES);
-        let limits = Limits {
-            client_connections: Some(1),
-            ..Limits::default()
-        };
+        let limits = Limits { client_connections: Some(1), ..Limits::default() };
         let open = |n| table.open(SERVICE, client(n), &limits, Tick(0));
         for n in 1..=PLACES as u32 {
             assert_eq!(open(n), Ok(true));

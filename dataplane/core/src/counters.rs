@@ -55,9 +55,7 @@ impl<T: Default> PerWorker<T> {
 
     /// The copies that exist.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.0
-            .iter()
-            .filter_map(|cell| cell.get().map(|padded| &**padded))
+        self.0.iter().filter_map(|cell| cell.get().map(|padded| &**padded))
     }
 }
 
@@ -172,26 +170,19 @@ pub struct Histogram {
 
 impl Histogram {
     /// Upper bounds of the buckets, in milliseconds; a further bucket holds the rest.
-    pub const BOUNDS_MS: [f64; 13] = [
-        0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 3000.0,
-    ];
+    pub const BOUNDS_MS: [f64; 13] =
+        [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 3000.0];
 
     /// Counts `value`.
     pub fn record(&self, value: Duration) {
         let millis = value.as_secs_f64() * 1e3;
         let bucket = Self::BOUNDS_MS.iter().position(|bound| millis <= *bound);
-        bucket
-            .map_or(&self.over, |bucket| &self.buckets[bucket])
-            .inc();
-        self.sum_us
-            .add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX));
+        bucket.map_or(&self.over, |bucket| &self.buckets[bucket]).inc();
+        self.sum_us.add(u64::try_from(value.as_micros()).unwrap_or(u64::MAX));
     }
 
     fn add_to(&self, counts: &mut [u64; Self::BOUNDS_MS.len() + 1], sum_us: &mut u64) {
-        for (total, counter) in counts
-            .iter_mut()
-            .zip(self.buckets.iter().chain([&self.over]))
-        {
+        for (total, counter) in counts.iter_mut().zip(self.buckets.iter().chain([&self.over])) {
             *total += counter.get();
         }
         *sum_us += self.sum_us.get();
@@ -296,8 +287,7 @@ impl PerWorker<ServiceCounters> {
             add_each(&mut sum.ends, &own.ends);
             add_each(&mut sum.retries, &own.retries);
             add_each(&mut sum.limits, &own.limits);
-            own.connect_time
-                .add_to(&mut sum.connect_buckets, &mut sum.connect_sum_us);
+            own.connect_time.add_to(&mut sum.connect_buckets, &mut sum.connect_sum_us);
             sum
         })
     }
@@ -322,21 +312,14 @@ mod tests {
         let totals = counters.totals();
         assert_eq!(totals.connections, 5);
         assert_eq!(totals.failures[FailureCause::Timeout as usize], 1);
-        assert_eq!(
-            counters.iter().count(),
-            2,
-            "a worker that counted nothing has no copy"
-        );
+        assert_eq!(counters.iter().count(), 2, "a worker that counted nothing has no copy");
     }
 
     #[test]
     fn histogram_buckets() {
         let counters = PerWorker::<ServiceCounters>::new(1);
         for micros in [50, 100, 101, 3_000_000, 3_000_001] {
-            counters
-                .of(0)
-                .connect_time
-                .record(Duration::from_micros(micros));
+            counters.of(0).connect_time.record(Duration::from_micros(micros));
         }
         let totals = counters.totals();
         assert_eq!(totals.connect_buckets[0], 2);

@@ -46,11 +46,7 @@ pub struct HashPolicy {
 
 impl Default for HashPolicy {
     fn default() -> Self {
-        Self {
-            fields: HashFields::FiveTuple,
-            ipv4_prefix: 32,
-            ipv6_prefix: 128,
-        }
+        Self { fields: HashFields::FiveTuple, ipv4_prefix: 32, ipv6_prefix: 128 }
     }
 }
 
@@ -73,16 +69,10 @@ impl FlowKey {
         if policy.fields != HashFields::Destination {
             bytes[..16].copy_from_slice(&masked(self.source.ip(), policy));
         }
-        if matches!(
-            policy.fields,
-            HashFields::FiveTuple | HashFields::SourcePort
-        ) {
+        if matches!(policy.fields, HashFields::FiveTuple | HashFields::SourcePort) {
             bytes[32..34].copy_from_slice(&self.source.port().to_be_bytes());
         }
-        if matches!(
-            policy.fields,
-            HashFields::FiveTuple | HashFields::Destination
-        ) {
+        if matches!(policy.fields, HashFields::FiveTuple | HashFields::Destination) {
             bytes[16..32].copy_from_slice(&octets(self.destination.ip()));
             bytes[34..36].copy_from_slice(&self.destination.port().to_be_bytes());
         }
@@ -105,9 +95,7 @@ fn masked(ip: IpAddr, policy: &HashPolicy) -> [u8; 16] {
     match ip {
         IpAddr::V4(v4) => {
             let mask = u32::MAX.checked_shl(32 - u32::from(policy.ipv4_prefix.min(32)));
-            octets(IpAddr::V4(Ipv4Addr::from(
-                u32::from(v4) & mask.unwrap_or(0),
-            )))
+            octets(IpAddr::V4(Ipv4Addr::from(u32::from(v4) & mask.unwrap_or(0))))
         }
         IpAddr::V6(v6) => {
             let mask = u128::MAX.checked_shl(128 - u32::from(policy.ipv6_prefix.min(128)));
@@ -135,28 +123,13 @@ mod tests {
         let v6 = key("[2001:db8::7]:40000", "[2001:db8:1::1]:443");
         for (name, key, fields, seed, want) in [
             ("v4 five-tuple", v4, HashFields::FiveTuple, 0, VECTORS[0]),
-            (
-                "v4 five-tuple, seed 42",
-                v4,
-                HashFields::FiveTuple,
-                42,
-                VECTORS[1],
-            ),
+            ("v4 five-tuple, seed 42", v4, HashFields::FiveTuple, 42, VECTORS[1]),
             ("v4 source", v4, HashFields::Source, 0, VECTORS[2]),
-            (
-                "v4 source and port",
-                v4,
-                HashFields::SourcePort,
-                0,
-                VECTORS[3],
-            ),
+            ("v4 source and port", v4, HashFields::SourcePort, 0, VECTORS[3]),
             ("v4 destination", v4, HashFields::Destination, 0, VECTORS[4]),
             ("v6 five-tuple", v6, HashFields::FiveTuple, 0, VECTORS[5]),
         ] {
-            let policy = HashPolicy {
-                fields,
-                ..HashPolicy::default()
-            };
+            let policy = HashPolicy { fields, ..HashPolicy::default() };
             assert_eq!(key.hash(&policy, seed), want, "{name}");
         }
     }
@@ -172,11 +145,7 @@ mod tests {
 
     #[test]
     fn prefixes_join_neighbours() {
-        let policy = HashPolicy {
-            fields: HashFields::Source,
-            ipv4_prefix: 24,
-            ipv6_prefix: 64,
-        };
+        let policy = HashPolicy { fields: HashFields::Source, ipv4_prefix: 24, ipv6_prefix: 64 };
         let hash = |source| key(source, "198.51.100.1:443").hash(&policy, 0);
         assert_eq!(hash("192.0.2.7:1"), hash("192.0.2.200:2"));
         assert_ne!(hash("192.0.2.7:1"), hash("192.0.3.7:1"));
@@ -187,11 +156,7 @@ mod tests {
 
     #[test]
     fn a_prefix_of_zero_joins_everyone() {
-        let policy = HashPolicy {
-            fields: HashFields::Source,
-            ipv4_prefix: 0,
-            ipv6_prefix: 0,
-        };
+        let policy = HashPolicy { fields: HashFields::Source, ipv4_prefix: 0, ipv6_prefix: 0 };
         let hash = |source| key(source, "198.51.100.1:443").hash(&policy, 0);
         assert_eq!(hash("192.0.2.7:1"), hash("10.0.2.200:2"));
     }

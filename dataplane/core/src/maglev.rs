@@ -75,10 +75,7 @@ impl TableSize {
 }
 
 fn is_prime(n: u32) -> bool {
-    n >= 2
-        && (2..)
-            .take_while(|d| d * d <= n)
-            .all(|d| !n.is_multiple_of(d))
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 /// Owners of hash slots. Backends are numbered by their place in the list they were built from.
@@ -106,9 +103,7 @@ impl MaglevTable {
                 Permutation::of(&key.0, *weight, m)
             })
             .collect();
-        Self {
-            owners: fill(permutations, m),
-        }
+        Self { owners: fill(permutations, m) }
     }
 
     /// The owner of `slot`, or `None` when the table was built from no backends.
@@ -117,10 +112,7 @@ impl MaglevTable {
     #[must_use]
     pub fn owner(&self, slot: u64) -> Option<u16> {
         let index = usize::try_from(slot).ok()? % self.owners.len();
-        self.owners
-            .get(index)
-            .copied()
-            .filter(|owner| *owner != FREE)
+        self.owners.get(index).copied().filter(|owner| *owner != FREE)
     }
 
     /// Number of slots.
@@ -211,35 +203,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn table(keys: &[(&str, u32)], m: u32) -> Vec<u16> {
-        let backends: Vec<_> = keys
-            .iter()
-            .map(|(key, weight)| (*key, Weight::new(*weight).unwrap()))
-            .collect();
-        MaglevTable::build(&backends, TableSize::new(m).unwrap())
-            .owners
-            .into_vec()
+        let backends: Vec<_> =
+            keys.iter().map(|(key, weight)| (*key, Weight::new(*weight).unwrap())).collect();
+        MaglevTable::build(&backends, TableSize::new(m).unwrap()).owners.into_vec()
     }
 
     /// Tables 1 and 2 of the paper: permutations are given there, hashes play no part.
     #[test]
     fn the_papers_example() {
-        let permutation = |next, skip| Permutation {
-            next,
-            skip,
-            weight: 1,
-            due: 0,
-        };
-        let before = fill(
-            vec![permutation(3, 4), permutation(0, 2), permutation(3, 1)],
-            7,
-        );
+        let permutation = |next, skip| Permutation { next, skip, weight: 1, due: 0 };
+        let before = fill(vec![permutation(3, 4), permutation(0, 2), permutation(3, 1)], 7);
         assert_eq!(*before, [1, 0, 1, 0, 2, 2, 0]);
         let after = fill(vec![permutation(3, 4), permutation(3, 1)], 7);
-        assert_eq!(
-            *after,
-            [0, 0, 0, 0, 1, 1, 1],
-            "B2 is number 1 once B1 is gone"
-        );
+        assert_eq!(*after, [0, 0, 0, 0, 1, 1, 1], "B2 is number 1 once B1 is gone");
     }
 
     /// Tables of envoyproxy/envoy `maglev_lb_test.cc` (Apache-2.0).
@@ -251,16 +227,8 @@ mod tests {
         let pair = |a, b| vec![(addrs[0].clone(), a), (addrs[1].clone(), b)];
         for (name, keys, want) in [
             ("Basic", equal(&addrs), vec![2, 4, 0, 1, 5, 0, 3]),
-            (
-                "BasicWithHostName",
-                equal(&ports.map(String::from)),
-                vec![2, 5, 0, 3, 4, 1, 0],
-            ),
-            (
-                "Weighted",
-                pair(1, 2),
-                vec![1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1],
-            ),
+            ("BasicWithHostName", equal(&ports.map(String::from)), vec![2, 5, 0, 3, 4, 1, 0]),
+            ("Weighted", pair(1, 2), vec![1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 1]),
             (
                 "LocalityWeightedSameLocalityWeights",
                 pair(1, 1),
@@ -296,11 +264,7 @@ mod tests {
             (656, 655_373),
             (60_000, 655_373),
         ] {
-            assert_eq!(
-                TableSize::for_backends(backends).get(),
-                want,
-                "{backends} backends"
-            );
+            assert_eq!(TableSize::for_backends(backends).get(), want, "{backends} backends");
         }
     }
 
@@ -308,10 +272,7 @@ mod tests {
     fn sizes_are_prime_and_in_range() {
         assert_eq!(
             TableSize::new(65_536),
-            Err(TableSizeError::NotPrime {
-                given: 65_536,
-                next: 65_537
-            })
+            Err(TableSizeError::NotPrime { given: 65_536, next: 65_537 })
         );
         assert_eq!(TableSize::new(1), Err(TableSizeError::OutOfRange(1)));
         assert!(TableSize::new(TableSize::MAX).is_ok());
@@ -320,12 +281,7 @@ mod tests {
     fn thousand(seed: u32, without: Option<usize>) -> Vec<(String, Weight)> {
         (0..1000u32)
             .filter(|n| Some(*n as usize) != without)
-            .map(|n| {
-                (
-                    format!("10.{}.{}.{}:8080", seed % 200, n / 250, n % 250),
-                    Weight::ONE,
-                )
-            })
+            .map(|n| (format!("10.{}.{}.{}:8080", seed % 200, n / 250, n % 250), Weight::ONE))
             .collect()
     }
 

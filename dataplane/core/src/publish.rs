@@ -39,10 +39,7 @@ impl Publisher {
     pub fn reader(&mut self) -> Reader {
         let seen = Arc::new(CachePadded::new(AtomicU64::new(0)));
         self.seen.push(Arc::clone(&seen));
-        Reader {
-            cache: Cache::new(Arc::clone(&self.current)),
-            seen,
-        }
+        Reader { cache: Cache::new(Arc::clone(&self.current)), seen }
     }
 
     /// A view for status and metrics: it loads the current snapshot when asked.
@@ -68,11 +65,7 @@ impl Publisher {
     /// Frees retired snapshots that no worker can hold any more; returns how many are left.
     pub fn collect(&mut self) -> usize {
         let oldest = self.oldest_seen();
-        while self
-            .retired
-            .front()
-            .is_some_and(|old| old.generation < oldest)
-        {
+        while self.retired.front().is_some_and(|old| old.generation < oldest) {
             self.retired.pop_front();
         }
         self.retired.len()
@@ -81,11 +74,7 @@ impl Publisher {
     /// The oldest generation that a worker may be using.
     #[must_use]
     pub fn oldest_seen(&self) -> u64 {
-        self.seen
-            .iter()
-            .map(|seen| seen.load(Ordering::Acquire))
-            .min()
-            .unwrap_or(GONE)
+        self.seen.iter().map(|seen| seen.load(Ordering::Acquire)).min().unwrap_or(GONE)
     }
 }
 
@@ -149,11 +138,7 @@ mod tests {
         let snapshot = next(&publisher);
         publisher.publish(snapshot);
         assert_eq!(quick.load().generation, 1);
-        assert_eq!(
-            publisher.collect(),
-            1,
-            "the slow worker may still read generation 0"
-        );
+        assert_eq!(publisher.collect(), 1, "the slow worker may still read generation 0");
         assert!(first.upgrade().is_some());
         assert_eq!(slow.load().generation, 1);
         assert_eq!(publisher.collect(), 0);

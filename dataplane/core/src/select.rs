@@ -63,14 +63,7 @@ impl Service {
             (&*self.primary, &self.admission, false),
             (&*self.backup, &self.backup_admission, true),
         ] {
-            let search = Search {
-                service: self,
-                pool,
-                admission,
-                tried,
-                limit,
-                worker,
-            };
+            let search = Search { service: self, pool, admission, tried, limit, worker };
             if let Some(backend) = search.run(start) {
                 return Ok(Pick { backend, backup });
             }
@@ -90,12 +83,7 @@ impl Service {
         let find = |pool: &Pool| pool.members().iter().position(|m| m.backend.id == id);
         let (pool, admission, index, backup) = match find(&self.primary) {
             Some(index) => (&self.primary, &self.admission, index, false),
-            None => (
-                &self.backup,
-                &self.backup_admission,
-                find(&self.backup)?,
-                true,
-            ),
+            None => (&self.backup, &self.backup_admission, find(&self.backup)?, true),
         };
         // A backup is only kept while the primary pool has nobody.
         if !admission.admits(index as u16) || (backup && self.admission.admitted() > 0) {
@@ -121,13 +109,7 @@ impl<'a> Search<'a, '_> {
             return None;
         }
         match (&self.service.policy.scheduler, self.pool.layout()) {
-            (
-                Scheduler::Maglev {
-                    bounded_load_percent: Some(percent),
-                    ..
-                },
-                Layout::Table(_),
-            ) => {
+            (Scheduler::Maglev { bounded_load_percent: Some(percent), .. }, Layout::Table(_)) => {
                 // With every candidate above its bound (others were tried before), any will do.
                 self.walk(start, |member| self.within_bound(member, *percent))
                     .or_else(|| self.walk(start, |_| true))
@@ -145,17 +127,12 @@ impl<'a> Search<'a, '_> {
         let member = &self.pool.members()[usize::from(index)];
         let fits = self.admission.admits(index)
             && !self.tried.contains(&member.backend.id)
-            && self
-                .limit
-                .is_none_or(|limit| member.backend.active() < limit);
+            && self.limit.is_none_or(|limit| member.backend.active() < limit);
         fits.then_some(member)
     }
 
     fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
-        member
-            .backend
-            .try_open(self.limit)
-            .then_some(&member.backend)
+        member.backend.try_open(self.limit).then_some(&member.backend)
     }
 
     fn walk(&self, hash: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
@@ -242,17 +219,10 @@ impl<'a> Search<'a, '_> {
         };
         let round = turns.len() as u64;
         for passed in 0..round {
-            let member = turns
-                .at(start % round + passed)
-                .and_then(|n| self.eligible(n));
+            let member = turns.at(start % round + passed).and_then(|n| self.eligible(n));
             if let Some(backend) = member.and_then(|member| self.open(member)) {
                 if passed > 0 && self.tried.is_empty() {
-                    self.service
-                        .state
-                        .counters
-                        .of(self.worker)
-                        .cursor
-                        .add(passed);
+                    self.service.state.counters.of(self.worker).cursor.add(passed);
                 }
                 return Some(backend);
             }

@@ -10,10 +10,7 @@ use core::time::Duration;
 
 use proptest::prelude::*;
 
-const MAGLEV: Scheduler = Scheduler::Maglev {
-    table_size: None,
-    bounded_load_percent: None,
-};
+const MAGLEV: Scheduler = Scheduler::Maglev { table_size: None, bounded_load_percent: None };
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) fn policy(scheduler: Scheduler) -> Policy {
@@ -29,17 +26,9 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
             hedge_after: None,
             replay_bytes: 0,
         },
-        timeouts: Timeouts {
-            connect: SECOND,
-            idle: SECOND,
-            half_closed: SECOND,
-        },
+        timeouts: Timeouts { connect: SECOND, idle: SECOND, half_closed: SECOND },
         limits: Limits::default(),
-        passive: PassiveEjection {
-            failures: 0,
-            base: SECOND,
-            max: SECOND,
-        },
+        passive: PassiveEjection { failures: 0, base: SECOND, max: SECOND },
         allow: crate::AddrSet::default(),
         deny: crate::AddrSet::default(),
         drain_timeout: None,
@@ -50,10 +39,7 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
 pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
     let members = weights.iter().enumerate().map(|(n, weight)| Member {
         backend: Backend::new(
-            BackendId {
-                slot: n as u32,
-                epoch: NonZeroU32::MIN,
-            },
+            BackendId { slot: n as u32, epoch: NonZeroU32::MIN },
             crate::BackendAddr::new([10, 0, (n >> 8) as u8, n as u8].into(), NonZeroU16::new(80)),
             1,
         ),
@@ -94,10 +80,7 @@ fn candidates(service: &Service, start: u64) -> Vec<u32> {
 
 const EVERY: [Scheduler; 8] = [
     MAGLEV,
-    Scheduler::Maglev {
-        table_size: None,
-        bounded_load_percent: Some(125),
-    },
+    Scheduler::Maglev { table_size: None, bounded_load_percent: Some(125) },
     Scheduler::RoundRobin,
     Scheduler::Random,
     Scheduler::PowerOfTwo,
@@ -113,11 +96,7 @@ fn every_scheduler_offers_every_backend_once_and_no_other() {
         fail(&mut service, &[3, 17]);
         for start in [0, 1, 77, u64::MAX] {
             let mut offered = candidates(&service, start);
-            assert_eq!(
-                offered,
-                candidates(&service, start),
-                "{scheduler:?}: not deterministic"
-            );
+            assert_eq!(offered, candidates(&service, start), "{scheduler:?}: not deterministic");
             offered.sort_unstable();
             let want: Vec<_> = (0..40).filter(|n| ![3, 17].contains(n)).collect();
             assert_eq!(offered, want, "{scheduler:?} from {start}");
@@ -129,18 +108,10 @@ fn every_scheduler_offers_every_backend_once_and_no_other() {
 fn nobody_to_select_is_a_state() {
     for scheduler in EVERY {
         let empty = service(scheduler, &[]);
-        assert_eq!(
-            empty.select(1, &[], 0).unwrap_err(),
-            EndReason::NoBackend,
-            "{scheduler:?}"
-        );
+        assert_eq!(empty.select(1, &[], 0).unwrap_err(), EndReason::NoBackend, "{scheduler:?}");
         let mut down = service(scheduler, &[1, 1]);
         fail(&mut down, &[0, 1]);
-        assert_eq!(
-            down.select(1, &[], 0).unwrap_err(),
-            EndReason::NoBackend,
-            "{scheduler:?}"
-        );
+        assert_eq!(down.select(1, &[], 0).unwrap_err(), EndReason::NoBackend, "{scheduler:?}");
     }
 }
 
@@ -169,10 +140,7 @@ fn weights_are_shares_under_every_scheduler() {
         let shares = shares(&service(scheduler, &[1, 2, 5]), 8000);
         for (backend, weight) in [(0, 1.0), (1, 2.0), (2, 5.0)] {
             let share = f64::from(shares[&backend]) / (1000.0 * weight);
-            assert!(
-                (share - 1.0).abs() <= tolerance,
-                "{scheduler:?}: {shares:?}"
-            );
+            assert!((share - 1.0).abs() <= tolerance, "{scheduler:?}: {shares:?}");
         }
     }
 }
@@ -183,11 +151,7 @@ fn two_choices_stay_closer_than_one() {
         let shares = shares(&service(scheduler, &[1; 20]), 2000);
         shares.values().max().unwrap() - shares.values().min().unwrap()
     };
-    assert!(
-        spread(Scheduler::PowerOfTwo) <= 8,
-        "{}",
-        spread(Scheduler::PowerOfTwo)
-    );
+    assert!(spread(Scheduler::PowerOfTwo) <= 8, "{}", spread(Scheduler::PowerOfTwo));
     assert!(spread(Scheduler::PowerOfTwo) < spread(Scheduler::Random));
 }
 
@@ -196,10 +160,7 @@ fn round_robin_shares_the_turns_of_a_failed_backend() {
     let mut service = service(Scheduler::RoundRobin, &[1; 4]);
     fail(&mut service, &[1]);
     let shares = shares(&service, 3000);
-    assert_eq!(
-        shares.into_iter().collect::<Vec<_>>(),
-        [(0, 1000), (2, 1000), (3, 1000)]
-    );
+    assert_eq!(shares.into_iter().collect::<Vec<_>>(), [(0, 1000), (2, 1000), (3, 1000)]);
 }
 
 #[test]
@@ -222,27 +183,16 @@ fn limits_pass_a_flow_on_and_then_refuse() {
         for _ in 0..4 {
             assert!(service.select(5, &[], 0).is_ok(), "{scheduler:?}");
         }
-        assert_eq!(
-            service.select(5, &[], 0).unwrap_err(),
-            EndReason::Limited,
-            "{scheduler:?}"
-        );
+        assert_eq!(service.select(5, &[], 0).unwrap_err(), EndReason::Limited, "{scheduler:?}");
         service.primary.members()[1].backend.close();
-        assert_eq!(
-            service.select(5, &[], 0).unwrap().backend.id.slot,
-            1,
-            "{scheduler:?}"
-        );
+        assert_eq!(service.select(5, &[], 0).unwrap().backend.id.slot, 1, "{scheduler:?}");
     }
 }
 
 #[test]
 fn bounded_load_bounds() {
     let percent = 125;
-    let scheduler = Scheduler::Maglev {
-        table_size: None,
-        bounded_load_percent: Some(percent),
-    };
+    let scheduler = Scheduler::Maglev { table_size: None, bounded_load_percent: Some(percent) };
     let service = service(scheduler, &[1; 10]);
     for n in 0..1000 {
         assert!(service.state.try_open(None));
@@ -250,11 +200,7 @@ fn bounded_load_bounds() {
         let _ = service.select(mixed(n % 4), &[], 0).unwrap();
     }
     for member in service.primary.members() {
-        assert!(
-            member.backend.active() <= 125,
-            "{}",
-            member.backend.active()
-        );
+        assert!(member.backend.active() <= 125, "{}", member.backend.active());
     }
 }
 
@@ -266,18 +212,10 @@ fn the_backup_pool_serves_when_nobody_else_can() {
     service.backup = backup.primary;
     let pick = service.select(9, &[], 0).unwrap();
     assert!(!pick.backup);
-    let tried: Vec<_> = service
-        .primary
-        .members()
-        .iter()
-        .map(|m| m.backend.id)
-        .collect();
+    let tried: Vec<_> = service.primary.members().iter().map(|m| m.backend.id).collect();
     fail(&mut service, &[0, 1]);
     assert!(service.select(9, &[], 0).unwrap().backup);
-    assert!(
-        service.select_known(tried[0]).is_none(),
-        "a failed backend keeps no affinity"
-    );
+    assert!(service.select_known(tried[0]).is_none(), "a failed backend keeps no affinity");
 }
 
 proptest! {

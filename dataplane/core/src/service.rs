@@ -62,16 +62,12 @@ impl Pool {
     /// up to some milliseconds, so off the workers.
     pub fn build(mut members: Vec<Member>, scheduler: &Scheduler) -> Result<Self, BuildError> {
         if members.len() > MAX_MEMBERS {
-            return Err(BuildError::TooMany {
-                count: members.len(),
-            });
+            return Err(BuildError::TooMany { count: members.len() });
         }
         members.sort_by_key(|member| member.backend.addr);
         for pair in members.windows(2) {
             if pair[0].backend.addr == pair[1].backend.addr {
-                return Err(BuildError::Duplicate {
-                    addr: pair[0].backend.addr,
-                });
+                return Err(BuildError::Duplicate { addr: pair[0].backend.addr });
             }
         }
         members.shrink_to_fit();
@@ -117,11 +113,7 @@ impl Pool {
     /// The pool's admission when each member stands as `standing` says.
     #[must_use]
     pub fn admission(&self, standing: impl Fn(&Backend) -> Standing) -> Admission {
-        Admission::new(
-            self.members
-                .iter()
-                .map(|m| (m.weight.get(), standing(m.backend.as_ref()))),
-        )
+        Admission::new(self.members.iter().map(|m| (m.weight.get(), standing(m.backend.as_ref()))))
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -202,10 +194,8 @@ pub struct Service {
 impl Service {
     /// Every backend with its standing, and whether it is a backup.
     pub fn backends(&self) -> impl Iterator<Item = (&Member, Standing, bool)> {
-        let pools = [
-            (&self.primary, &self.admission, false),
-            (&self.backup, &self.backup_admission, true),
-        ];
+        let pools =
+            [(&self.primary, &self.admission, false), (&self.backup, &self.backup_admission, true)];
         pools.into_iter().flat_map(|(pool, admission, backup)| {
             let members = pool.members.iter().enumerate();
             members.map(move |(n, member)| (member, admission.standing(n as u16), backup))

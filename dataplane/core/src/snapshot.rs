@@ -159,16 +159,12 @@ impl SnapshotBuilder {
             let ip = frontend.ip.to_canonical();
             if frontend.ports.len() == 1 {
                 let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
-                self.shard(&key)
-                    .insert(key, Entry::One(Arc::clone(service)));
+                self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
                 continue;
             }
             self.next.has_ranges = true;
             let key = Key::Ranges(ip, frontend.protocol);
-            let entry = self
-                .shard(&key)
-                .entry(key)
-                .or_insert_with(|| Entry::Ranges(Vec::new()));
+            let entry = self.shard(&key).entry(key).or_insert_with(|| Entry::Ranges(Vec::new()));
             if let Entry::Ranges(ranges) = entry {
                 ranges.retain(|(range, _)| !range.overlaps(&frontend.ports));
                 let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
@@ -184,10 +180,7 @@ impl SnapshotBuilder {
     /// Takes the service `id` away from `frontends` and from the list of services.
     pub fn remove(&mut self, frontends: &[Frontend], id: ServiceId) {
         self.vacate(frontends, id);
-        if Arc::make_mut(&mut self.next.ids[id.0 as usize % SHARDS])
-            .remove(&id)
-            .is_some()
-        {
+        if Arc::make_mut(&mut self.next.ids[id.0 as usize % SHARDS]).remove(&id).is_some() {
             self.next.services -= 1;
         }
     }

@@ -4,19 +4,11 @@ use crate::{Scheduler, VipAddr};
 use core::num::NonZeroU16;
 
 fn ports(first: u16, last: u16) -> PortRange {
-    PortRange::new(
-        NonZeroU16::new(first).unwrap(),
-        NonZeroU16::new(last).unwrap(),
-    )
-    .unwrap()
+    PortRange::new(NonZeroU16::new(first).unwrap(), NonZeroU16::new(last).unwrap()).unwrap()
 }
 
 fn front(ip: &str, first: u16, last: u16) -> Frontend {
-    Frontend {
-        ip: ip.parse().unwrap(),
-        ports: ports(first, last),
-        protocol: Protocol::Tcp,
-    }
+    Frontend { ip: ip.parse().unwrap(), ports: ports(first, last), protocol: Protocol::Tcp }
 }
 
 fn named(id: u32) -> Arc<Service> {
@@ -27,18 +19,13 @@ fn named(id: u32) -> Arc<Service> {
 
 fn at(snapshot: &Snapshot, vip: &str) -> Option<u32> {
     let vip = VipAddr(vip.parse().unwrap());
-    snapshot
-        .lookup(vip, Protocol::Tcp)
-        .map(|service| service.id.0)
+    snapshot.lookup(vip, Protocol::Tcp).map(|service| service.id.0)
 }
 
 #[test]
 fn ports_and_ranges_are_found() {
     let mut builder = SnapshotBuilder::from(&Snapshot::empty());
-    builder.insert(
-        &[front("192.0.2.1", 80, 80), front("2001:db8::1", 80, 80)],
-        &named(1),
-    );
+    builder.insert(&[front("192.0.2.1", 80, 80), front("2001:db8::1", 80, 80)], &named(1));
     builder.insert(&[front("192.0.2.1", 1000, 1999)], &named(2));
     builder.insert(&[front("192.0.2.1", 3000, 3009)], &named(3));
     let snapshot = builder.finish();
@@ -71,11 +58,7 @@ fn removal_leaves_a_successor_alone() {
     builder.insert(&front, &named(2));
     builder.remove(&front, ServiceId(1));
     let second = builder.finish();
-    assert_eq!(
-        at(&first, "192.0.2.1:80"),
-        Some(1),
-        "older snapshots do not change"
-    );
+    assert_eq!(at(&first, "192.0.2.1:80"), Some(1), "older snapshots do not change");
     assert_eq!(at(&second, "192.0.2.1:80"), Some(2));
     assert_eq!((first.len(), second.len()), (1, 1));
     assert!(second.service(ServiceId(1)).is_none());
@@ -91,11 +74,7 @@ fn a_change_copies_one_shard() {
     let mut builder = SnapshotBuilder::from(&first);
     builder.insert(&[front("192.0.2.1", 7, 7)], &named(6));
     let second = builder.finish();
-    let copied = first
-        .shards
-        .iter()
-        .zip(&second.shards)
-        .filter(|(a, b)| !Arc::ptr_eq(a, b))
-        .count();
+    let copied =
+        first.shards.iter().zip(&second.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
     assert_eq!(copied, 1);
 }

@@ -13,10 +13,7 @@ impl Tick {
     #[must_use]
     pub fn plus(self, after: Duration) -> Self {
         let millis = after.as_nanos().div_ceil(1_000_000);
-        Self(
-            self.0
-                .saturating_add(u64::try_from(millis).unwrap_or(u64::MAX)),
-        )
+        Self(self.0.saturating_add(u64::try_from(millis).unwrap_or(u64::MAX)))
     }
 
     /// Time from `earlier` to this tick; zero when `earlier` is later.

@@ -63,22 +63,12 @@ impl Turns {
 }
 
 fn reduced(weights: &[Weight]) -> Vec<i64> {
-    let gcd = weights
-        .iter()
-        .fold(0, |a, w| gcd(a, u64::from(w.get())))
-        .max(1);
+    let gcd = weights.iter().fold(0, |a, w| gcd(a, u64::from(w.get()))).max(1);
     let sum: u64 = weights.iter().map(|w| u64::from(w.get()) / gcd).sum();
     let scale = |w: u64| {
-        if sum > LONGEST_ROUND {
-            (w * LONGEST_ROUND / sum).max(1)
-        } else {
-            w
-        }
+        if sum > LONGEST_ROUND { (w * LONGEST_ROUND / sum).max(1) } else { w }
     };
-    weights
-        .iter()
-        .map(|w| scale(u64::from(w.get()) / gcd) as i64)
-        .collect()
+    weights.iter().map(|w| scale(u64::from(w.get()) / gcd) as i64).collect()
 }
 
 fn gcd(a: u64, b: u64) -> u64 {

@@ -28,9 +28,7 @@ pub(crate) fn admit(
     cx: &mut Cx<'_>,
 ) -> Result<(Admitted, Rc<HeldBackend>), Refused> {
     let snapshot = cx.snapshot;
-    let service = snapshot
-        .lookup(VipAddr(dialled), Protocol::Tcp)
-        .ok_or(Refused::NoService)?;
+    let service = snapshot.lookup(VipAddr(dialled), Protocol::Tcp).ok_or(Refused::NoService)?;
     let state = Arc::clone(&service.state);
     let counters = state.counters.of(cx.worker);
     counters.accepted.inc();
@@ -62,22 +60,15 @@ fn admitted(
     let limits_client =
         policy.limits.client_connections.is_some() || policy.limits.client_rate.is_some();
     let tracked = match limits_client {
-        true => cx
-            .shared
-            .clients
-            .open(service.id, client, &policy.limits, cx.now),
+        true => cx.shared.clients.open(service.id, client, &policy.limits, cx.now),
         false => Ok(false),
     };
     let tracked = tracked.map_err(|Refusal(kind)| {
         service.state.close();
         limited(kind)
     })?;
-    let hash = FlowKey {
-        source: peer,
-        destination: dialled,
-        protocol: service.protocol,
-    }
-    .hash(&policy.hash, cx.shared.settings.hash_seed);
+    let hash = FlowKey { source: peer, destination: dialled, protocol: service.protocol }
+        .hash(&policy.hash, cx.shared.settings.hash_seed);
     let start = service.start(hash, random(cx), cx.worker);
     let known = known_backend(cx, service, peer);
     let pick = match known.map_or_else(|| service.select(start, &[], cx.worker), Ok) {
@@ -96,13 +87,7 @@ fn admitted(
     if pick.backup {
         counters.backup.inc();
     }
-    let admitted = Admitted {
-        peer,
-        dialled,
-        service: cx.held.service(service),
-        start,
-        tracked,
-    };
+    let admitted = Admitted { peer, dialled, service: cx.held.service(service), start, tracked };
     keep_affinity(cx, &admitted, pick.backend.id);
     Ok((admitted, cx.held.backend(pick.backend)))
 }

@@ -18,9 +18,7 @@ use crate::token::{Leg, Op};
 impl Session {
     /// Starts connecting to `backend`, on which a place has been taken.
     pub(crate) fn start_leg(&mut self, backend: Rc<HeldBackend>, cx: &mut Cx<'_>) {
-        let free = Leg::BOTH
-            .into_iter()
-            .find(|leg| self.legs[leg.index()].end.is_free());
+        let free = Leg::BOTH.into_iter().find(|leg| self.legs[leg.index()].end.is_free());
         let (Some(leg), Some(admitted)) = (free, &self.admitted) else {
             // Both sockets are on their way out; the completion of one asks again.
             backend.close();
@@ -76,9 +74,7 @@ impl Session {
         backend.counters.of(cx.worker).connections.inc();
         let took = cx.shared.clock.micros().saturating_sub(state.started_us);
         let counters = admitted.service.state.counters.of(cx.worker);
-        counters
-            .connect_time
-            .record(std::time::Duration::from_micros(took));
+        counters.connect_time.record(std::time::Duration::from_micros(took));
         if self.tried.len() > 1 {
             keep_affinity(cx, admitted, backend.id);
         }
@@ -113,8 +109,7 @@ impl Session {
         let limit = admitted.service.policy.passive.failures;
         let of_backend = !matches!(cause, FailureCause::Local | FailureCause::ResetBeforeReply);
         if of_backend && backend.streak.failed(limit) {
-            cx.shared
-                .backend_failed(admitted.service.id, backend.id, cause, backend.streak.len());
+            cx.shared.backend_failed(admitted.service.id, backend.id, cause, backend.streak.len());
         }
     }
 
@@ -127,12 +122,8 @@ impl Session {
             RetryCause::ResetBeforeReply => retry.on_reset_before_reply,
             _ => retry.on_connect,
         };
-        let attempts_left = retry
-            .attempts
-            .is_none_or(|most| self.tried.len() < usize::from(most));
-        let time_left = self
-            .retry_deadline()
-            .is_some_and(|deadline| cx.now < deadline);
+        let attempts_left = retry.attempts.is_none_or(|most| self.tried.len() < usize::from(most));
+        let time_left = self.retry_deadline().is_some_and(|deadline| cx.now < deadline);
         if !(allowed && attempts_left && time_left) {
             return self.finish(EndReason::ConnectFailed, true, cx);
         }
@@ -182,22 +173,13 @@ impl Session {
     /// The next moment at which a connecting session has something to do.
     pub(crate) fn connecting_deadline(&self) -> Option<Tick> {
         let timeout = self.admitted.as_ref()?.service.policy.timeouts.connect;
-        let connects = self
-            .legs
-            .iter()
-            .filter(|leg| leg.connecting)
-            .map(|leg| leg.since.plus(timeout));
-        connects
-            .chain(self.hedge_at)
-            .chain(self.retry_deadline())
-            .min()
+        let connects =
+            self.legs.iter().filter(|leg| leg.connecting).map(|leg| leg.since.plus(timeout));
+        connects.chain(self.hedge_at).chain(self.retry_deadline()).min()
     }
 
     pub(crate) fn connecting_timer(&mut self, cx: &mut Cx<'_>) {
-        if self
-            .retry_deadline()
-            .is_some_and(|deadline| deadline <= cx.now)
-        {
+        if self.retry_deadline().is_some_and(|deadline| deadline <= cx.now) {
             for leg in Leg::BOTH {
                 if self.legs[leg.index()].connecting {
                     self.count_failure(leg, FailureCause::Timeout, cx);

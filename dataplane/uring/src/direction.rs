@@ -37,15 +37,8 @@ impl Direction {
     /// Back to the start, keeping the memory of its lists. Chunks go back to the pool.
     pub(crate) fn reset(&mut self, ring: &mut Ring) {
         self.discard(ring);
-        let (queue, kept) = (
-            std::mem::take(&mut self.queue),
-            std::mem::take(&mut self.kept),
-        );
-        *self = Self {
-            queue,
-            kept,
-            ..Self::default()
-        };
+        let (queue, kept) = (std::mem::take(&mut self.queue), std::mem::take(&mut self.kept));
+        *self = Self { queue, kept, ..Self::default() };
     }
 
     /// Gives every chunk back. Only while no send is under way.

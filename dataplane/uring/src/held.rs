@@ -72,10 +72,7 @@ impl Held {
         self.services
             .retain(|id, held| Rc::strong_count(held) > 1 || snapshot.service(*id).is_some());
         for place in &mut self.backends {
-            if place
-                .as_ref()
-                .is_some_and(|held| Rc::strong_count(held) == 1)
-            {
+            if place.as_ref().is_some_and(|held| Rc::strong_count(held) == 1) {
                 *place = None;
             }
         }

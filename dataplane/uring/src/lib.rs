@@ -95,16 +95,9 @@ impl WorkerHandle {
             .spawn(body)
             .map_err(SetupError::Resources)?;
         match readiness.recv() {
-            Ok(Ok(())) => Ok(Self {
-                commands,
-                wake,
-                thread: Some(thread),
-                stats,
-            }),
+            Ok(Ok(())) => Ok(Self { commands, wake, thread: Some(thread), stats }),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(SetupError::Other(io::Error::other(
-                "the worker ended at its start",
-            ))),
+            Err(_) => Err(SetupError::Other(io::Error::other("the worker ended at its start"))),
         }
     }
 
@@ -140,8 +133,5 @@ fn pin(cpu: usize) {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!(
-        "panicked: {}",
-        text.unwrap_or_else(|| "without a message".into())
-    )
+    format!("panicked: {}", text.unwrap_or_else(|| "without a message".into()))
 }

@@ -54,10 +54,7 @@ pub enum ListenError {
 impl ListenError {
     fn of(error: io::Error, addr: SocketAddr, remedy: &'static str) -> Self {
         match error.raw_os_error() {
-            Some(libc::EADDRINUSE) => Self::InUse {
-                ip: addr.ip(),
-                port: addr.port(),
-            },
+            Some(libc::EADDRINUSE) => Self::InUse { ip: addr.ip(), port: addr.port() },
             Some(libc::EACCES | libc::EPERM) => Self::Permission { addr, remedy },
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                 Self::Resources { addr, error }
@@ -87,11 +84,7 @@ pub fn open_listener(addr: SocketAddr) -> Result<Socket, ListenError> {
 /// A socket that takes the connections to any address that nftables hands to `port`
 /// (`IP_TRANSPARENT`). Needs CAP_NET_ADMIN.
 pub fn open_transparent(ipv6: bool, port: u16) -> Result<Socket, ListenError> {
-    let ip = if ipv6 {
-        IpAddr::V6(Ipv6Addr::LOCALHOST)
-    } else {
-        IpAddr::V4(Ipv4Addr::LOCALHOST)
-    };
+    let ip = if ipv6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     let addr = SocketAddr::new(ip, port);
     let remedy = "transparent sockets need CAP_NET_ADMIN";
     let open = || -> io::Result<Socket> {

@@ -92,14 +92,7 @@ impl Session {
         };
         let Some(op) = op else { return };
         let token = self.token(op, cx);
-        let Self {
-            client,
-            legs,
-            live,
-            up,
-            down,
-            ..
-        } = self;
+        let Self { client, legs, live, up, down, .. } = self;
         let (direction, sink) = match (way, live) {
             (Way::Up, Some(leg)) => (up, &mut legs[leg.index()].end),
             (Way::Down, _) => (down, client),
@@ -129,11 +122,7 @@ impl Session {
             let reason = self.first_end.unwrap_or(EndReason::Client);
             return self.finish(reason, false, cx);
         }
-        if let Some(fd) = self
-            .sink(way)
-            .filter(|end| !end.failed)
-            .and_then(|end| end.fd())
-        {
+        if let Some(fd) = self.sink(way).filter(|end| !end.failed).and_then(|end| end.fd()) {
             cx.ring.shutdown(fd);
             self.direction(way).told = true;
             self.set_timer(cx);
@@ -148,12 +137,7 @@ impl Session {
         done: Completion,
         cx: &mut Cx<'_>,
     ) {
-        let Completion {
-            result,
-            more,
-            chunk,
-            ..
-        } = done;
+        let Completion { result, more, chunk, .. } = done;
         let closing = {
             let end = match leg {
                 Some(leg) => &mut self.legs[leg.index()].end,
@@ -166,9 +150,7 @@ impl Session {
             closing
         };
         if closing || self.phase == Phase::Closing {
-            chunk
-                .into_iter()
-                .for_each(|chunk| cx.ring.buffers().release(chunk));
+            chunk.into_iter().for_each(|chunk| cx.ring.buffers().release(chunk));
             return;
         }
         if !more {
@@ -176,9 +158,7 @@ impl Session {
         }
         match result {
             Ok(0) => {
-                chunk
-                    .into_iter()
-                    .for_each(|chunk| cx.ring.buffers().release(chunk));
+                chunk.into_iter().for_each(|chunk| cx.ring.buffers().release(chunk));
                 self.source_ended(way, cx);
             }
             Ok(bytes) => {
@@ -190,9 +170,7 @@ impl Session {
                 self.pump(way, cx);
             }
             Err(error) => {
-                chunk
-                    .into_iter()
-                    .for_each(|chunk| cx.ring.buffers().release(chunk));
+                chunk.into_iter().for_each(|chunk| cx.ring.buffers().release(chunk));
                 match error {
                     libc::ENOBUFS => cx.starved.push(cx.index),
                     libc::EAGAIN => self.wait_for_source(way, cx),
@@ -240,13 +218,7 @@ impl Session {
                     backend.counters.of(cx.worker).tx_bytes.add(bytes);
                 }
             }
-            Way::Down => admitted
-                .service
-                .state
-                .counters
-                .of(cx.worker)
-                .tx_bytes
-                .add(bytes),
+            Way::Down => admitted.service.state.counters.of(cx.worker).tx_bytes.add(bytes),
         }
     }
 
@@ -259,12 +231,7 @@ impl Session {
             Way::Up => self.down.sending,
             Way::Down => self.up.sending,
         };
-        if sending
-            && self
-                .source(way)
-                .and_then(|end| end.fd())
-                .is_some_and(is_closed)
-        {
+        if sending && self.source(way).and_then(|end| end.fd()).is_some_and(is_closed) {
             return self.source_failed(way, cx);
         }
         if way == Way::Down {
@@ -277,11 +244,7 @@ impl Session {
             }
         }
         self.direction(way).ended = true;
-        let reason = if way == Way::Up {
-            EndReason::Client
-        } else {
-            EndReason::Backend
-        };
+        let reason = if way == Way::Up { EndReason::Client } else { EndReason::Backend };
         self.first_end.get_or_insert(reason);
         self.pump(way, cx);
         self.set_timer(cx);
@@ -326,9 +289,7 @@ impl Session {
                 self.active_at = cx.now;
                 self.count_sent(way, u64::from(bytes), cx);
                 let keep = (way == Way::Up && self.replayable).then(|| {
-                    self.admitted
-                        .as_ref()
-                        .map_or(0, |a| a.service.policy.retry.replay_bytes)
+                    self.admitted.as_ref().map_or(0, |a| a.service.policy.retry.replay_bytes)
                 });
                 if !self.direction(way).sent(cx.ring, bytes, keep) {
                     self.replayable = false;
@@ -407,13 +368,7 @@ impl Session {
             return self.pass_end_on(way, cx);
         }
         let Some(leg) = self.live else { return };
-        let Self {
-            client,
-            legs,
-            up,
-            down,
-            ..
-        } = self;
+        let Self { client, legs, up, down, .. } = self;
         let leg_end = &legs[leg.index()].end;
         let (Some(client), Some(backend)) = (client.fd(), leg_end.fd()) else {
             return;
@@ -492,9 +447,6 @@ impl Session {
 /// Whether both ways of a socket are closed, although we have not closed ours: it was reset.
 fn is_closed(socket: BorrowedFd<'_>) -> bool {
     let mut poll = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut poll, Some(&now)).is_ok() && poll[0].revents().contains(PollFlags::HUP)
 }

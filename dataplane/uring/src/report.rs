@@ -160,12 +160,7 @@ impl Shared {
         cause: FailureCause,
         streak: u32,
     ) {
-        self.send(Event::BackendFailed {
-            service,
-            backend,
-            cause,
-            streak,
-        });
+        self.send(Event::BackendFailed { service, backend, cause, streak });
     }
 
     pub(crate) fn connection_ended(

@@ -60,10 +60,7 @@ pub(crate) struct End {
 
 impl End {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self {
-            fd: Some(fd),
-            ..Self::default()
-        }
+        Self { fd: Some(fd), ..Self::default() }
     }
 
     pub(crate) fn is_free(&self) -> bool {
@@ -242,12 +239,7 @@ impl Session {
     }
 
     pub(crate) fn token(&self, op: Op, cx: &Cx<'_>) -> u64 {
-        Token {
-            op,
-            index: cx.index,
-            generation: self.generation,
-        }
-        .pack()
+        Token { op, index: cx.index, generation: self.generation }.pack()
     }
 
     pub(crate) fn service(&self) -> Option<ServiceId> {
@@ -272,10 +264,7 @@ impl Session {
             Phase::Closing => return,
             Phase::Connecting => self.connecting_timer(cx),
             Phase::Relaying => {
-                if self
-                    .relay_deadline()
-                    .is_some_and(|deadline| deadline <= cx.now)
-                {
+                if self.relay_deadline().is_some_and(|deadline| deadline <= cx.now) {
                     let reason = if self.is_half_closed() {
                         EndReason::HalfClosedTimeout
                     } else {
@@ -299,11 +288,7 @@ impl Session {
             return;
         };
         self.timer_at = at;
-        cx.wheel.set(Timer {
-            index: cx.index,
-            generation: self.generation,
-            at,
-        });
+        cx.wheel.set(Timer { index: cx.index, generation: self.generation, at });
     }
 
     fn is_half_closed(&self) -> bool {
@@ -312,19 +297,12 @@ impl Session {
 
     fn relay_deadline(&self) -> Option<Tick> {
         let timeouts = &self.admitted.as_ref()?.service.policy.timeouts;
-        let after = if self.is_half_closed() {
-            timeouts.half_closed
-        } else {
-            timeouts.idle
-        };
+        let after = if self.is_half_closed() { timeouts.half_closed } else { timeouts.idle };
         Some(self.active_at.plus(after))
     }
 
     pub(crate) fn retry_deadline(&self) -> Option<Tick> {
-        Some(
-            self.began
-                .plus(self.admitted.as_ref()?.service.policy.retry.deadline),
-        )
+        Some(self.began.plus(self.admitted.as_ref()?.service.policy.retry.deadline))
     }
 
     /// Ends the session; with `reset`, both peers get RST.
@@ -369,9 +347,7 @@ pub(crate) fn refuse(client: OwnedFd) {
 pub(crate) fn keep_affinity(cx: &Cx<'_>, admitted: &Admitted, backend: BackendId) {
     if admitted.service.policy.affinity.is_some() {
         let client = admitted.peer.ip();
-        cx.shared
-            .affinity
-            .keep(admitted.service.id, client, backend, cx.now);
+        cx.shared.affinity.keep(admitted.service.id, client, backend, cx.now);
     }
 }
 
@@ -382,9 +358,6 @@ pub(crate) fn known_backend<'s>(
     client: SocketAddr,
 ) -> Option<Pick<'s>> {
     let affinity = service.policy.affinity?;
-    let id = cx
-        .shared
-        .affinity
-        .find(service.id, client.ip(), affinity.timeout, cx.now)?;
+    let id = cx.shared.affinity.find(service.id, client.ip(), affinity.timeout, cx.now)?;
     service.select_known(id)
 }

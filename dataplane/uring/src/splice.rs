@@ -48,11 +48,7 @@ impl Pipe {
         }
         // Over the user's share of pipe memory the kernel refuses: a small pipe works too.
         let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
-        Ok(Self {
-            reader,
-            writer,
-            held: 0,
-        })
+        Ok(Self { reader, writer, held: 0 })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -95,14 +91,7 @@ impl Pipe {
             }
         }
         // Bytes in the pipe wait for the sink; the source may have no more to say.
-        (
-            moved,
-            if self.held > 0 {
-                Stop::SinkFull
-            } else {
-                Stop::Yield
-            },
-        )
+        (moved, if self.held > 0 { Stop::SinkFull } else { Stop::Yield })
     }
 }
 
@@ -126,10 +115,7 @@ mod tests {
         }
         let mut pipe = Pipe::new().unwrap();
         client.write_all(b"hello").unwrap();
-        assert_eq!(
-            pipe.run(source.as_fd(), sink.as_fd()),
-            (5, Stop::SourceEmpty)
-        );
+        assert_eq!(pipe.run(source.as_fd(), sink.as_fd()), (5, Stop::SourceEmpty));
         let mut got = [0; 5];
         server.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"hello");

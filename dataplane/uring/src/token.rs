@@ -92,11 +92,7 @@ impl Token {
             _ => return None,
         };
         let generation = (packed >> 32) as u32 % GENERATIONS;
-        Some(Self {
-            op,
-            index: packed as u32,
-            generation,
-        })
+        Some(Self { op, index: packed as u32, generation })
     }
 }
 
@@ -115,19 +111,9 @@ mod tests {
                 Op::LegWritable(leg),
             ]
         });
-        let plain = [
-            Op::Accept,
-            Op::Wake,
-            Op::ClientReceive,
-            Op::ClientSend,
-            Op::ClientReadable,
-        ];
+        let plain = [Op::Accept, Op::Wake, Op::ClientReceive, Op::ClientSend, Op::ClientReadable];
         for op in legs.chain(plain).chain([Op::ClientWritable]) {
-            let token = Token {
-                op,
-                index: u32::MAX - 1,
-                generation: GENERATIONS - 1,
-            };
+            let token = Token { op, index: u32::MAX - 1, generation: GENERATIONS - 1 };
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }
         assert_eq!(Token::unpack(u64::MAX), None);

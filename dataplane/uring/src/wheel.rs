@@ -101,11 +101,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn timer(index: u32, at: u64) -> Timer {
-        Timer {
-            index,
-            generation: 0,
-            at: Tick(at),
-        }
+        Timer { index, generation: 0, at: Tick(at) }
     }
 
     fn due(wheel: &mut Wheel, now: u64) -> Vec<u32> {

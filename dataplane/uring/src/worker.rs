@@ -144,11 +144,7 @@ impl Worker {
         self.arm_wake();
         loop {
             let sleep = self.parts.wheel.sleep(self.now);
-            let sleep = if self.paused {
-                Some(sleep.unwrap_or(PAUSE).min(PAUSE))
-            } else {
-                sleep
-            };
+            let sleep = if self.paused { Some(sleep.unwrap_or(PAUSE).min(PAUSE)) } else { sleep };
             self.parts.ring.wait(sleep)?;
             self.now = self.parts.shared.clock.now();
             let snapshot = reader.load();
@@ -186,11 +182,7 @@ impl Worker {
 
     fn session_event(&mut self, token: Token, completion: Completion, snapshot: &Snapshot) {
         let alive = |session: &Session| session.generation == token.generation;
-        let Some(session) = self
-            .sessions
-            .get_mut(token.index as usize)
-            .filter(|s| alive(s))
-        else {
+        let Some(session) = self.sessions.get_mut(token.index as usize).filter(|s| alive(s)) else {
             // Sessions are freed after their last completion: this one belongs to nobody.
             if let Some(chunk) = completion.chunk {
                 self.parts.ring.buffers().release(chunk);
@@ -220,10 +212,7 @@ impl Worker {
         if session.generation != timer.generation {
             return;
         }
-        session.timer(
-            timer.at,
-            &mut self.parts.cx(timer.index, self.now, snapshot),
-        );
+        session.timer(timer.at, &mut self.parts.cx(timer.index, self.now, snapshot));
         self.free_if_over(timer.index, snapshot);
     }
 
@@ -243,10 +232,7 @@ impl Worker {
         if self.parts.starved.is_empty() || self.parts.ring.buffers().is_starved() {
             return;
         }
-        self.parts
-            .stats
-            .starved
-            .add(self.parts.starved.len() as u64);
+        self.parts.stats.starved.add(self.parts.starved.len() as u64);
         for index in std::mem::take(&mut self.parts.starved) {
             if let Some(session) = self.sessions.get_mut(index as usize) {
                 session.starved_again(&mut self.parts.cx(index, self.now, snapshot));
@@ -292,11 +278,7 @@ impl Worker {
         let Some(vip) = vip.or_else(|| local_addr(socket.as_fd())) else {
             return;
         };
-        let index = self
-            .free
-            .last()
-            .copied()
-            .unwrap_or(self.sessions.len() as u32);
+        let index = self.free.last().copied().unwrap_or(self.sessions.len() as u32);
         let mut cx = self.parts.cx(index, self.now, snapshot);
         let (admitted, pick) = match admit(peer, vip, &mut cx) {
             Ok(admitted) => admitted,
@@ -311,12 +293,7 @@ impl Worker {
         }
         self.open += 1;
         let session = &mut self.sessions[index as usize];
-        session.begin(
-            socket,
-            admitted,
-            pick,
-            &mut self.parts.cx(index, self.now, snapshot),
-        );
+        session.begin(socket, admitted, pick, &mut self.parts.cx(index, self.now, snapshot));
         self.free_if_over(index, snapshot);
         if self.open >= self.parts.shared.settings.max_connections {
             self.pause_accepting();
@@ -356,24 +333,14 @@ impl Worker {
         let Some(socket) = listener.socket.as_ref().filter(|_| !listener.closing) else {
             return;
         };
-        let token = Token {
-            op: Op::Accept,
-            index: index as u32,
-            generation: listener.generation,
-        };
+        let token = Token { op: Op::Accept, index: index as u32, generation: listener.generation };
         self.parts.ring.accept(socket.as_fd(), token.pack());
         listener.armed = true;
     }
 
     fn arm_wake(&mut self) {
-        let token = Token {
-            op: Op::Wake,
-            index: 0,
-            generation: 0,
-        };
-        self.parts
-            .ring
-            .poll(self.wake.as_fd(), libc::POLLIN, token.pack());
+        let token = Token { op: Op::Wake, index: 0, generation: 0 };
+        self.parts.ring.poll(self.wake.as_fd(), libc::POLLIN, token.pack());
     }
 
     fn obey(&mut self, snapshot: &Snapshot) {
@@ -392,9 +359,7 @@ impl Worker {
                     self.end(reason, snapshot, |session| session.is_on(&backends));
                 }
                 Command::EndService { service, reason } => {
-                    self.end(reason, snapshot, |session| {
-                        session.service() == Some(service)
-                    });
+                    self.end(reason, snapshot, |session| session.service() == Some(service));
                 }
                 Command::Stop => {
                     self.stopping = true;
@@ -406,21 +371,11 @@ impl Worker {
     }
 
     fn listen(&mut self, key: ListenerKey, socket: Socket, vip: Option<SocketAddr>) {
-        let vacant = self
-            .listeners
-            .iter()
-            .position(|l| l.socket.is_none() && !l.armed);
+        let vacant = self.listeners.iter().position(|l| l.socket.is_none() && !l.armed);
         let index = vacant.unwrap_or(self.listeners.len());
         let generation = vacant.map_or(0, |index| self.listeners[index].generation + 1);
         let socket = Some(socket);
-        let listener = Listener {
-            key,
-            socket,
-            vip,
-            armed: false,
-            closing: false,
-            generation,
-        };
+        let listener = Listener { key, socket, vip, armed: false, closing: false, generation };
         if vacant.is_some() {
             self.listeners[index] = listener;
         } else {
@@ -478,9 +433,7 @@ impl Worker {
         let buffers = self.parts.ring.buffers();
         stats.batches.inc();
         stats.connections.store(u64::from(self.open), Relaxed);
-        stats
-            .buffers_used
-            .store((buffers.count() - buffers.free()) as u64, Relaxed);
+        stats.buffers_used.store((buffers.count() - buffers.free()) as u64, Relaxed);
         stats.paused.store(self.paused, Relaxed);
     }
 }
@@ -504,8 +457,7 @@ impl Parts {
 
 fn peer_addr(socket: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let addr = SockRef::from(&socket).peer_addr()?;
-    addr.as_socket()
-        .ok_or_else(|| io::Error::other("not an IP socket"))
+    addr.as_socket().ok_or_else(|| io::Error::other("not an IP socket"))
 }
 
 fn local_addr(socket: BorrowedFd<'_>) -> Option<SocketAddr> {

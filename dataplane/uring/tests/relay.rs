@@ -35,17 +35,9 @@ fn policy() -> Policy {
             hedge_after: None,
             replay_bytes: 16 << 10,
         },
-        timeouts: Timeouts {
-            connect: SECOND,
-            idle: 10 * SECOND,
-            half_closed: 5 * SECOND,
-        },
+        timeouts: Timeouts { connect: SECOND, idle: 10 * SECOND, half_closed: 5 * SECOND },
         limits: Limits::default(),
-        passive: PassiveEjection {
-            failures: 3,
-            base: SECOND,
-            max: SECOND,
-        },
+        passive: PassiveEjection { failures: 3, base: SECOND, max: SECOND },
         allow: AddrSet::default(),
         deny: AddrSet::default(),
         drain_timeout: None,
@@ -83,23 +75,13 @@ impl Proxy {
             .iter()
             .enumerate()
             .map(|(n, addr)| {
-                let id = BackendId {
-                    slot: n as u32,
-                    epoch: NonZeroU32::MIN,
-                };
-                Backend::new(
-                    id,
-                    BackendAddr::new(addr.ip(), NonZeroU16::new(addr.port())),
-                    1,
-                )
+                let id = BackendId { slot: n as u32, epoch: NonZeroU32::MIN };
+                Backend::new(id, BackendAddr::new(addr.ip(), NonZeroU16::new(addr.port())), 1)
             })
             .collect();
         let pool = |backends: &[Arc<Backend>]| {
             let members = backends.iter().cloned();
-            let members = members.map(|backend| Member {
-                backend,
-                weight: Weight::ONE,
-            });
+            let members = members.map(|backend| Member { backend, weight: Weight::ONE });
             Arc::new(Pool::build(members.collect(), &policy.scheduler).unwrap())
         };
         let socket = open_listener((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -118,31 +100,15 @@ impl Proxy {
             state: Arc::clone(&state),
         });
         let ports = PortRange::single(NonZeroU16::new(vip.port()).unwrap());
-        let frontend = Frontend {
-            ip: vip.ip(),
-            ports,
-            protocol: Protocol::Tcp,
-        };
+        let frontend = Frontend { ip: vip.ip(), ports, protocol: Protocol::Tcp };
         let mut builder = SnapshotBuilder::from(&publisher.current());
         builder.insert(&[frontend], &service);
         publisher.publish(builder.finish());
         let features = Features::detect(disable).unwrap();
         let reader = publisher.reader();
         let worker = WorkerHandle::spawn(0, None, Arc::clone(&shared), reader, features).unwrap();
-        worker.send(Command::Listen {
-            key: ListenerKey(1),
-            socket,
-            vip: Some(vip),
-        });
-        Self {
-            vip,
-            worker,
-            shared,
-            state,
-            members,
-            events,
-            _publisher: publisher,
-        }
+        worker.send(Command::Listen { key: ListenerKey(1), socket, vip: Some(vip) });
+        Self { vip, worker, shared, state, members, events, _publisher: publisher }
     }
 
     fn connect(&self) -> TcpStream {
@@ -155,11 +121,7 @@ impl Proxy {
     /// The reason with which the next connection ends.
     fn end(&self) -> EndReason {
         loop {
-            match self
-                .events
-                .recv_timeout(10 * SECOND)
-                .expect("a connection ends")
-            {
+            match self.events.recv_timeout(10 * SECOND).expect("a connection ends") {
                 Event::ConnectionEnded(record) => return record.reason,
                 Event::BackendFailed { .. } => {}
                 Event::WorkerEnded { error, .. } => panic!("worker ended: {error:?}"),
@@ -214,16 +176,11 @@ fn echo() -> SocketAddr {
 
 /// An address on which nobody listens.
 fn refusing() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
 fn reset(stream: TcpStream) {
-    SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .unwrap();
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 /// The error of the next read. A thread that had a ring is interrupted when the ring goes.
@@ -256,11 +213,7 @@ fn bytes_come_back() {
         drop(client);
         assert_eq!(proxy.end(), EndReason::Client, "{disable:?}");
         let totals = proxy.state.counters.totals();
-        assert_eq!(
-            (totals.rx_bytes, totals.tx_bytes),
-            (400, 400),
-            "{disable:?}"
-        );
+        assert_eq!((totals.rx_bytes, totals.tx_bytes), (400, 400), "{disable:?}");
     }
 }
 
@@ -326,11 +279,7 @@ fn half_close_passes_in_both_orders() {
         assert_eq!(got, b"bye", "{disable:?}");
         client.write_all(b"late").unwrap();
         drop(client);
-        assert_eq!(
-            received.recv_timeout(10 * SECOND).unwrap(),
-            b"late",
-            "{disable:?}"
-        );
+        assert_eq!(received.recv_timeout(10 * SECOND).unwrap(), b"late", "{disable:?}");
         assert_eq!(proxy.end(), EndReason::Backend, "{disable:?}");
     }
 }
@@ -411,15 +360,7 @@ fn a_failing_backend_is_reported_for_ejection() {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     let events: Vec<_> = (0..4).map(|_| proxy.end_or_ejection()).collect();
-    assert_eq!(
-        events,
-        [
-            "connect_failed",
-            "connect_failed",
-            "refused 3",
-            "connect_failed"
-        ]
-    );
+    assert_eq!(events, ["connect_failed", "connect_failed", "refused 3", "connect_failed"]);
 }
 
 impl Proxy {
@@ -497,11 +438,7 @@ fn a_reset_before_the_reply_is_replayed_when_asked_for() {
             client.read_exact(&mut got).unwrap();
             assert_eq!(&got, b"request");
         }
-        assert_eq!(
-            proxy.retries(RetryCause::ResetBeforeReply),
-            2,
-            "by reset: {ends_by_reset}"
-        );
+        assert_eq!(proxy.retries(RetryCause::ResetBeforeReply), 2, "by reset: {ends_by_reset}");
     }
 }
 
@@ -597,10 +534,7 @@ fn lists_and_limits_refuse() {
         client.read_exact(&mut [0; 4]).is_err()
     };
     assert!(refused(&proxy));
-    assert_eq!(
-        proxy.state.counters.totals().ends[EndReason::Denied as usize],
-        1
-    );
+    assert_eq!(proxy.state.counters.totals().ends[EndReason::Denied as usize], 1);
     drop(proxy);
 
     let mut limited = policy();
@@ -626,29 +560,17 @@ fn connections_end_when_told() {
     client.write_all(b"ping").unwrap();
     client.read_exact(&mut [0; 4]).unwrap();
     let backends = vec![proxy.members[0].id];
-    proxy.worker.send(Command::EndBackends {
-        backends,
-        reason: EndReason::DrainTimeout,
-    });
+    proxy.worker.send(Command::EndBackends { backends, reason: EndReason::DrainTimeout });
     assert_eq!(read_error(&mut client).kind(), ErrorKind::ConnectionReset);
     assert_eq!(proxy.end(), EndReason::DrainTimeout);
 }
 
 #[test]
 fn a_taken_port_is_an_error_that_names_it() {
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let _holder = TcpListener::bind(taken).unwrap();
     let error = open_listener(taken).unwrap_err().to_string();
-    assert!(
-        error.contains(&format!("sport = :{}", taken.port())),
-        "{error}"
-    );
+    assert!(error.contains(&format!("sport = :{}", taken.port())), "{error}");
     let free: SocketAddr = (IpAddr::from([127, 255, 0, 9]), 0).into();
-    assert!(
-        open_listener(free).is_ok(),
-        "an address that is not configured"
-    );
+    assert!(open_listener(free).is_ok(), "an address that is not configured");
 }

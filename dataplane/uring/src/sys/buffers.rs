@@ -107,11 +107,7 @@ impl Buffers {
     /// Takes over buffer `id`, into which the kernel has put `len` bytes.
     pub(crate) fn received(&mut self, id: u16, len: u32) -> Chunk {
         self.ready -= 1;
-        Chunk {
-            id,
-            start: 0,
-            end: len.min(self.size),
-        }
+        Chunk { id, start: 0, end: len.min(self.size) }
     }
 
     pub(crate) fn release(&mut self, chunk: Chunk) {
@@ -177,12 +173,7 @@ fn map(bytes: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new private mapping at an address of the kernel's choice touches nothing else.
     let memory = unsafe {
-        mmap_anonymous(
-            std::ptr::null_mut(),
-            bytes,
-            protection,
-            MapFlags::PRIVATE | flags,
-        )
+        mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::PRIVATE | flags)
     }?;
     NonNull::new(memory.cast()).ok_or_else(|| io::Error::other("mmap returned null"))
 }

@@ -119,10 +119,7 @@ impl SetupError {
 }
 
 fn kernel_release() -> String {
-    rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned()
+    rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
 /// Kernels without it refuse the field that holds the cap.

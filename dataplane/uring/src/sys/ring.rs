@@ -50,33 +50,21 @@ impl Ring {
         let mut buffers = Buffers::map(buffers, size).map_err(SetupError::Resources)?;
         let (address, entries) = buffers.ring();
         // SAFETY: the mapping lives in `buffers`, which is dropped after the ring.
-        unsafe {
-            ring.submitter()
-                .register_buf_ring_with_flags(address, entries, GROUP, 0)
-        }
-        .map_err(|error| SetupError::of(error, "provided buffer rings"))?;
+        unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, GROUP, 0) }
+            .map_err(|error| SetupError::of(error, "provided buffer rings"))?;
         buffers.refill();
         let addresses = Vec::with_capacity(SUBMISSIONS as usize);
-        Ok(Self {
-            ring,
-            buffers,
-            addresses,
-            features,
-        })
+        Ok(Self { ring, buffers, addresses, features })
     }
 
     /// Accepts connections on `fd`, one or, with the feature, any number.
     pub(crate) fn accept(&mut self, fd: BorrowedFd<'_>, token: u64) {
         let fd = Fd(fd.as_raw_fd());
         let entry = if self.features.multishot_accept {
-            opcode::AcceptMulti::new(fd)
-                .flags(libc::SOCK_CLOEXEC)
-                .build()
+            opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
         } else {
             let null = std::ptr::null_mut();
-            opcode::Accept::new(fd, null, null.cast())
-                .flags(libc::SOCK_CLOEXEC)
-                .build()
+            opcode::Accept::new(fd, null, null.cast()).flags(libc::SOCK_CLOEXEC).build()
         };
         self.push(entry.user_data(token));
     }
@@ -90,10 +78,7 @@ impl Ring {
             entry
         } else {
             let null = std::ptr::null_mut();
-            opcode::Recv::new(fd, null, 0)
-                .buf_group(GROUP)
-                .build()
-                .flags(Flags::BUFFER_SELECT)
+            opcode::Recv::new(fd, null, 0).buf_group(GROUP).build().flags(Flags::BUFFER_SELECT)
         };
         self.push(entry.user_data(token));
     }
@@ -179,12 +164,7 @@ impl Ring {
                 continue;
             }
             let more = cqueue::more(cqe.flags());
-            out.push(Completion {
-                token: cqe.user_data(),
-                result,
-                more,
-                chunk,
-            });
+            out.push(Completion { token: cqe.user_data(), result, more, chunk });
         }
     }
 
