@@ -91,6 +91,15 @@ impl Loader {
     fn main(&mut self, file: &File, text: &str) -> Option<Config> {
         self.files.push(file.to_path_buf());
         let root = self.parse(file, text)?;
+        if matches!(root.value, Value::Null) {
+            // A file that is being written is empty for a moment; services do not go by accident.
+            self.problems.push(
+                file,
+                root.place,
+                "is empty; to serve nothing, write `services: []`",
+            );
+            return None;
+        }
         let (document, services) = self.head::<Document>(file, &root)?;
         let base = file.parent().unwrap_or(Path::new(""));
         let mut findings = Findings { file, complete: true, problems: &mut self.problems };

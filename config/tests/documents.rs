@@ -39,7 +39,7 @@ fn defaults() {
 
 #[test]
 fn an_empty_document_and_an_empty_pool_are_states() {
-    assert!(read("").unwrap().services.is_empty());
+    assert_eq!(read("").unwrap_err().len(), 1, "an empty file is a slip");
     assert!(read("services: []\n").unwrap().services.is_empty());
     let empty = service("").replace("[10.0.0.1]", "[]");
     assert!(read(&empty).unwrap().services.values().next().unwrap().backends.is_empty());

@@ -1,1 +1,20 @@
+//! Fairway's control plane: decides, with `fairway-config` declaring and the workers moving.
+//!
+//! ```text
+//! files ─▶ reload ─▶ control loop ─▶ snapshot ─▶ workers
+//! checks ──────────────▲  ▲ ▲                      │
+//! operator (admin) ───────┘ └──── failures ────────┘
+//! ```
 
+mod admin;
+mod cli;
+mod control;
+mod demo;
+mod health;
+mod reload;
+mod run;
+
+/// Runs the command line of this process.
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}

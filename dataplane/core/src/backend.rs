@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
-use crate::{BackendAddr, BackendCounters, BackendId, PerWorker};
+use crate::{BackendAddr, BackendCounters, BackendId, Counter, PerWorker};
 
 /// A backend of one service: one object for as long as its address stands in the service.
 ///
@@ -22,6 +22,8 @@ pub struct Backend {
     active: CachePadded<AtomicU32>,
     /// Failed connects since the last good one.
     pub streak: FailureStreak,
+    /// How often it came or went by checks or ejection; the control loop counts.
+    pub transitions: Counter,
 }
 
 impl Backend {
@@ -34,6 +36,7 @@ impl Backend {
             counters: PerWorker::new(workers),
             active: CachePadded::new(AtomicU32::new(0)),
             streak: FailureStreak::default(),
+            transitions: Counter::default(),
         })
     }
 

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
@@ -132,6 +132,10 @@ fn table(members: &[Member], size: Option<TableSize>) -> MaglevTable {
 pub struct ServiceState {
     /// Each worker's counts.
     pub counters: PerWorker<ServiceCounters>,
+    /// The generation with which its table was last built; the control loop writes it.
+    pub table_generation: AtomicU64,
+    /// How long that took, in microseconds.
+    pub table_build_us: AtomicU64,
     active: CachePadded<AtomicU32>,
 }
 
@@ -141,6 +145,8 @@ impl ServiceState {
     pub fn new(workers: usize) -> Arc<Self> {
         Arc::new(Self {
             counters: PerWorker::new(workers),
+            table_generation: AtomicU64::new(0),
+            table_build_us: AtomicU64::new(0),
             active: CachePadded::new(AtomicU32::new(0)),
         })
     }

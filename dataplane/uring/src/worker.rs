@@ -376,6 +376,7 @@ impl Worker {
         let generation = vacant.map_or(0, |index| self.listeners[index].generation + 1);
         let socket = Some(socket);
         let listener = Listener { key, socket, vip, armed: false, closing: false, generation };
+        self.parts.stats.listeners.fetch_add(1, Relaxed);
         if vacant.is_some() {
             self.listeners[index] = listener;
         } else {

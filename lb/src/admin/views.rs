@@ -1,0 +1,298 @@
+//! What the admin API shows: plain values, the same for programs and for tables.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fairway_config::ServiceKey;
+use fairway_core::{EndReason, FailureCause, LimitKind, RetryCause};
+use fairway_uring::Features;
+use serde::{Deserialize, Serialize};
+
+use crate::control::{Control, LiveBackend, names};
+
+/// The state of the process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    pub(crate) version: String,
+    pub(crate) pid: u32,
+    pub(crate) uptime_seconds: u64,
+    pub(crate) ready: bool,
+    pub(crate) stopping: bool,
+    pub(crate) generation: u64,
+    /// The oldest generation that a worker still uses.
+    pub(crate) generation_in_use: u64,
+    pub(crate) config: ConfigView,
+    pub(crate) services: usize,
+    pub(crate) backends: usize,
+    pub(crate) backends_down: usize,
+    pub(crate) checks: usize,
+    pub(crate) connections: u64,
+    pub(crate) budgets: Budgets,
+    pub(crate) per_backend_metrics: bool,
+    pub(crate) uring_features: Vec<String>,
+    pub(crate) workers: Vec<WorkerView>,
+    /// What needs a person, in words.
+    pub(crate) troubles: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConfigView {
+    pub(crate) path: String,
+    /// Seconds since 1970.
+    pub(crate) loaded_at: u64,
+    /// What is wrong with the newest document; empty when it runs.
+    pub(crate) problems: Vec<String>,
+}
+
+/// Descriptors, by what they are for.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Budgets {
+    pub(crate) descriptors: u64,
+    pub(crate) for_control: u64,
+    pub(crate) for_listeners: u64,
+    pub(crate) for_pipes: u64,
+    pub(crate) for_connections: u64,
+    pub(crate) most_connections: u64,
+    pub(crate) listeners_open: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WorkerView {
+    pub(crate) worker: usize,
+    pub(crate) connections: u64,
+    pub(crate) listeners: u64,
+    pub(crate) paused: bool,
+    pub(crate) accept_pauses: u64,
+    pub(crate) starved_receives: u64,
+    pub(crate) buffers_used: u64,
+    pub(crate) no_service: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceView {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) protocol: String,
+    pub(crate) backends: usize,
+    pub(crate) backends_up: usize,
+    pub(crate) table_slots: usize,
+    pub(crate) table_generation: u64,
+    pub(crate) table_build_microseconds: u64,
+    pub(crate) panic: bool,
+    pub(crate) active: u32,
+    pub(crate) connections: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) ends: BTreeMap<String, u64>,
+    pub(crate) retries: BTreeMap<String, u64>,
+    pub(crate) limits_hit: BTreeMap<String, u64>,
+    pub(crate) written_at: String,
+    pub(crate) troubles: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BackendView {
+    pub(crate) service: String,
+    pub(crate) address: String,
+    pub(crate) name: Option<String>,
+    pub(crate) zone: Option<String>,
+    pub(crate) weight: u16,
+    pub(crate) backup: bool,
+    /// `up`, `down`, `ejected`, `draining` or `removed`.
+    pub(crate) state: String,
+    /// Why, in words.
+    pub(crate) cause: Option<String>,
+    pub(crate) active: u32,
+    pub(crate) connections: u64,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) failures: BTreeMap<String, u64>,
+    pub(crate) transitions: u64,
+}
+
+/// What is fixed for the life of the process.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixed {
+    pub(crate) budgets: Budgets,
+    pub(crate) features: Features,
+}
+
+/// Most words of trouble that a status shows.
+const MOST_TROUBLES: usize = 50;
+
+impl Control {
+    pub(crate) fn status(&self, fixed: &Fixed, per_backend: bool) -> Status {
+        let mut troubles: Vec<String> = Vec::new();
+        if !self.config.problems.is_empty() {
+            troubles.push("the newest configuration has errors and was not applied".into());
+        }
+        for (key, live) in &self.services {
+            if troubles.len() > MOST_TROUBLES {
+                troubles.push("…".into());
+                break;
+            }
+            if live.all().all(|live| live.standing().failed) && !live.panic {
+                let why = if live.all().next().is_none() {
+                    "has no backends"
+                } else {
+                    "has no healthy backend"
+                };
+                troubles.push(format!("service {key} {why}"));
+            }
+            for trouble in self.listeners.troubles(&live.spec.frontends) {
+                troubles.push(format!("service {key}: {trouble}"));
+            }
+        }
+        let down = |live: &&LiveBackend| live.standing().failed;
+        let listeners_open = self.listeners.sockets(self.workers.len()) as u64;
+        let loaded = self.config.loaded.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let workers = self.workers.iter().enumerate().map(|(worker, handle)| {
+            let stats = &handle.stats;
+            WorkerView {
+                worker,
+                connections: stats.connections.load(Relaxed),
+                listeners: stats.listeners.load(Relaxed),
+                paused: stats.paused.load(Relaxed),
+                accept_pauses: stats.pauses.get(),
+                starved_receives: stats.starved.get(),
+                buffers_used: stats.buffers_used.load(Relaxed),
+                no_service: stats.no_service.get(),
+            }
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.clock.now().0 / 1000,
+            ready: !self.is_stopping(),
+            stopping: self.is_stopping(),
+            generation: self.publisher.current().generation,
+            generation_in_use: self.publisher.oldest_seen(),
+            config: ConfigView {
+                path: self.config.path.display().to_string(),
+                loaded_at: loaded.as_secs(),
+                problems: self.config.problems.clone(),
+            },
+            services: self.services.len(),
+            backends: self.services.values().map(|live| live.all().count()).sum(),
+            backends_down: self.services.values().flat_map(|s| s.all()).filter(down).count(),
+            checks: self.checker.len(),
+            connections: self.connections(),
+            budgets: Budgets { listeners_open, ..fixed.budgets },
+            per_backend_metrics: per_backend,
+            uring_features: fixed.features.names().map(Into::into).collect(),
+            workers: workers.collect(),
+            troubles,
+        }
+    }
+
+    pub(crate) fn service_views(&self, name: Option<&str>) -> Vec<ServiceView> {
+        let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
+        let services = self.services.iter().filter(|(key, _)| wanted(key));
+        let view = |(key, live): (&ServiceKey, &crate::control::Live)| {
+            let totals = live.state.counters.totals();
+            let spec = &live.spec;
+            let addresses = spec.frontends.iter();
+            let label = |n: usize| EndReason::ALL[n].label();
+            ServiceView {
+                name: key.to_string(),
+                addresses: addresses.map(|f| joined(f.ip, &f.ports.to_string())).collect(),
+                protocol: spec.protocol.to_string(),
+                backends: live.all().count(),
+                backends_up: live.all().filter(|live| live.standing().admits()).count(),
+                table_slots: live.table_len(),
+                table_generation: live.state.table_generation.load(Relaxed),
+                table_build_microseconds: live.state.table_build_us.load(Relaxed),
+                panic: live.panic,
+                active: live.state.active(),
+                connections: totals.accepted,
+                received_bytes: totals.rx_bytes,
+                sent_bytes: totals.tx_bytes,
+                ends: above_zero(&totals.ends, label),
+                retries: above_zero(&totals.retries, |n| RetryCause::ALL[n].label()),
+                limits_hit: above_zero(&totals.limits, |n| LimitKind::ALL[n].label()),
+                written_at: format!("{}:{}", spec.origin.file.display(), spec.origin.place.line),
+                troubles: self.listeners.troubles(&spec.frontends),
+            }
+        };
+        services.map(view).collect()
+    }
+
+    pub(crate) fn backend_views(&self, name: Option<&str>) -> Vec<BackendView> {
+        let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
+        let mut views = Vec::new();
+        for (key, live) in self.services.iter().filter(|(key, _)| wanted(key)) {
+            let sides = [(&live.backends, false), (&live.backups, true)];
+            for (backends, backup) in sides {
+                views.extend(backends.iter().map(|live| self.backend_view(key, live, backup)));
+            }
+        }
+        for (key, backend) in self.retiring.removed().filter(|(key, _)| wanted(key)) {
+            let totals = backend.counters.totals();
+            views.push(BackendView {
+                service: key.to_string(),
+                address: backend.addr.to_string(),
+                name: None,
+                zone: None,
+                weight: 0,
+                backup: false,
+                state: "removed".into(),
+                cause: Some("no longer configured; its connections go on".into()),
+                active: backend.active(),
+                connections: totals.connections,
+                received_bytes: totals.rx_bytes,
+                sent_bytes: totals.tx_bytes,
+                failures: above_zero(&totals.failures, |n| FailureCause::ALL[n].label()),
+                transitions: backend.transitions.get(),
+            });
+        }
+        views
+    }
+
+    fn backend_view(&self, key: &ServiceKey, live: &LiveBackend, backup: bool) -> BackendView {
+        let now = self.clock.now();
+        let (state, cause) = match (&live.down, live.ejection.until, live.drained) {
+            (Some(cause), ..) => ("down", Some(cause.to_string())),
+            (None, Some(until), _) => {
+                ("ejected", Some(format!("connects failed; back in {:?}", until.since(now))))
+            }
+            (None, None, Some(since)) => {
+                ("draining", Some(format!("drained by the operator {:?} ago", now.since(since))))
+            }
+            (None, None, None) => ("up", None),
+        };
+        let totals = live.backend.counters.totals();
+        BackendView {
+            service: key.to_string(),
+            address: live.backend.addr.to_string(),
+            name: live.name.as_deref().map(Into::into),
+            zone: live.zone.as_deref().map(Into::into),
+            weight: live.weight,
+            backup,
+            state: state.into(),
+            cause,
+            active: live.backend.active(),
+            connections: totals.connections,
+            received_bytes: totals.rx_bytes,
+            sent_bytes: totals.tx_bytes,
+            failures: above_zero(&totals.failures, |n| FailureCause::ALL[n].label()),
+            transitions: live.backend.transitions.get(),
+        }
+    }
+}
+
+fn above_zero(counts: &[u64], label: impl Fn(usize) -> &'static str) -> BTreeMap<String, u64> {
+    let counts = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+    counts.map(|(n, count)| (label(n).to_owned(), *count)).collect()
+}
+
+/// `address:port` as people write it.
+pub(crate) fn joined(ip: std::net::IpAddr, port: &str) -> String {
+    if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}

@@ -1,0 +1,124 @@
+//! Talks to a running Fairway over its unix socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::{EXIT_FAILURE, Format, Remote, print_json, report};
+use crate::admin::{Answer, DrainRequest};
+
+/// A running Fairway.
+pub(crate) struct Client<'a> {
+    socket: &'a Path,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nobody listens on the socket, or we may not open it.
+    #[error("no Fairway answers at {}: {error}; {}", socket.display(), remedy(error))]
+    Unreachable { socket: PathBuf, error: io::Error },
+    /// The answer was an error.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run this as root or in the group of the service",
+        _ => "is it running? `--socket` names another path",
+    }
+}
+
+impl<'a> Client<'a> {
+    pub(crate) fn new(socket: &'a Path) -> Self {
+        Self { socket }
+    }
+
+    /// Asks for `path`.
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.send(Method::GET, path, Bytes::new())
+    }
+
+    /// Gives an order.
+    fn post<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, ClientError> {
+        self.send(Method::POST, path, body)
+    }
+
+    fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let failed = |error: &dyn std::error::Error| ClientError::Failed(error.to_string());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| failed(&error))?;
+        let text = runtime.block_on(async {
+            let stream = UnixStream::connect(self.socket)
+                .await
+                .map_err(|error| ClientError::Unreachable { socket: self.socket.into(), error })?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|error| failed(&error))?;
+            tokio::spawn(connection);
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header(header::HOST, "fairway")
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Full::new(body))
+                .map_err(|error| failed(&error))?;
+            let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|error| failed(&error))?;
+            let text = body.to_bytes();
+            if status != StatusCode::OK {
+                let text = String::from_utf8_lossy(&text);
+                return Err(ClientError::Failed(format!("{status}: {}", text.trim())));
+            }
+            Ok(text)
+        })?;
+        serde_json::from_slice(&text).map_err(|error| failed(&error))
+    }
+}
+
+/// Gives an order and shows the answer.
+pub(super) fn order(
+    remote: &Remote,
+    path: &str,
+    backend: Option<(String, Option<String>)>,
+) -> ExitCode {
+    let body = match backend {
+        None => Ok(Vec::new()),
+        Some((backend, service)) => serde_json::to_vec(&DrainRequest { backend, service }),
+    };
+    let answer = body
+        .map_err(|error| ClientError::Failed(error.to_string()))
+        .and_then(|body| Client::new(&remote.socket).post::<Answer>(path, body.into()));
+    match answer {
+        Err(error) => report(&error),
+        Ok(answer) => {
+            if remote.output.output == Format::Json {
+                print_json(&answer);
+            } else if answer.ok {
+                println!("{}", answer.message);
+                answer.details.iter().for_each(|line| println!("  {line}"));
+            } else {
+                eprintln!("fairway: {}", answer.message);
+                answer.details.iter().for_each(|line| eprintln!("{line}"));
+            }
+            if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) }
+        }
+    }
+}

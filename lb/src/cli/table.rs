@@ -1,0 +1,215 @@
+//! Tables for people: columns as wide as they must be, numbers to the right.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::status_line;
+use crate::admin::views::{BackendView, ServiceView, Status};
+
+/// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let titles: Vec<&str> = head.iter().map(|title| title.trim_end_matches('#')).collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([titles[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = String::new();
+    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::new();
+        for ((cell, width), title) in cells.zip(&widths).zip(head) {
+            // Writing into a String cannot fail.
+            let _ = if title.ends_with('#') {
+                write!(text, "{cell:>width$}  ")
+            } else {
+                write!(text, "{cell:<width$}  ")
+            };
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    };
+    line(&mut titles.iter().copied());
+    for row in rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+/// A number of bytes in the unit that fits.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+pub(crate) fn status(status: &Status) -> String {
+    let mut out = String::new();
+    let mut row = |name: &str, value: String| {
+        // Writing into a String cannot fail.
+        let _ = writeln!(out, "{name:<13} {value}");
+    };
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    row(
+        "fairway",
+        format!("{}, {}, pid {}, up {uptime}", status.version, status_line(status), status.pid),
+    );
+    let in_use = if status.generation_in_use < status.generation {
+        format!(" (a worker still uses {})", status.generation_in_use)
+    } else {
+        String::new()
+    };
+    row("generation", format!("{}{in_use}", status.generation));
+    row("config", status.config.path.clone());
+    row("services", status.services.to_string());
+    row("backends", format!("{}, {} down", status.backends, status.backends_down));
+    row("checks", status.checks.to_string());
+    let budgets = &status.budgets;
+    row("connections", format!("{} of {}", status.connections, budgets.most_connections));
+    row("listeners", budgets.listeners_open.to_string());
+    row(
+        "descriptors",
+        format!(
+            "{}: {} control, {} listeners, {} pipes, {} connections",
+            budgets.descriptors,
+            budgets.for_control,
+            budgets.for_listeners,
+            budgets.for_pipes,
+            budgets.for_connections
+        ),
+    );
+    row("io_uring", status.uring_features.join(", "));
+    row(
+        "series",
+        if status.per_backend_metrics { "for each backend" } else { "backends summed" }.into(),
+    );
+    let workers: Vec<_> = status
+        .workers
+        .iter()
+        .map(|worker| {
+            vec![
+                worker.worker.to_string(),
+                worker.connections.to_string(),
+                worker.listeners.to_string(),
+                if worker.paused { "paused" } else { "yes" }.into(),
+                worker.accept_pauses.to_string(),
+                worker.buffers_used.to_string(),
+                worker.starved_receives.to_string(),
+            ]
+        })
+        .collect();
+    let head =
+        ["worker", "connections#", "listeners#", "accepts", "pauses#", "buffers#", "starved#"];
+    out.push('\n');
+    out += &table(&head, &workers);
+    if !status.config.problems.is_empty() {
+        out += "\nThe newest configuration was not applied:\n";
+        status.config.problems.iter().for_each(|problem| out = format!("{out}  {problem}\n"));
+    }
+    if !status.troubles.is_empty() {
+        out += "\nTroubles:\n";
+        status.troubles.iter().for_each(|trouble| out = format!("{out}  {trouble}\n"));
+    }
+    out
+}
+
+pub(crate) fn services(views: &[ServiceView]) -> String {
+    let rows: Vec<_> = views
+        .iter()
+        .map(|view| {
+            let retries: u64 = view.retries.values().sum();
+            let trouble = if view.panic {
+                "panic mode".into()
+            } else {
+                view.troubles.first().cloned().unwrap_or_default()
+            };
+            vec![
+                view.name.clone(),
+                view.protocol.clone(),
+                view.addresses.join(" "),
+                format!("{}/{}", view.backends_up, view.backends),
+                view.active.to_string(),
+                view.connections.to_string(),
+                retries.to_string(),
+                bytes(view.received_bytes),
+                bytes(view.sent_bytes),
+                trouble,
+            ]
+        })
+        .collect();
+    let head = [
+        "service",
+        "protocol",
+        "addresses",
+        "up#",
+        "active#",
+        "connections#",
+        "retries#",
+        "received#",
+        "sent#",
+        "trouble",
+    ];
+    table(&head, &rows)
+}
+
+pub(crate) fn backends(views: &[BackendView]) -> String {
+    let rows: Vec<_> = views
+        .iter()
+        .map(|view| {
+            let failures: u64 = view.failures.values().sum();
+            vec![
+                view.service.clone(),
+                view.address.clone(),
+                view.name.clone().unwrap_or_else(|| "-".into()),
+                if view.backup { format!("{} (backup)", view.state) } else { view.state.clone() },
+                view.weight.to_string(),
+                view.active.to_string(),
+                view.connections.to_string(),
+                failures.to_string(),
+                bytes(view.received_bytes),
+                bytes(view.sent_bytes),
+                view.cause.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let head = [
+        "service",
+        "backend",
+        "name",
+        "state",
+        "weight#",
+        "active#",
+        "connections#",
+        "failures#",
+        "received#",
+        "sent#",
+        "cause",
+    ];
+    table(&head, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["web".into(), "5".into()], vec!["a-longer-name".into(), "1000".into()]];
+        assert_eq!(
+            table(&["service", "active#"], &rows),
+            "service        active\nweb                 5\na-longer-name    1000\n"
+        );
+    }
+
+    #[test]
+    fn bytes_take_the_unit_that_fits() {
+        for (count, want) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")]
+        {
+            assert_eq!(bytes(count), want);
+        }
+    }
+}

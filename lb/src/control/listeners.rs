@@ -1,0 +1,224 @@
+//! Listeners follow the services: opened for new addresses and ports, closed for those that are
+//! gone, tried again when the kernel refuses. A service that does not change is not touched.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use fairway_core::{Frontend, Tick};
+use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener};
+
+use super::tproxy::Tproxy;
+use super::vip::Interface;
+
+/// From one try to the next.
+const RETRY_MS: u64 = 1000;
+
+/// How one address and port is listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Listening {
+    /// Every worker accepts.
+    Open(ListenerKey),
+    /// The kernel refused; the next try is soon.
+    Failed(String),
+}
+
+/// The listeners of all workers.
+pub(crate) struct Listeners {
+    per_address: BTreeMap<SocketAddr, Listening>,
+    tproxy: Option<Tproxy>,
+    interface: Option<Interface>,
+    next_key: u64,
+    retry_at: Tick,
+    /// Addresses in use, with the number of frontends on each.
+    addresses: BTreeMap<IpAddr, usize>,
+    missing: HashSet<IpAddr>,
+}
+
+impl Listeners {
+    pub(crate) fn new(tproxy: Option<Tproxy>, interface: Option<Interface>) -> Self {
+        Self {
+            per_address: BTreeMap::new(),
+            tproxy,
+            interface,
+            next_key: 0,
+            retry_at: Tick(0),
+            addresses: BTreeMap::new(),
+            missing: HashSet::new(),
+        }
+    }
+
+    /// Makes the changes, each from some frontends to others; what is in both stays as it is,
+    /// also when it moves from one service to another.
+    pub(crate) fn change(
+        &mut self,
+        changes: &[(Vec<Frontend>, Vec<Frontend>)],
+        workers: &[WorkerHandle],
+    ) {
+        let before: HashSet<Frontend> = changes.iter().flat_map(|(old, _)| old).copied().collect();
+        let after: HashSet<Frontend> = changes.iter().flat_map(|(_, new)| new).copied().collect();
+        let removed: Vec<_> = before.difference(&after).copied().collect();
+        let added: Vec<_> = after.difference(&before).copied().collect();
+        for frontend in &added {
+            self.use_address(frontend.ip);
+        }
+        if let Some(tproxy) = &mut self.tproxy {
+            tproxy.change(&removed, &added);
+        } else {
+            for addr in removed.iter().flat_map(sockets) {
+                self.close(addr, workers);
+            }
+            for addr in added.iter().flat_map(sockets) {
+                self.open(addr, workers);
+            }
+        }
+        for frontend in &removed {
+            self.leave_address(frontend.ip);
+        }
+    }
+
+    /// Sends what was gathered to nftables, and tries failed listeners again when it is time.
+    pub(crate) fn tend(&mut self, now: Tick, workers: &[WorkerHandle]) {
+        if let Some(tproxy) = &mut self.tproxy {
+            tproxy.flush(now);
+        }
+        if now < self.retry_at {
+            return;
+        }
+        self.retry_at = Tick(now.0 + RETRY_MS);
+        let failed = |(addr, state): (&SocketAddr, &Listening)| {
+            matches!(state, Listening::Failed(_)).then_some(*addr)
+        };
+        let failed: Vec<_> = self.per_address.iter().filter_map(failed).collect();
+        for addr in failed {
+            self.open(addr, workers);
+        }
+        let missing: Vec<_> = self.missing.iter().copied().filter(|ip| is_local(*ip)).collect();
+        for ip in missing {
+            self.missing.remove(&ip);
+            tracing::info!(%ip, "address has arrived on this machine");
+        }
+    }
+
+    /// Whether something waits for the next try.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let failed = |state: &Listening| matches!(state, Listening::Failed(_));
+        !self.missing.is_empty()
+            || self.per_address.values().any(failed)
+            || self.tproxy.as_ref().is_some_and(Tproxy::is_waiting)
+    }
+
+    /// What keeps `frontends` from being served, for people.
+    pub(crate) fn troubles(&self, frontends: &[Frontend]) -> Vec<String> {
+        let mut troubles = Vec::new();
+        for frontend in frontends {
+            if self.missing.contains(&frontend.ip) {
+                troubles.push(missing_text(frontend.ip));
+            }
+            for addr in sockets(frontend) {
+                if let Some(Listening::Failed(why)) = self.per_address.get(&addr) {
+                    troubles.push(why.clone());
+                }
+            }
+        }
+        if let Some(why) = self.tproxy.as_ref().and_then(Tproxy::trouble) {
+            troubles.push(why.to_owned());
+        }
+        troubles
+    }
+
+    /// Listening sockets of all workers.
+    pub(crate) fn sockets(&self, workers: usize) -> usize {
+        let open = |state: &&Listening| matches!(state, Listening::Open(_));
+        let transparent = self.tproxy.as_ref().map_or(0, Tproxy::sockets);
+        self.per_address.values().filter(open).count() * workers + transparent
+    }
+
+    /// Takes away what the process leaves in the kernel.
+    pub(crate) fn clean_up(&mut self) {
+        if let Some(tproxy) = &mut self.tproxy {
+            tproxy.clean_up();
+        }
+        if let Some(interface) = &mut self.interface {
+            interface.clean_up();
+        }
+    }
+
+    fn use_address(&mut self, ip: IpAddr) {
+        let users = self.addresses.entry(ip).or_insert(0);
+        *users += 1;
+        if *users > 1 {
+            return;
+        }
+        if let Some(interface) = &mut self.interface {
+            interface.add(ip);
+        } else if self.tproxy.is_none() && !is_local(ip) {
+            self.missing.insert(ip);
+            tracing::warn!(%ip, "{}", missing_text(ip));
+        }
+    }
+
+    fn leave_address(&mut self, ip: IpAddr) {
+        let Some(users) = self.addresses.get_mut(&ip) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        self.addresses.remove(&ip);
+        self.missing.remove(&ip);
+        if let Some(interface) = &mut self.interface {
+            interface.remove(ip);
+        }
+    }
+
+    fn open(&mut self, addr: SocketAddr, workers: &[WorkerHandle]) {
+        let again = self.per_address.contains_key(&addr);
+        let sockets: Result<Vec<_>, _> = workers.iter().map(|_| open_listener(addr)).collect();
+        let state = match sockets {
+            Ok(sockets) => {
+                self.next_key += 1;
+                let key = ListenerKey(self.next_key);
+                for (worker, socket) in workers.iter().zip(sockets) {
+                    worker.send(Command::Listen { key, socket, vip: Some(addr) });
+                }
+                if again {
+                    tracing::info!(%addr, "listening after all");
+                }
+                Listening::Open(key)
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if !again {
+                    tracing::error!(%addr, "{why}; trying again every second");
+                }
+                Listening::Failed(why)
+            }
+        };
+        self.per_address.insert(addr, state);
+    }
+
+    fn close(&mut self, addr: SocketAddr, workers: &[WorkerHandle]) {
+        if let Some(Listening::Open(key)) = self.per_address.remove(&addr) {
+            for worker in workers {
+                worker.send(Command::Unlisten { key });
+            }
+        }
+    }
+}
+
+fn sockets(frontend: &Frontend) -> impl Iterator<Item = SocketAddr> + use<> {
+    let ip = frontend.ip;
+    frontend.ports.iter().map(move |port| SocketAddr::new(ip, port))
+}
+
+fn missing_text(ip: IpAddr) -> String {
+    let len = if ip.is_ipv4() { 32 } else { 128 };
+    format!(
+        "{ip} is not an address of this machine; add it with `ip address add {ip}/{len} dev lo`, \
+         or name an interface in `dataplane.vip.interface`"
+    )
+}
+
+/// Whether `ip` is an address of this machine: only those can be bound without IP_FREEBIND.
+fn is_local(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}

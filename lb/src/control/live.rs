@@ -1,0 +1,305 @@
+//! A service as the control loop knows it: what is configured, how its backends stand, and the
+//! [`Service`] that follows. Pure: time is an argument, nothing is sent anywhere.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use fairway_config::{BackendSpec, CheckSpec, ServiceSpec};
+use fairway_core::{
+    Admission, Backend, BackendAddr, BackendId, BuildError, Member, PassiveEjection, Pool,
+    Scheduler, Service, ServiceId, ServiceState, Standing, Tick,
+};
+
+use super::ids::Ids;
+use crate::health::CheckTarget;
+
+/// A service that is being served.
+pub(crate) struct Live {
+    pub(crate) id: ServiceId,
+    pub(crate) spec: Arc<ServiceSpec>,
+    pub(crate) backends: Vec<LiveBackend>,
+    pub(crate) backups: Vec<LiveBackend>,
+    primary: Arc<Pool>,
+    backup: Arc<Pool>,
+    pub(crate) state: Arc<ServiceState>,
+    /// Too few backends are healthy, so all are used.
+    pub(crate) panic: bool,
+}
+
+/// A configured backend and how it stands.
+pub(crate) struct LiveBackend {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) zone: Option<Box<str>>,
+    pub(crate) weight: u16,
+    /// Why its checks took it out; none while they are good or there are none.
+    pub(crate) down: Option<Box<str>>,
+    pub(crate) ejection: Ejection,
+    /// The operator takes it out of new flows, since then.
+    pub(crate) drained: Option<Tick>,
+}
+
+/// Ejection by failed connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Ejection {
+    /// Out until then.
+    pub(crate) until: Option<Tick>,
+    /// Ejections in a row.
+    times: u32,
+    /// When the last one ended.
+    ended: Tick,
+}
+
+impl Ejection {
+    /// Ejects from `now` on; the n-th time in a row takes n times as long. None when it is out
+    /// already, or nobody is ever ejected.
+    fn begin(&mut self, rule: &PassiveEjection, now: Tick) -> Option<Duration> {
+        if self.until.is_some() || rule.failures == 0 {
+            return None;
+        }
+        // A good time as long as the longest ejection makes a clean slate.
+        if now.since(self.ended) > rule.max {
+            self.times = 0;
+        }
+        self.times += 1;
+        let length = rule.base.saturating_mul(self.times).min(rule.max);
+        self.until = Some(now.plus(length));
+        Some(length)
+    }
+
+    /// Ends the ejection before its time: good checks say more than old failures.
+    pub(crate) fn lift(&mut self, now: Tick) {
+        if self.until.take().is_some() {
+            self.ended = now;
+        }
+    }
+
+    /// Ends the ejection when its time is over; true when that changed something.
+    fn expire(&mut self, now: Tick) -> bool {
+        if self.until.is_none_or(|until| until > now) {
+            return false;
+        }
+        self.until = None;
+        self.ended = now;
+        true
+    }
+}
+
+impl LiveBackend {
+    /// How it stands, panic mode aside.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing {
+            failed: self.down.is_some() || self.ejection.until.is_some(),
+            draining: self.drained.is_some(),
+        }
+    }
+
+    fn new(spec: &BackendSpec, backend: Arc<Backend>) -> Self {
+        Self {
+            backend,
+            name: spec.name.clone(),
+            zone: spec.zone.clone(),
+            weight: spec.weight.get(),
+            down: None,
+            ejection: Ejection::default(),
+            drained: None,
+        }
+    }
+}
+
+/// What a new spec made of a service.
+pub(crate) struct Replaced {
+    pub(crate) live: Live,
+    /// Backends that are no longer configured.
+    pub(crate) retired: Vec<Arc<Backend>>,
+}
+
+impl Live {
+    /// Brings `spec` about, keeping of `previous` every backend whose address stands.
+    ///
+    /// The pools are shared when they would come out the same. `health` tells how a checked
+    /// address stands already. Costs the building of the tables.
+    pub(crate) fn build(
+        id: ServiceId,
+        spec: Arc<ServiceSpec>,
+        previous: Option<Self>,
+        ids: &mut Ids,
+        workers: usize,
+        health: impl Fn(&CheckTarget) -> Option<Box<str>>,
+    ) -> Result<Replaced, BuildError> {
+        let (state, pools, mut old) = match previous {
+            Some(live) => {
+                let pools = (live.spec.policy.scheduler, live.primary, live.backup);
+                (live.state, Some(pools), [live.backends, live.backups].into_iter().flatten())
+            }
+            None => {
+                (ServiceState::new(workers), None, [Vec::new(), Vec::new()].into_iter().flatten())
+            }
+        };
+        let mut known: Vec<LiveBackend> = old.by_ref().collect();
+        known.sort_by_key(|live| live.backend.addr);
+        let mut known: Vec<Option<LiveBackend>> = known.into_iter().map(Some).collect();
+        let mut take = |addr: BackendAddr| {
+            let place = known.binary_search_by_key(&addr, |live| {
+                live.as_ref().map_or(addr, |live| live.backend.addr)
+            });
+            place.ok().and_then(|place| known[place].take_if(|live| live.backend.addr == addr))
+        };
+        let mut join = |specs: &[BackendSpec]| -> Vec<LiveBackend> {
+            specs
+                .iter()
+                .map(|spec| match take(spec.addr) {
+                    Some(live) => LiveBackend {
+                        name: spec.name.clone(),
+                        zone: spec.zone.clone(),
+                        weight: spec.weight.get(),
+                        ..live
+                    },
+                    None => LiveBackend::new(spec, ids.create(spec.addr, workers)),
+                })
+                .collect()
+        };
+        let mut backends = join(&spec.backends);
+        let mut backups = join(&spec.backup_backends);
+        for live in backends.iter_mut().chain(&mut backups) {
+            let target = target(&spec, &live.backend);
+            live.down = target.and_then(|target| health(&target));
+        }
+        let scheduler = spec.policy.scheduler;
+        let (before, primary, backup) = match pools {
+            Some((before, primary, backup)) => (Some(before), Some(primary), Some(backup)),
+            None => (None, None, None),
+        };
+        let started = Instant::now();
+        let same_scheduler = before == Some(scheduler);
+        let primary = pool(&backends, &spec.backends, primary, same_scheduler, &scheduler)?;
+        let backup = pool(&backups, &spec.backup_backends, backup, same_scheduler, &scheduler)?;
+        let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        state.table_build_us.store(took, Relaxed);
+        let retired = known.into_iter().flatten().map(|live| live.backend).collect();
+        let live = Self { id, spec, backends, backups, primary, backup, state, panic: false };
+        Ok(Replaced { live, retired })
+    }
+
+    /// The service as workers are to see it now.
+    pub(crate) fn service(&mut self) -> Service {
+        let failed = self.backends.iter().filter(|live| live.standing().failed).count();
+        let total = self.backends.len();
+        let healthy = total - failed;
+        let panic = failed > 0 && healthy * 100 < self.spec.panic_percent as usize * total;
+        self.panic = panic;
+        let standing = |live: &LiveBackend| {
+            let standing = live.standing();
+            Standing { failed: standing.failed && !panic, ..standing }
+        };
+        let admission = |backends: &[LiveBackend]| {
+            Admission::new(backends.iter().map(|live| (live.weight, standing(live))))
+        };
+        Service {
+            id: self.id,
+            name: Arc::clone(&self.spec.key.0),
+            protocol: self.spec.protocol,
+            policy: Arc::clone(&self.spec.policy),
+            admission: admission(&self.backends),
+            backup_admission: admission(&self.backups),
+            primary: Arc::clone(&self.primary),
+            backup: Arc::clone(&self.backup),
+            state: Arc::clone(&self.state),
+        }
+    }
+
+    /// Number of slots of its table, or turns of its round.
+    pub(crate) fn table_len(&self) -> usize {
+        self.primary.table_len()
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &LiveBackend> {
+        self.backends.iter().chain(&self.backups)
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut LiveBackend> {
+        self.backends.iter_mut().chain(&mut self.backups)
+    }
+
+    /// Ejects the backend `id`; returns for how long. Never the last one of the service that is
+    /// neither failed nor draining: a slow backend is better than none.
+    pub(crate) fn eject(&mut self, id: BackendId, now: Tick) -> Option<Duration> {
+        let others =
+            self.all().filter(|live| live.backend.id != id && live.standing().admits()).count();
+        if others == 0 {
+            return None;
+        }
+        let rule = self.spec.policy.passive;
+        let live = self.all_mut().find(|live| live.backend.id == id)?;
+        let length = live.ejection.begin(&rule, now)?;
+        live.backend.transitions.inc();
+        Some(length)
+    }
+
+    /// Ends ejections that are over; returns the backends that come back.
+    pub(crate) fn expire(&mut self, now: Tick) -> Vec<BackendAddr> {
+        let over = self.all_mut().filter_map(|live| {
+            let expired = live.ejection.expire(now);
+            if expired {
+                live.backend.streak.succeeded();
+                live.backend.transitions.inc();
+            }
+            expired.then_some(live.backend.addr)
+        });
+        over.collect()
+    }
+
+    /// What is checked of its backends.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = CheckTarget> {
+        self.all().filter_map(|live| target(&self.spec, &live.backend))
+    }
+}
+
+/// Members carry their live state in the same order as the pool: by address.
+fn pool(
+    backends: &[LiveBackend],
+    specs: &[BackendSpec],
+    before: Option<Arc<Pool>>,
+    same_scheduler: bool,
+    scheduler: &Scheduler,
+) -> Result<Arc<Pool>, BuildError> {
+    let same =
+        |pool: &Arc<Pool>| {
+            same_scheduler
+                && pool.members().len() == backends.len()
+                && pool.members().iter().zip(backends.iter().zip(specs)).all(|(m, (live, spec))| {
+                    m.backend.id == live.backend.id && m.weight == spec.weight
+                })
+        };
+    if let Some(pool) = before.filter(same) {
+        return Ok(pool);
+    }
+    let members = backends
+        .iter()
+        .zip(specs)
+        .map(|(live, spec)| Member { backend: Arc::clone(&live.backend), weight: spec.weight });
+    Pool::build(members.collect(), scheduler).map(Arc::new)
+}
+
+/// What is checked of `backend`; nothing when the service has no checks, or the port is open.
+fn target(spec: &ServiceSpec, backend: &Backend) -> Option<CheckTarget> {
+    let check: &Arc<CheckSpec> = spec.check.as_ref()?;
+    let port = check.port.or_else(|| backend.addr.port().map(Into::into))?;
+    Some(CheckTarget { addr: SocketAddr::new(backend.addr.ip(), port), spec: Arc::clone(check) })
+}
+
+/// Finds the backends of a service that are checked at `target`.
+pub(crate) fn checked_at<'l>(
+    live: &'l mut Live,
+    target: &CheckTarget,
+) -> impl Iterator<Item = &'l mut LiveBackend> {
+    let spec = Arc::clone(&live.spec);
+    let wanted = target.clone();
+    live.all_mut().filter(move |live| self::target(&spec, &live.backend).as_ref() == Some(&wanted))
+}
+
+#[cfg(test)]
+#[path = "live_tests.rs"]
+mod tests;

@@ -1,0 +1,121 @@
+use super::*;
+use std::path::Path;
+
+use fairway_config::load_text;
+
+const SECOND: u64 = 1000;
+
+fn spec(fields: &str) -> Arc<ServiceSpec> {
+    let text = format!(
+        "services:\n  - name: web\n    addresses: [192.0.2.1]\n    ports: [{{port: 80}}]\n{fields}"
+    );
+    let config = load_text(&Path::new("test.yaml").into(), &text).unwrap();
+    Arc::clone(config.services.values().next().unwrap())
+}
+
+fn backends(list: &str) -> Arc<ServiceSpec> {
+    spec(&format!("    backends: [{list}]\n"))
+}
+
+fn build(previous: Option<Live>, spec: Arc<ServiceSpec>, ids: &mut Ids) -> Replaced {
+    Live::build(ServiceId(0), spec, previous, ids, 1, |_| None).unwrap()
+}
+
+fn admitted(live: &mut Live) -> Vec<String> {
+    let service = live.service();
+    let members = service.backends().filter(|(_, standing, _)| standing.admits());
+    members.map(|(member, ..)| member.backend.addr.ip().to_string()).collect()
+}
+
+#[test]
+fn backends_keep_their_identity_through_changes() {
+    let mut ids = Ids::default();
+    let first = build(None, backends("10.0.0.2, 10.0.0.1"), &mut ids).live;
+    let kept = Arc::clone(&first.backends[1].backend);
+    assert_eq!(kept.addr.to_string(), "10.0.0.2:80");
+    let _ = kept.try_open(None);
+    let Replaced { live, retired } = build(Some(first), backends("10.0.0.2, 10.0.0.3"), &mut ids);
+    assert!(Arc::ptr_eq(&live.backends[0].backend, &kept), "same object, so same load");
+    assert_eq!(retired.len(), 1);
+    assert_eq!(retired[0].addr.to_string(), "10.0.0.1:80");
+}
+
+#[test]
+fn a_pool_that_comes_out_the_same_is_shared() {
+    let mut ids = Ids::default();
+    let first = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    let pool = Arc::clone(&first.primary);
+    let other_timeout = "    backends: [10.0.0.1, 10.0.0.2]\n    timeouts: {idle: 5m}\n";
+    let second = build(Some(first), spec(other_timeout), &mut ids).live;
+    assert!(Arc::ptr_eq(&second.primary, &pool), "only a timeout changed");
+    let weighted = backends("{address: 10.0.0.1, weight: 2}, 10.0.0.2");
+    let third = build(Some(second), weighted, &mut ids).live;
+    assert!(!Arc::ptr_eq(&third.primary, &pool), "a weight changed");
+}
+
+#[test]
+fn health_and_drain_change_admission_and_no_table() {
+    let mut ids = Ids::default();
+    let mut live = build(None, backends("10.0.0.1, 10.0.0.2, 10.0.0.3"), &mut ids).live;
+    let pool = Arc::clone(&live.primary);
+    live.backends[0].down = Some("refused".into());
+    live.backends[1].drained = Some(Tick(0));
+    assert_eq!(admitted(&mut live), ["10.0.0.3"]);
+    assert!(Arc::ptr_eq(&live.service().primary, &pool));
+}
+
+#[test]
+fn below_the_panic_threshold_all_are_used_but_the_draining() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.1, 10.0.0.2, 10.0.0.3, 10.0.0.4]\n    panicThreshold: 50%\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    for n in 0..2 {
+        live.backends[n].down = Some("refused".into());
+    }
+    assert_eq!(admitted(&mut live).len(), 2, "half is not below half");
+    assert!(!live.panic);
+    live.backends[2].down = Some("refused".into());
+    live.backends[3].drained = Some(Tick(0));
+    assert_eq!(admitted(&mut live), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    assert!(live.panic);
+}
+
+#[test]
+fn ejection_grows_with_repetition_and_ends() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.1, 10.0.0.2]\n    ejection: {failures: 3, baseTime: 10s, maxTime: 25s}\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    let id = live.backends[0].backend.id;
+    let mut now = Tick(0);
+    for want in [10, 20, 25, 25] {
+        assert_eq!(live.eject(id, now), Some(Duration::from_secs(want)));
+        assert_eq!(live.eject(id, now), None, "it is out already");
+        assert_eq!(admitted(&mut live), ["10.0.0.2"]);
+        now = Tick(now.0 + want * SECOND - 1);
+        assert!(live.expire(now).is_empty(), "a moment too early");
+        now = Tick(now.0 + 1);
+        assert_eq!(live.expire(now).len(), 1);
+        assert_eq!(admitted(&mut live).len(), 2);
+    }
+    now = Tick(now.0 + 26 * SECOND);
+    assert_eq!(live.eject(id, now), Some(Duration::from_secs(10)), "a clean slate");
+}
+
+#[test]
+fn the_last_admitted_backend_is_not_ejected() {
+    let mut ids = Ids::default();
+    let mut live = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    live.backends[0].down = Some("refused".into());
+    let last = live.backends[1].backend.id;
+    assert_eq!(live.eject(last, Tick(0)), None);
+}
+
+#[test]
+fn a_backend_that_moves_to_the_backups_keeps_its_identity() {
+    let mut ids = Ids::default();
+    let first = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    let moved = Arc::clone(&first.backends[1].backend);
+    let text = "    backends: [10.0.0.1]\n    backupBackends: [10.0.0.2]\n";
+    let Replaced { live, retired } = build(Some(first), spec(text), &mut ids);
+    assert!(Arc::ptr_eq(&live.backups[0].backend, &moved) && retired.is_empty());
+}

@@ -1,0 +1,518 @@
+//! The control loop: the only writer of snapshots.
+//!
+//! Everything that changes what is served comes through one channel: documents, health, failures
+//! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
+
+mod ids;
+mod listeners;
+mod live;
+mod retire;
+mod tproxy;
+mod vip;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
+use fairway_core::publish::Publisher;
+use fairway_core::{EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
+use fairway_uring::{Clock, Command, Event, WorkerHandle};
+
+use self::ids::Ids;
+use self::live::{Replaced, checked_at};
+use self::retire::Retiring;
+use crate::health::{CheckTarget, Checker, HealthEvent, Transition};
+
+pub(crate) use self::listeners::Listeners;
+pub(crate) use self::live::{Live, LiveBackend};
+pub(crate) use self::tproxy::Tproxy;
+pub(crate) use self::vip::Interface;
+
+/// Changes that are taken together before one snapshot is published.
+const BATCH: usize = 4096;
+/// How often ejections, retired backends and failed listeners are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Something for the control loop.
+pub(crate) enum Input {
+    /// A document was read.
+    Config(Box<Config>),
+    /// A document could not be read; what runs goes on.
+    ConfigFailed(Problems),
+    /// A check tipped the scale.
+    Health(HealthEvent),
+    /// A worker has something to say.
+    Worker(Event),
+    /// Someone asks, or asks for something, and gets the answer through the closure.
+    Ask(Box<dyn FnOnce(&mut Control) + Send>),
+    /// Stop: first accepting, then, after the drain, everything.
+    Stop {
+        /// At once, without a drain.
+        now: bool,
+    },
+}
+
+/// How reading the configuration went last.
+#[derive(Debug, Clone)]
+pub(crate) struct ConfigState {
+    pub(crate) path: PathBuf,
+    /// When the running configuration was read.
+    pub(crate) loaded: SystemTime,
+    /// What is wrong with the newest one; empty when it runs.
+    pub(crate) problems: Vec<String>,
+}
+
+/// The loop's state.
+pub(crate) struct Control {
+    pub(crate) clock: Clock,
+    pub(crate) process: Process,
+    pub(crate) config: ConfigState,
+    pub(crate) desired: Desired,
+    pub(crate) services: BTreeMap<ServiceKey, Live>,
+    keys: HashMap<ServiceId, ServiceKey>,
+    next_service: u32,
+    ids: Ids,
+    pub(crate) publisher: Publisher,
+    pub(crate) workers: Vec<WorkerHandle>,
+    pub(crate) listeners: Listeners,
+    pub(crate) checker: Checker,
+    checked: HashMap<CheckTarget, Checked>,
+    pub(crate) retiring: Retiring,
+    /// Services with an ejected backend.
+    ejected: BTreeSet<ServiceKey>,
+    dirty: BTreeSet<ServiceKey>,
+    removed: Vec<(Vec<Frontend>, ServiceId)>,
+    /// Frontends that a service left while staying.
+    vacated: Vec<(Vec<Frontend>, ServiceId)>,
+    rebuilt: HashSet<ServiceKey>,
+    /// Frontends before and after, for listeners: opened only when the snapshot knows them.
+    relisten: Vec<(Vec<Frontend>, Vec<Frontend>)>,
+    stop: Stop,
+    /// Why a worker ended that should not have.
+    failure: Option<String>,
+}
+
+/// The standing of a checked address, and whose it is.
+#[derive(Default)]
+struct Checked {
+    down: Option<Box<str>>,
+    users: Vec<ServiceKey>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Running,
+    /// Accepts nothing; ends what is left at the time.
+    Draining(Tick),
+    Done,
+}
+
+impl Control {
+    pub(crate) fn new(
+        clock: Clock,
+        process: Process,
+        path: PathBuf,
+        publisher: Publisher,
+        workers: Vec<WorkerHandle>,
+        listeners: Listeners,
+        checker: Checker,
+    ) -> Self {
+        Self {
+            clock,
+            process,
+            config: ConfigState { path, loaded: SystemTime::now(), problems: Vec::new() },
+            desired: Desired::new(),
+            services: BTreeMap::new(),
+            keys: HashMap::new(),
+            next_service: 0,
+            ids: Ids::default(),
+            publisher,
+            workers,
+            listeners,
+            checker,
+            checked: HashMap::new(),
+            retiring: Retiring::default(),
+            ejected: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            removed: Vec::new(),
+            vacated: Vec::new(),
+            rebuilt: HashSet::new(),
+            relisten: Vec::new(),
+            stop: Stop::Running,
+            failure: None,
+        }
+    }
+
+    /// Starts to serve what `config` says.
+    pub(crate) fn begin(&mut self, config: Config) {
+        let change = ChangeSet::between(&self.desired, &config.services);
+        self.desired = config.services;
+        self.apply(change);
+        self.publish();
+        self.listeners.tend(self.clock.now(), &self.workers);
+        metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
+        tracing::info!(services = self.services.len(), "serving");
+    }
+
+    /// Serves until stopped; an error is the cause of a worker's death.
+    pub(crate) fn run(mut self, inputs: &Receiver<Input>) -> Result<(), String> {
+        while self.stop != Stop::Done {
+            match inputs.recv_timeout(self.patience()) {
+                Ok(input) => {
+                    self.take(input);
+                    for input in inputs.try_iter().take(BATCH) {
+                        self.take(input);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.tend();
+            self.publish();
+        }
+        for worker in &self.workers {
+            worker.send(Command::Stop);
+        }
+        for worker in &mut self.workers {
+            worker.join();
+        }
+        self.listeners.clean_up();
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    fn patience(&self) -> Duration {
+        let waits = !self.ejected.is_empty()
+            || !self.retiring.is_empty()
+            || self.listeners.is_waiting()
+            || self.stop != Stop::Running
+            || self.publisher.oldest_seen() < self.publisher.current().generation;
+        if waits { TICK } else { Duration::from_secs(5) }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Config(config) => self.take_config(*config),
+            Input::ConfigFailed(problems) => self.config_failed(&problems),
+            Input::Health(event) => self.take_health(event),
+            Input::Worker(event) => self.take_event(event),
+            Input::Ask(ask) => ask(self),
+            Input::Stop { now } => self.begin_stop(now),
+        }
+    }
+
+    fn take_config(&mut self, config: Config) {
+        let change = ChangeSet::between(&self.desired, &config.services);
+        if config.process != self.process {
+            tracing::warn!(
+                "`dataplane`, `admin`, `metrics`, `log` or `shutdown` changed; these take effect at the next start"
+            );
+        }
+        let (changed, removed) = (change.upserts.len(), change.removals.len());
+        self.desired = config.services;
+        self.config.loaded = SystemTime::now();
+        self.config.problems.clear();
+        self.apply(change);
+        metrics::counter!("fairway_config_reloads_total", "result" => "success").increment(1);
+        metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
+        let services = self.services.len();
+        tracing::info!(services, changed, removed, "configuration applied");
+    }
+
+    fn config_failed(&mut self, problems: &Problems) {
+        self.config.problems = problems.0.iter().map(ToString::to_string).collect();
+        metrics::counter!("fairway_config_reloads_total", "result" => "failure").increment(1);
+        metrics::gauge!("fairway_config_last_reload_successful").set(0.0);
+        for problem in &self.config.problems {
+            tracing::error!("{problem}");
+        }
+        tracing::error!("the configuration was not applied; the one before runs on");
+    }
+
+    /// Brings a change of services about, up to publishing.
+    pub(crate) fn apply(&mut self, change: ChangeSet) {
+        for key in change.removals {
+            self.remove(&key);
+        }
+        for spec in change.upserts {
+            self.upsert(spec);
+        }
+    }
+
+    fn upsert(&mut self, spec: Arc<ServiceSpec>) {
+        let key = spec.key.clone();
+        let previous = self.services.remove(&key);
+        let id = previous.as_ref().map_or_else(
+            || {
+                self.next_service += 1;
+                ServiceId(self.next_service)
+            },
+            |live| live.id,
+        );
+        let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
+        let old_frontends =
+            previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
+        let drain = spec.policy.drain_timeout;
+        let (ids, checked) = (&mut self.ids, &self.checked);
+        let health = |target: &CheckTarget| match checked.get(target) {
+            Some(checked) => checked.down.clone(),
+            None if target.spec.initially_up => None,
+            None => Some("not checked yet".into()),
+        };
+        let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
+        let Replaced { live, retired } = match built {
+            Ok(replaced) => replaced,
+            // `config` has refused both kinds of it.
+            Err(error) => {
+                tracing::error!(service = %key, "cannot be served: {error}");
+                return;
+            }
+        };
+        self.retiring.add(&key, retired, drain, self.clock.now());
+        self.recheck(&key, &old_targets, &live.targets().collect::<Vec<_>>());
+        self.relisten.push((old_frontends.clone(), spec.frontends.clone()));
+        let gone: Vec<_> =
+            old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
+        if !gone.is_empty() {
+            self.vacated.push((gone, id));
+        }
+        self.keys.insert(id, key.clone());
+        self.services.insert(key.clone(), live);
+        self.rebuilt.insert(key.clone());
+        self.dirty.insert(key);
+    }
+
+    fn remove(&mut self, key: &ServiceKey) {
+        let Some(live) = self.services.remove(key) else { return };
+        let targets: Vec<_> = live.targets().collect();
+        self.recheck(key, &targets, &[]);
+        self.relisten.push((live.spec.frontends.clone(), Vec::new()));
+        let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
+        let drain = live.spec.policy.drain_timeout;
+        self.retiring.add(key, backends, drain, self.clock.now());
+        self.keys.remove(&live.id);
+        self.ejected.remove(key);
+        self.dirty.remove(key);
+        self.rebuilt.remove(key);
+        self.removed.push((live.spec.frontends.clone(), live.id));
+        tracing::info!(service = %key, "service removed");
+    }
+
+    /// Moves the checks of a service from `old` targets to `new` ones.
+    fn recheck(&mut self, key: &ServiceKey, old: &[CheckTarget], new: &[CheckTarget]) {
+        for target in new {
+            self.checker.add(target);
+            let checked = self.checked.entry(target.clone()).or_insert_with(|| Checked {
+                down: (!target.spec.initially_up).then(|| "not checked yet".into()),
+                users: Vec::new(),
+            });
+            checked.users.push(key.clone());
+        }
+        for target in old {
+            self.checker.remove(target);
+            let Some(checked) = self.checked.get_mut(target) else { continue };
+            if let Some(place) = checked.users.iter().position(|user| user == key) {
+                checked.users.swap_remove(place);
+            }
+            if checked.users.is_empty() {
+                self.checked.remove(target);
+            }
+        }
+    }
+
+    fn take_health(&mut self, event: HealthEvent) {
+        // A check that was stopped may still have had something to say.
+        let Some(checked) = self.checked.get_mut(&event.target) else { return };
+        checked.down = match &event.transition {
+            Transition::Up { .. } => None,
+            Transition::Down { cause, .. } => Some(cause.to_string().into()),
+        };
+        let users: BTreeSet<_> = checked.users.iter().cloned().collect();
+        let (down, now) = (checked.down.clone(), self.clock.now());
+        for key in users {
+            let Some(live) = self.services.get_mut(&key) else { continue };
+            for backend in checked_at(live, &event.target) {
+                backend.down.clone_from(&down);
+                backend.backend.transitions.inc();
+                let (addr, spec) = (backend.backend.addr, &event.target.spec);
+                match &event.transition {
+                    Transition::Up { good } => {
+                        backend.ejection.lift(now);
+                        backend.backend.streak.succeeded();
+                        tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
+                    }
+                    Transition::Down { cause, failed } => {
+                        tracing::warn!(service = %key, backend = %addr, "backend is down: {cause}, {failed} of {}", spec.fall);
+                    }
+                }
+            }
+            self.dirty.insert(key);
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::BackendFailed { service, backend, cause, streak } => {
+                let Some(key) = self.keys.get(&service) else { return };
+                let Some(live) = self.services.get_mut(key) else { return };
+                let Some(length) = live.eject(backend, self.clock.now()) else { return };
+                let addr = live.all().find(|live| live.backend.id == backend);
+                let addr = addr.map(|live| live.backend.addr.to_string()).unwrap_or_default();
+                let cause = cause.label();
+                tracing::warn!(service = %key, backend = addr, "backend ejected for {length:?}: connects failed {streak} times in a row, the last with `{cause}`");
+                self.ejected.insert(key.clone());
+                self.dirty.insert(key.clone());
+            }
+            Event::WorkerEnded { worker, error } => {
+                if let Some(error) = error {
+                    tracing::error!(worker, "worker ended: {error}");
+                    self.failure = Some(format!("worker {worker} ended: {error}"));
+                    self.stop = Stop::Done;
+                }
+            }
+            Event::ConnectionEnded(_) => {}
+        }
+    }
+
+    fn begin_stop(&mut self, now: bool) {
+        if now || self.stop != Stop::Running {
+            tracing::info!("stopping now");
+            self.stop = Stop::Done;
+            return;
+        }
+        let drain = self.process.shutdown_drain;
+        tracing::info!(?drain, "stopping: no new connections, the open ones may go on");
+        for worker in &self.workers {
+            worker.send(Command::StopAccepting);
+        }
+        self.stop = Stop::Draining(self.clock.now().plus(drain));
+    }
+
+    /// Connections of all workers.
+    pub(crate) fn connections(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.stats.connections.load(Relaxed)).sum()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop != Stop::Running
+    }
+
+    /// What time brings.
+    fn tend(&mut self) {
+        let now = self.clock.now();
+        for key in self.ejected.clone() {
+            let Some(live) = self.services.get_mut(&key) else { continue };
+            for addr in live.expire(now) {
+                tracing::info!(service = %key, backend = %addr, "ejection is over");
+                self.dirty.insert(key.clone());
+            }
+            if live.all().all(|live| live.ejection.until.is_none()) {
+                self.ejected.remove(&key);
+            }
+        }
+        let due = self.retiring.due(now);
+        if !due.is_empty() {
+            for worker in &self.workers {
+                let backends = due.clone();
+                worker.send(Command::EndBackends { backends, reason: EndReason::DrainTimeout });
+            }
+        }
+        self.retiring.collect(&mut self.ids);
+        self.listeners.tend(now, &self.workers);
+        self.publisher.collect();
+        if let Stop::Draining(until) = self.stop
+            && (now >= until || (self.connections() == 0 && self.listeners_are_quiet()))
+        {
+            self.stop = Stop::Done;
+        }
+    }
+
+    /// Workers have seen that they are to accept nothing.
+    fn listeners_are_quiet(&self) -> bool {
+        self.workers.iter().all(|worker| worker.stats.listeners.load(Relaxed) == 0)
+    }
+
+    /// Publishes what has changed, if anything has.
+    fn publish(&mut self) {
+        if self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let current = self.publisher.current();
+        let mut builder = SnapshotBuilder::from(&current);
+        for (frontends, id) in self.removed.drain(..) {
+            builder.remove(&frontends, id);
+        }
+        for (frontends, id) in self.vacated.drain(..) {
+            builder.vacate(&frontends, id);
+        }
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(live) = self.services.get_mut(&key) else { continue };
+            let before = live.panic;
+            let service: Arc<Service> = Arc::new(live.service());
+            if live.panic != before {
+                let state = if live.panic { "on: too few healthy backends" } else { "off" };
+                tracing::warn!(service = %key, "panic mode {state}");
+            }
+            builder.insert(&live.spec.frontends, &service);
+            if self.rebuilt.remove(&key) {
+                live.state.table_generation.store(current.generation + 1, Relaxed);
+            }
+        }
+        let snapshot = self.publisher.publish(builder.finish());
+        metrics::histogram!("fairway_publish_seconds").record(started.elapsed().as_secs_f64());
+        metrics::gauge!("fairway_snapshot_generation").set(snapshot.generation as f64);
+        for worker in &self.workers {
+            worker.wake();
+        }
+        // Closed before opened: an address and port may have moved between services.
+        let changes = std::mem::take(&mut self.relisten);
+        self.listeners.change(&changes, &self.workers);
+        tracing::debug!(generation = snapshot.generation, "published");
+    }
+
+    /// Takes a backend out of new flows, or back in; `None` for a service means all of them.
+    /// Returns the services that have it.
+    pub(crate) fn drain(&mut self, service: Option<&str>, backend: &str, out: bool) -> Vec<String> {
+        let now = self.clock.now();
+        let mut found = Vec::new();
+        for (key, live) in &mut self.services {
+            if service.is_some_and(|name| !names(key, name)) {
+                continue;
+            }
+            let timeout = live.spec.policy.drain_timeout;
+            let mut hit = Vec::new();
+            for live in live.all_mut().filter(|live| is_backend(live, backend)) {
+                live.drained = out.then(|| live.drained.unwrap_or(now));
+                hit.push(Arc::clone(&live.backend));
+            }
+            if hit.is_empty() {
+                continue;
+            }
+            let verb = if out { "drains" } else { "takes new connections again" };
+            tracing::info!(service = %key, backend, "backend {verb} by order of the operator");
+            if out {
+                self.retiring.drain(key, hit, timeout, now);
+            } else {
+                self.retiring.undrain(&hit);
+            }
+            self.dirty.insert(key.clone());
+            found.push(key.to_string());
+        }
+        found
+    }
+}
+
+/// Whether `name` means this service: by its key or by its name without the port.
+pub(crate) fn names(key: &ServiceKey, name: &str) -> bool {
+    *key.0 == *name || key.0.rsplit_once('/').is_some_and(|(service, _)| service == name)
+}
+
+/// Whether `word` means this backend: by address with or without port, or by name.
+fn is_backend(live: &LiveBackend, word: &str) -> bool {
+    let addr = live.backend.addr;
+    addr.to_string() == word || addr.ip().to_string() == word || live.name.as_deref() == Some(word)
+}

@@ -1,0 +1,148 @@
+//! Backends that take no new flows and whose connections may go on for a while.
+//!
+//! A backend that was removed from the configuration is kept until its last connection has ended;
+//! one that the operator drains stays configured. Both are cut when their drain timeout is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_config::ServiceKey;
+use fairway_core::{Backend, BackendId, Tick};
+
+use super::ids::Ids;
+
+#[derive(Default)]
+pub(crate) struct Retiring(Vec<Entry>);
+
+struct Entry {
+    service: ServiceKey,
+    backend: Arc<Backend>,
+    /// Gone from the configuration.
+    removed: bool,
+    /// When its connections are cut; none when never, or when they were.
+    cut_at: Option<Tick>,
+}
+
+impl Retiring {
+    /// Backends of `service` that are no longer configured.
+    pub(crate) fn add(
+        &mut self,
+        service: &ServiceKey,
+        backends: Vec<Arc<Backend>>,
+        timeout: Option<Duration>,
+        now: Tick,
+    ) {
+        for backend in backends {
+            // An earlier drain of it goes on with its own time.
+            let drained = self.0.iter().position(|entry| entry.backend.id == backend.id);
+            let earlier = drained.and_then(|place| self.0.swap_remove(place).cut_at);
+            let cut_at = earlier.or_else(|| timeout.map(|timeout| now.plus(timeout)));
+            self.0.push(Entry { service: service.clone(), backend, removed: true, cut_at });
+        }
+    }
+
+    /// Backends of `service` that the operator drains.
+    pub(crate) fn drain(
+        &mut self,
+        service: &ServiceKey,
+        backends: Vec<Arc<Backend>>,
+        timeout: Option<Duration>,
+        now: Tick,
+    ) {
+        for backend in backends {
+            if self.0.iter().any(|entry| entry.backend.id == backend.id) {
+                continue;
+            }
+            let cut_at = timeout.map(|timeout| now.plus(timeout));
+            self.0.push(Entry { service: service.clone(), backend, removed: false, cut_at });
+        }
+    }
+
+    /// The operator wants them back.
+    pub(crate) fn undrain(&mut self, backends: &[Arc<Backend>]) {
+        self.0.retain(|entry| {
+            entry.removed || !backends.iter().any(|backend| backend.id == entry.backend.id)
+        });
+    }
+
+    /// Backends whose time is over; each is named once.
+    pub(crate) fn due(&mut self, now: Tick) -> Vec<BackendId> {
+        let mut due = Vec::new();
+        for entry in &mut self.0 {
+            if entry.cut_at.is_some_and(|at| at <= now) {
+                entry.cut_at = None;
+                if entry.backend.active() > 0 {
+                    let (backend, left) = (entry.backend.addr, entry.backend.active());
+                    tracing::info!(service = %entry.service, %backend, connections = left, "drain timeout: cutting connections");
+                    due.push(entry.backend.id);
+                }
+            }
+        }
+        due
+    }
+
+    /// Forgets removed backends that nobody uses any more, and gives their ids back.
+    pub(crate) fn collect(&mut self, ids: &mut Ids) {
+        let mut kept = Vec::with_capacity(self.0.len());
+        for mut entry in self.0.drain(..) {
+            if !entry.removed {
+                kept.push(entry);
+                continue;
+            }
+            if let Err(backend) = ids.release(entry.backend) {
+                entry.backend = backend;
+                kept.push(entry);
+            }
+        }
+        self.0 = kept;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Removed backends with open connections: service, address, connections.
+    pub(crate) fn removed(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Backend>)> {
+        self.0.iter().filter(|entry| entry.removed).map(|entry| (&entry.service, &entry.backend))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fairway_core::BackendAddr;
+
+    #[test]
+    fn removed_backends_are_cut_once_and_forgotten_when_unused() {
+        let mut ids = Ids::default();
+        let key = ServiceKey("web/80".into());
+        let backend = ids.create(BackendAddr::new([10, 0, 0, 1].into(), None), 1);
+        assert!(backend.try_open(None));
+        let session = Arc::clone(&backend);
+        let mut retiring = Retiring::default();
+        let id = backend.id;
+        retiring.add(&key, vec![backend], Some(Duration::from_secs(1)), Tick(0));
+        assert!(retiring.due(Tick(999)).is_empty());
+        assert_eq!(retiring.due(Tick(1000)), [id]);
+        assert!(retiring.due(Tick(2000)).is_empty(), "named once");
+        retiring.collect(&mut ids);
+        assert!(!retiring.is_empty(), "a session still counts on it");
+        session.close();
+        drop(session);
+        retiring.collect(&mut ids);
+        assert!(retiring.is_empty());
+    }
+
+    #[test]
+    fn an_operators_drain_can_be_taken_back() {
+        let mut ids = Ids::default();
+        let key = ServiceKey("web/80".into());
+        let backend = ids.create(BackendAddr::new([10, 0, 0, 1].into(), None), 1);
+        assert!(backend.try_open(None));
+        let mut retiring = Retiring::default();
+        let second = Some(Duration::from_secs(1));
+        retiring.drain(&key, vec![Arc::clone(&backend)], second, Tick(0));
+        retiring.undrain(std::slice::from_ref(&backend));
+        assert!(retiring.is_empty() && retiring.due(Tick(5000)).is_empty());
+    }
+}

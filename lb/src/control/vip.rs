@@ -1,0 +1,77 @@
+//! Adds the services' addresses to an interface, through the `ip` command of iproute2.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+/// An interface that carries the services' addresses.
+pub(crate) struct Interface {
+    name: String,
+    /// Those that were added here; an address that was there before is left there.
+    added: BTreeSet<IpAddr>,
+}
+
+impl Interface {
+    pub(crate) fn new(name: String) -> Self {
+        Self { name, added: BTreeSet::new() }
+    }
+
+    pub(crate) fn add(&mut self, ip: IpAddr) {
+        match self.run("add", ip) {
+            Ok(()) => {
+                self.added.insert(ip);
+                tracing::info!(%ip, interface = self.name, "address added");
+            }
+            Err(why) if why.contains("File exists") || why.contains("already assigned") => {}
+            Err(why) => tracing::error!(%ip, interface = self.name, "cannot add address: {why}"),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, ip: IpAddr) {
+        if !self.added.remove(&ip) {
+            return;
+        }
+        match self.run("delete", ip) {
+            Ok(()) => tracing::info!(%ip, interface = self.name, "address removed"),
+            Err(why) => tracing::warn!(%ip, interface = self.name, "cannot remove address: {why}"),
+        }
+    }
+
+    pub(crate) fn clean_up(&mut self) {
+        for ip in self.added.clone() {
+            self.remove(ip);
+        }
+    }
+
+    fn run(&self, verb: &str, ip: IpAddr) -> Result<(), String> {
+        let prefix = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
+        let mut arguments = vec!["address", verb, &prefix, "dev", &self.name];
+        if verb == "add" && ip.is_ipv6() {
+            // Duplicate address detection would hold the address back for seconds.
+            arguments.push("nodad");
+        }
+        run("ip", &arguments, "")
+    }
+}
+
+/// Runs a command of the system; an error is what it printed.
+pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), String> {
+    use std::io::Write;
+    let missing = |error: std::io::Error| format!("`{program}` cannot be run: {error}");
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(missing)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that ends before it has read everything says why on stderr.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(missing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}

@@ -1,0 +1,144 @@
+//! Runs the checks: a task for each address and definition.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_config::CheckSpec;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::probe::probe;
+use super::state::{HealthState, Transition};
+
+/// Checks that may be under way at once: bounds descriptors.
+const AT_ONCE: usize = 1024;
+
+/// What is checked, and how. Equal targets are one check.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct CheckTarget {
+    /// The address and port.
+    pub(crate) addr: SocketAddr,
+    /// How.
+    pub(crate) spec: Arc<CheckSpec>,
+}
+
+/// A target changed its health.
+#[derive(Debug)]
+pub(crate) struct HealthEvent {
+    /// Which one.
+    pub(crate) target: CheckTarget,
+    /// To what, and why.
+    pub(crate) transition: Transition,
+}
+
+/// The running checks.
+pub(crate) struct Checker {
+    runtime: Handle,
+    running: HashMap<CheckTarget, (AbortHandle, usize)>,
+    at_once: Arc<Semaphore>,
+    report: Arc<dyn Fn(HealthEvent) + Send + Sync>,
+    spread: RandomState,
+}
+
+impl Checker {
+    /// Checks run on `runtime`; transitions go to `report`, which must not block.
+    pub(crate) fn new(
+        runtime: Handle,
+        report: impl Fn(HealthEvent) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            runtime,
+            running: HashMap::new(),
+            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            report: Arc::new(report),
+            spread: RandomState::new(),
+        }
+    }
+
+    /// Adds a user of `target`; the first one starts the check.
+    pub(crate) fn add(&mut self, target: &CheckTarget) {
+        if let Some((_, users)) = self.running.get_mut(target) {
+            *users += 1;
+            return;
+        }
+        let task = check(
+            target.clone(),
+            Arc::clone(&self.at_once),
+            Arc::clone(&self.report),
+            self.spread.hash_one(target),
+        );
+        let abort = self.runtime.spawn(task).abort_handle();
+        self.running.insert(target.clone(), (abort, 1));
+    }
+
+    /// Takes a user of `target` away; the last one stops the check.
+    pub(crate) fn remove(&mut self, target: &CheckTarget) {
+        let Some((abort, users)) = self.running.get_mut(target) else { return };
+        *users -= 1;
+        if *users == 0 {
+            abort.abort();
+            self.running.remove(target);
+        }
+    }
+
+    /// Number of different checks.
+    #[must_use]
+    pub(crate) fn len(&self) -> usize {
+        self.running.len()
+    }
+}
+
+async fn check(
+    target: CheckTarget,
+    at_once: Arc<Semaphore>,
+    report: Arc<dyn Fn(HealthEvent) + Send + Sync>,
+    mut random: u64,
+) {
+    let spec = Arc::clone(&target.spec);
+    let mut state = HealthState::new(&spec);
+    // First checks are spread over the interval, later ones by their jitter.
+    tokio::time::sleep(fraction(spec.interval, random)).await;
+    loop {
+        let result = {
+            // The semaphore is never closed.
+            let _permit = at_once.acquire().await;
+            probe(target.addr, &spec).await
+        };
+        if let Some(transition) = state.on_result(&result) {
+            report(HealthEvent { target: target.clone(), transition });
+        }
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        tokio::time::sleep(jittered(spec.interval, spec.jitter_percent, random)).await;
+    }
+}
+
+/// A part of `whole`, by the upper bits of `random`.
+fn fraction(whole: Duration, random: u64) -> Duration {
+    whole.mul_f64((random >> 32) as f64 / f64::from(u32::MAX))
+}
+
+/// `interval`, longer or shorter by up to `percent` hundredths.
+fn jittered(interval: Duration, percent: u32, random: u64) -> Duration {
+    let range = interval * percent / 100;
+    (interval + fraction(range * 2, random)).saturating_sub(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_stays_in_its_range() {
+        let second = Duration::from_secs(1);
+        for random in [0, 1 << 40, u64::MAX / 3, u64::MAX] {
+            let interval = jittered(second, 10, random);
+            assert!(interval >= second * 9 / 10 && interval <= second * 11 / 10, "{interval:?}");
+            assert!(fraction(second, random) <= second);
+        }
+        assert_eq!(jittered(second, 0, 12345), second);
+    }
+}

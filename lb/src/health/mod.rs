@@ -1,0 +1,8 @@
+//! Active checks: addresses that are checked alike are checked once, whatever uses them.
+
+mod checker;
+mod probe;
+mod state;
+
+pub(crate) use checker::{CheckTarget, Checker, HealthEvent};
+pub(crate) use state::Transition;

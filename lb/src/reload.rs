@@ -1,0 +1,114 @@
+//! Reading the configuration again: when a file changed, at SIGHUP, when asked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use fairway_config::{Watcher, load};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::control::Input;
+
+/// Quiet time after the last event before files are read.
+const QUIET: Duration = Duration::from_millis(150);
+/// Longest wait for quiet.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// Why to read.
+pub(crate) enum Reload {
+    /// Something happened in a watched folder.
+    Changed,
+    /// SIGHUP.
+    Signal,
+    /// Somebody waits for what is wrong with it.
+    Asked(oneshot::Sender<Vec<String>>),
+}
+
+/// Reads the document at `path` for every reason that comes, and hands it to the control loop.
+pub(crate) async fn run(
+    path: PathBuf,
+    mut watcher: Option<Watcher>,
+    mut reasons: mpsc::UnboundedReceiver<Reload>,
+    control: Sender<Input>,
+) {
+    // What was read last: an event without a change, as from a neighbour's file, is no news.
+    let mut last = load(&path).ok();
+    while let Some(reason) = reasons.recv().await {
+        let mut forced = false;
+        let mut waiting = Vec::new();
+        let mut note = |reason| match reason {
+            Reload::Changed => {}
+            Reload::Signal => forced = true,
+            Reload::Asked(sender) => {
+                forced = true;
+                waiting.push(sender);
+            }
+        };
+        let settle = matches!(reason, Reload::Changed);
+        note(reason);
+        if settle {
+            let end = Instant::now() + LONGEST;
+            while let Ok(Some(reason)) =
+                timeout_at((Instant::now() + QUIET).min(end), reasons.recv()).await
+            {
+                note(reason);
+                if Instant::now() >= end {
+                    break;
+                }
+            }
+        }
+        let file = path.clone();
+        let Ok(result) = tokio::task::spawn_blocking(move || load(&file)).await else { continue };
+        let problems = match result {
+            Ok(config) => {
+                rewatch(&mut watcher, &config.files);
+                if forced || last.as_ref() != Some(&config) {
+                    last = Some(config.clone());
+                    if control.send(Input::Config(Box::new(config))).is_err() {
+                        return;
+                    }
+                }
+                Vec::new()
+            }
+            Err(problems) => {
+                // The next good document is news, even if it is the one that runs.
+                last = None;
+                let text = problems.0.iter().map(ToString::to_string).collect();
+                if control.send(Input::ConfigFailed(problems)).is_err() {
+                    return;
+                }
+                text
+            }
+        };
+        for sender in waiting {
+            // Nobody waits any more when the caller has gone.
+            let _ = sender.send(problems.clone());
+        }
+    }
+}
+
+fn rewatch(watcher: &mut Option<Watcher>, files: &[PathBuf]) {
+    let Some(watcher) = watcher else { return };
+    if let Err(error) = watcher.watch(files) {
+        tracing::warn!("{error}");
+    }
+}
+
+/// A watcher on `files` whose events go to `reasons`; none when the kernel refuses.
+pub(crate) fn watcher(
+    files: &[PathBuf],
+    reasons: mpsc::UnboundedSender<Reload>,
+) -> Option<Watcher> {
+    let reasons = Arc::new(reasons);
+    let changed = move || {
+        // The receiver goes when the process stops.
+        let _ = reasons.send(Reload::Changed);
+    };
+    let watched = Watcher::new(changed).and_then(|mut watcher| {
+        watcher.watch(files)?;
+        Ok(watcher)
+    });
+    watched.map_err(|error| tracing::warn!("{error}")).ok()
+}

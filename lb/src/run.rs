@@ -1,0 +1,316 @@
+//! `fairway run`: brings the process up, and down again.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
+use fairway_config::{Config, Process, load};
+use fairway_core::publish::Publisher;
+use fairway_uring::{
+    Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Settings, Shared,
+    WorkerHandle,
+};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::admin::views::{Budgets, Fixed};
+use crate::admin::{self, Admin, admin_router, public_router};
+use crate::cli::{EXIT_CONFIG, EXIT_FAILURE};
+use crate::control::{Control, Input, Interface, Listeners, Tproxy};
+use crate::health::Checker;
+use crate::reload::{self, Reload};
+
+/// Descriptors for sockets of the control plane: checks, admin, metrics, files.
+const CONTROL_DESCRIPTORS: u64 = 1500;
+/// Connections that workers have reported and the log has not written.
+const LOG_QUEUE: usize = 16_384;
+
+/// Runs until a signal ends the process.
+pub(crate) fn run(path: PathBuf) -> ExitCode {
+    let config = match load(&path) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            let count = problems.0.len();
+            eprintln!(
+                "fairway: {count} error{} in the configuration",
+                if count == 1 { "" } else { "s" }
+            );
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    init_log(&config.process);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("fairway-tokio")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("no threads for the control plane: {error}")),
+    };
+    match start(path, config, runtime.handle()) {
+        Ok(started) => {
+            let outcome = started.control.run(&started.inputs);
+            drop(started.socket);
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            match outcome {
+                Ok(()) => {
+                    tracing::info!("stopped");
+                    ExitCode::SUCCESS
+                }
+                Err(cause) => failed(&cause),
+            }
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    tracing::error!("{why}");
+    eprintln!("fairway: {why}");
+    ExitCode::from(EXIT_FAILURE)
+}
+
+struct Started {
+    control: Control,
+    inputs: Receiver<Input>,
+    socket: admin::SocketFile,
+}
+
+fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, String> {
+    let process = config.process.clone();
+    let features = Features::detect(&disabled(&process)).map_err(|error| error.to_string())?;
+    let registry = PrometheusBuilder::new()
+        .set_buckets(&[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| format!("metrics cannot be set up: {error}"))?;
+    describe_metrics();
+
+    let count = worker_count(&process);
+    let budgets = budgets(&process, count);
+    let (sender, inputs) = unbounded();
+    let clock = Clock::start();
+    let shared = Arc::new(Shared::new(
+        settings(&process, &budgets, count),
+        clock,
+        process.client_table as usize,
+        sink(sender.clone(), process.log_connections),
+    ));
+    let mut publisher = Publisher::new();
+    let mut workers = Vec::with_capacity(count);
+    for worker in 0..count {
+        let cpu = process.pin_cpus.then_some(worker);
+        let reader = publisher.reader();
+        let handle = WorkerHandle::spawn(worker, cpu, Arc::clone(&shared), reader, features);
+        workers.push(handle.map_err(|error| error.to_string())?);
+    }
+    let tproxy = match process.listen {
+        ListenDoc::PerAddress => None,
+        ListenDoc::Tproxy => Some(
+            Tproxy::start(&workers)
+                .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
+        ),
+    };
+    let interface = process.vip_interface.clone().map(Interface::new);
+    let health = sender.clone();
+    let checker = Checker::new(runtime.clone(), move |event| {
+        // The receiver goes when the process stops.
+        let _ = health.send(Input::Health(event));
+    });
+
+    let ready = Arc::new(AtomicBool::new(false));
+    let (reload_sender, reload_reasons) = mpsc::unbounded_channel();
+    let admin = Admin {
+        control: sender.clone(),
+        reload: reload_sender.clone(),
+        view: publisher.view(),
+        shared,
+        workers: workers.iter().map(|worker| Arc::clone(&worker.stats)).collect(),
+        registry,
+        fixed: Arc::new(Fixed { budgets, features }),
+        per_backend: process.per_backend,
+        ready: Arc::clone(&ready),
+    };
+    let socket = runtime.block_on(async {
+        let socket_path = &process.admin_socket;
+        let socket = admin::serve_socket(socket_path, admin_router(admin.clone()))
+            .map_err(|error| format!("admin socket {}: {error}", socket_path.display()))?;
+        let bound = admin::serve_public(process.metrics, public_router(admin))
+            .await
+            .map_err(|error| format!("metrics address {}: {error}", process.metrics))?;
+        tracing::info!(metrics = %bound, admin = %socket_path.display(), "serving status");
+        Ok::<_, String>(socket)
+    })?;
+
+    let watcher = reload::watcher(&config.files, reload_sender.clone());
+    runtime.spawn(reload::run(path.clone(), watcher, reload_reasons, sender.clone()));
+    runtime.spawn(signals(sender, reload_sender, Arc::clone(&ready)));
+
+    let names: Vec<_> = features.names().collect();
+    tracing::info!(workers = count, features = names.join(" "), "started");
+    let listeners = Listeners::new(tproxy, interface);
+    let mut control = Control::new(clock, process, path, publisher, workers, listeners, checker);
+    control.begin(config);
+    ready.store(true, Relaxed);
+    Ok(Started { control, inputs, socket })
+}
+
+fn describe_metrics() {
+    metrics::describe_counter!("fairway_config_reloads_total", "Configurations read, by result.");
+    metrics::describe_gauge!(
+        "fairway_config_last_reload_successful",
+        "Whether the newest configuration runs."
+    );
+    metrics::describe_gauge!("fairway_snapshot_generation", "Generation of the snapshot.");
+    metrics::describe_histogram!("fairway_publish_seconds", "Time to make and publish a snapshot.");
+    metrics::describe_gauge!("fairway_info", "The running version.");
+    metrics::gauge!("fairway_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+fn init_log(process: &Process) {
+    use tracing_subscriber::EnvFilter;
+    let level = match process.log_level {
+        LevelDoc::Error => "error",
+        LevelDoc::Warn => "warn",
+        LevelDoc::Info => "info",
+        LevelDoc::Debug => "debug",
+    };
+    let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // A second subscriber in one process is refused: tests start several runs.
+    let _ = match process.log_format {
+        FormatDoc::Text => builder.with_ansi(colour).with_target(false).try_init(),
+        FormatDoc::Json => builder.json().with_target(false).try_init(),
+    };
+}
+
+fn disabled(process: &Process) -> Vec<Feature> {
+    let feature = |feature: &UringFeature| match feature {
+        UringFeature::MultishotAccept => Feature::MultishotAccept,
+        UringFeature::CappedReceive => Feature::CappedReceive,
+        UringFeature::Splice => Feature::Splice,
+    };
+    process.disabled.iter().map(feature).collect()
+}
+
+fn worker_count(process: &Process) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    process.workers.map_or(cores, |workers| workers as usize)
+}
+
+/// Raises the limit of descriptors as far as it goes, and divides them.
+fn budgets(process: &Process, workers: usize) -> Budgets {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = setrlimit(Resource::Nofile, wanted).is_ok();
+    let descriptors = if raised { limit.maximum } else { limit.current };
+    let descriptors = descriptors.unwrap_or(1 << 20).min(1 << 24);
+    let for_control = CONTROL_DESCRIPTORS.min(descriptors / 4);
+    let rest = descriptors - for_control;
+    let for_listeners = match process.listen {
+        ListenDoc::PerAddress => (rest / 4).min(4096 * workers as u64),
+        ListenDoc::Tproxy => 2 * workers as u64,
+    };
+    let for_pipes = (rest - for_listeners) / 10;
+    let room = rest - for_listeners - for_pipes;
+    // A connection is two sockets, three while a second backend is being tried.
+    let most = process.max_connections.map_or(u64::MAX, u64::from).min(room * 2 / 5);
+    if let Some(asked) = process.max_connections.filter(|asked| u64::from(*asked) > most) {
+        tracing::warn!(
+            "maxConnections is {asked}, but {descriptors} descriptors only allow {most}; raise LimitNOFILE= of the service"
+        );
+    }
+    Budgets {
+        descriptors,
+        for_control,
+        for_listeners,
+        for_pipes,
+        for_connections: room,
+        most_connections: most,
+        listeners_open: 0,
+    }
+}
+
+fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {
+    let share = |total: u64| u32::try_from(total / workers as u64).unwrap_or(u32::MAX).max(1);
+    Settings {
+        hash_seed: process.hash_seed,
+        buffer_bytes: process.buffer_bytes,
+        buffers: process.buffers,
+        credit_bytes: process.credit_bytes,
+        splice_after_bytes: 256 << 10,
+        max_connections: share(budgets.most_connections),
+        max_pipes: share(budgets.for_pipes / 2),
+        log: match process.log_connections {
+            ConnectionsDoc::Off => ConnectionLog::Off,
+            ConnectionsDoc::Errors => ConnectionLog::Errors,
+            ConnectionsDoc::All => ConnectionLog::All,
+        },
+    }
+}
+
+/// Where workers' events go: ended connections to the log's thread, the rest to the control loop.
+fn sink(control: Sender<Input>, connections: ConnectionsDoc) -> fairway_uring::Sink {
+    let (log, records) = bounded::<Box<ConnectionRecord>>(LOG_QUEUE);
+    if connections != ConnectionsDoc::Off {
+        let writer = move || records.iter().for_each(|record| write_connection(&record));
+        // Without the thread, records are lost and counted.
+        let _ = std::thread::Builder::new().name("fairway-log".into()).spawn(writer);
+    }
+    Box::new(move |event| match event {
+        Event::ConnectionEnded(record) => log.try_send(record).is_ok(),
+        event => control.send(Input::Worker(event)).is_ok(),
+    })
+}
+
+fn write_connection(record: &ConnectionRecord) {
+    let backend = record.backend.map_or_else(|| "-".into(), |addr| addr.to_string());
+    tracing::info!(
+        service = &*record.service,
+        client = %record.client,
+        vip = %record.vip,
+        backend,
+        reason = record.reason.label(),
+        attempts = record.attempts,
+        rx_bytes = record.rx_bytes,
+        tx_bytes = record.tx_bytes,
+        duration_ms = record.duration.as_millis() as u64,
+        "connection ended"
+    );
+}
+
+async fn signals(
+    control: Sender<Input>,
+    reload: mpsc::UnboundedSender<Reload>,
+    ready: Arc<AtomicBool>,
+) {
+    let kinds = [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()];
+    let [Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)] = kinds.map(signal) else {
+        tracing::error!("signals cannot be handled: SIGHUP will not reload, SIGTERM not drain");
+        return;
+    };
+    let mut again = false;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                // The reader goes when the process stops.
+                let _ = reload.send(Reload::Signal);
+                continue;
+            }
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        ready.store(false, Relaxed);
+        let _ = control.send(Input::Stop { now: again });
+        again = true;
+    }
+}
