@@ -1,4 +1,5 @@
 //! Documents and what is said of them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! A real worker between real sockets on loopback.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -1,0 +1,190 @@
+//! A running Fairway on the load balancer's host.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::{Host, Net, program, wait_for};
+
+pub struct Fairway {
+    folder: tempfile::TempDir,
+    child: Child,
+    namespace: String,
+}
+
+impl Fairway {
+    /// Starts with `document`, to which admin and log sections are added, and in the shape of an
+    /// older kernel when that is asked for. Waits until it is ready.
+    pub fn start(net: &Net, document: &str) -> Self {
+        let mut fairway = Self::spawn(net, document, None);
+        wait_for("fairway is ready", || {
+            if let Some(status) = fairway.child.try_wait().unwrap() {
+                panic!("fairway ended with {status}:\n{}", fairway.log());
+            }
+            fairway.status().is_some_and(|status| status["ready"] == true)
+        });
+        fairway
+    }
+
+    /// As [`Fairway::start`], under a limit of descriptors.
+    pub fn start_with_descriptors(net: &Net, document: &str, descriptors: u32) -> Self {
+        let fairway = Self::spawn(net, document, Some(descriptors));
+        wait_for("fairway is ready", || fairway.status().is_some());
+        fairway
+    }
+
+    /// Starts and does not wait.
+    pub fn spawn(net: &Net, document: &str, descriptors: Option<u32>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let namespace = net.name(Host::Lb);
+        let config = folder.path().join("fairway.yaml");
+        std::fs::write(&config, whole(folder.path(), document)).unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &namespace]);
+        if let Some(descriptors) = descriptors {
+            command.args(["prlimit", &format!("--nofile={descriptors}")]);
+        }
+        let child = command
+            .arg(program())
+            .arg("run")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { folder, child, namespace }
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("fairway.yaml")
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What the file holds when `document` is written into it.
+    pub fn whole(&self, document: &str) -> String {
+        whole(self.folder.path(), document)
+    }
+
+    /// Replaces the document as editors do: a new file, renamed over the old one.
+    pub fn write(&self, document: &str) {
+        let new = self.folder.path().join(".new.yaml");
+        std::fs::write(&new, self.whole(document)).unwrap();
+        std::fs::rename(new, self.config_path()).unwrap();
+    }
+
+    /// Replaces the document and waits until it runs.
+    pub fn apply(&self, document: &str) {
+        self.write(document);
+        let output = self.cli(&["reload"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs a command of the command line against it.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        Command::new(program())
+            .args(arguments)
+            .arg("--socket")
+            .arg(self.folder.path().join("admin.sock"))
+            .output()
+            .unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Option<Value> {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--output", "json"]).collect();
+        let output = self.cli(&arguments);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    pub fn status(&self) -> Option<Value> {
+        self.json(&["status"])
+    }
+
+    pub fn services(&self) -> Value {
+        self.json(&["services"]).unwrap()
+    }
+
+    pub fn backends(&self) -> Value {
+        self.json(&["backends"]).unwrap()
+    }
+
+    /// The first service.
+    pub fn service(&self) -> Value {
+        self.services()[0].clone()
+    }
+
+    /// A number of the first service: a path like `ends/denied`; zero when absent.
+    pub fn count(&self, path: &str) -> u64 {
+        self.service().pointer(&format!("/{path}")).and_then(Value::as_u64).unwrap_or(0)
+    }
+
+    /// The state of the backend at an address.
+    pub fn state_of(&self, address: &str) -> Option<String> {
+        let backends = self.backends();
+        let backends = backends.as_array().unwrap();
+        let backend = backends.iter().find(|backend| backend["address"] == address)?;
+        backend["state"].as_str().map(Into::into)
+    }
+
+    /// The text of /metrics, fetched on its own host.
+    pub fn metrics(&self, net: &Net) -> String {
+        net.on(Host::Lb, || crate::http::get(([127, 0, 0, 1], 9180).into(), "/metrics")).unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Whether it still runs, and how it ended if not.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("fairway ends", || {
+            status = self.ended();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
+/// Adds what every document here has in common.
+fn whole(folder: &Path, document: &str) -> String {
+    let mut text = format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
+    let older = std::env::var("FAIRWAY_TEST_SHAPE").is_ok_and(|shape| shape == "6.1");
+    if older && !document.contains("dataplane:") {
+        text += "dataplane: {uring: {disable: [cappedReceive, splice]}}\n";
+    }
+    text + document
+}
+
+impl Drop for Fairway {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- fairway's log\n{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
