@@ -225,7 +225,7 @@ fn all_down_is_a_reset_and_recovers_by_itself() {
 fn backups_serve_when_nobody_else_can() {
     let Some(net) = Net::new() else { return };
     let mut servers = servers(&net, 2);
-    let backup = format!("backupBackends: [\"{}\"]", servers[1].addr);
+    let backup = format!("backupBackends: [\"{}\"]\nejection: {{failures: 0}}", servers[1].addr);
     let fairway = Fairway::start(&net, &document(&[&servers[0]], &backup));
     assert_eq!(shares(&net, VIP, 5)["s1"], 5);
     servers[0].kill();
@@ -300,7 +300,9 @@ fn limits_and_lists_decide_at_accept() {
             assert!(get(VIP, "/").is_err(), "{limit}");
             assert_eq!(fairway.count(&format!("limitsHit/{limit}")), 1);
             drop(held);
-            wait_for("places are free again", || get(VIP, "/").is_ok());
+            wait_for("places are free again", || fairway.count("active") == 0);
+            assert!(get(VIP, "/").is_ok());
+            wait_for("and again", || fairway.count("active") == 0);
         });
     }
     fairway.apply(&document(&[&servers[0]], "limits: {clientConnectionsPerSecond: 5}"));
@@ -317,12 +319,9 @@ fn a_listener_that_hangs_or_resets_does_not_reach_the_client() {
     net.exec(Host::Servers, "nft add table inet t");
     net.exec(Host::Servers, "nft add chain inet t in { type filter hook input priority 0 ; }");
     net.exec(Host::Servers, &format!("nft add rule inet t in ip daddr {hole} drop"));
-    let fields = format!(
-        "scheduler: roundRobin\nbackupBackends: []\ntimeouts: {{connect: 200ms}}\n\
-         healthCheck: {{type: none}}\nretry: {{on: [connect]}}\n\
-         ejection: {{failures: 2, baseTime: 5s}}"
-    );
-    let text = document(&[&servers[0]], &fields)
+    let fields = "scheduler: roundRobin\ntimeouts: {connect: 200ms}\n\
+                  healthCheck: {type: none}\nejection: {failures: 2, baseTime: 5s}";
+    let text = document(&[&servers[0]], fields)
         .replace("    backends:\n", &format!("    backends:\n      - {hole}:8080\n"));
     let fairway = Fairway::start(&net, &text);
     assert_eq!(shares(&net, VIP, 12)["s1"], 12);
@@ -349,13 +348,16 @@ fn slow_clients_do_not_slow_others() {
     };
     let before = quick(&net);
     net.on(Host::Client, || {
-        // A third says nothing, a third asks for much and never reads, a third sends one byte.
+        // A third says nothing, a third sends one byte, a third asks for much and never reads;
+        // of these at most 600, because the three hosts share one kernel's TCP memory here.
         let slow: Vec<TcpStream> = (0..count)
             .map(|n| {
                 let mut stream = connect(VIP).unwrap();
                 match n % 3 {
                     0 => {}
-                    1 => stream.write_all(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n").unwrap(),
+                    1 if n < 1800 => {
+                        stream.write_all(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n").unwrap()
+                    }
                     _ => stream.write_all(b"G").unwrap(),
                 }
                 stream
@@ -365,6 +367,8 @@ fn slow_clients_do_not_slow_others() {
             fairway.status().unwrap()["connections"].as_u64().unwrap() >= count
         });
         let during = quick(&net);
+        let ticks = cpu_ticks(&fairway);
+        println!("{during:?} beside slow clients, {before:?} before; {ticks} ticks");
         assert!(during < before * 5 + SECOND, "{during:?} beside slow clients, {before:?} before");
         let memory = resident_kib(&fairway);
         assert!(memory < 400 << 10, "{memory} KiB with {count} slow clients");
@@ -452,7 +456,7 @@ fn many_connections_at_once() {
         }
         let full = resident_kib(&fairway);
         let each = (full - idle) * 1024 / count;
-        println!("{count} connections: {each} bytes each in this process, so about {} MiB for 100,000 (extrapolated)", each * 100_000 >> 20);
+        println!("{count} connections: {each} bytes each in this process, so about {} MiB for 100,000 (extrapolated)", (each * 100_000) >> 20);
         assert!(each < 8192, "{each} bytes a connection");
         assert_eq!(fairway.status().unwrap()["connections"], count);
     });

@@ -12,9 +12,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::control::Input;
 
 /// Quiet time after the last event before files are read.
-const QUIET: Duration = Duration::from_millis(150);
+const QUIET: Duration = Duration::from_millis(50);
 /// Longest wait for quiet.
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// Why to read.
 pub(crate) enum Reload {

@@ -29,6 +29,9 @@ use crate::reload::{self, Reload};
 
 /// Descriptors for sockets of the control plane: checks, admin, metrics, files.
 const CONTROL_DESCRIPTORS: u64 = 1500;
+/// Bytes after which a direction is spliced. More than the kernel takes from us for a client that
+/// never reads, so that such a client costs its credit and no pipe.
+const SPLICE_AFTER: u64 = 1 << 20;
 /// Connections that workers have reported and the log has not written.
 const LOG_QUEUE: usize = 16_384;
 
@@ -247,7 +250,7 @@ fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {
         buffer_bytes: process.buffer_bytes,
         buffers: process.buffers,
         credit_bytes: process.credit_bytes,
-        splice_after_bytes: 256 << 10,
+        splice_after_bytes: SPLICE_AFTER,
         max_connections: share(budgets.most_connections),
         max_pipes: share(budgets.for_pipes / 2),
         log: match process.log_connections {

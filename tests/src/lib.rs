@@ -5,7 +5,7 @@
 //!        fd77::2   ── fd77::1      fd78::1   ── fd78::11, …
 //! ```
 //!
-//! The VIPs are 10.77.0.100 and fd77::100, on the load balancer. Everything a test makes carries
+//! The VIPs are 10.77.0.100 and fd70::100, on the load balancer. Everything a test makes carries
 //! its process id and a number, and goes when the [`Net`] is dropped, also after a failure.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(missing_docs, reason = "test helpers say it by their names")]
@@ -27,7 +27,7 @@ pub use fairway::Fairway;
 pub use servers::Nginx;
 
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
-pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd70, 0, 0, 0, 0, 0, 0, 0x100);
 pub const SECOND: Duration = Duration::from_secs(1);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -62,7 +62,7 @@ impl Net {
         net.link(Host::Client, "10.77.0.2/24", "fd77::2/64", "10.77.0.1/24", "fd77::1/64");
         net.link(Host::Servers, "10.78.0.2/24", "fd78::2/64", "10.78.0.1/24", "fd78::1/64");
         net.exec(Host::Lb, "ip address add 10.77.0.100/32 dev lo");
-        net.exec(Host::Lb, "ip -6 address add fd77::100/128 dev lo nodad");
+        net.exec(Host::Lb, "ip -6 address add fd70::100/128 dev lo nodad");
         net.exec(Host::Client, "ip route add default via 10.77.0.1");
         net.exec(Host::Client, "ip -6 route add default via fd77::1");
         Some(net)

@@ -70,7 +70,7 @@ impl ClientTable {
     ) -> Result<bool, Refusal> {
         let (bucket, key) = self.place_of(service, client);
         bucket.lock.with(|| {
-            let Some(place) = bucket.find(key, now, limits) else {
+            let Some(place) = bucket.find(key, now) else {
                 self.untracked.inc();
                 return Ok(false);
             };
@@ -102,14 +102,15 @@ impl ClientTable {
 
 impl Bucket {
     /// The client's place, or one made for it: the longest unused without open connections.
-    fn find(&self, key: u64, now: Tick, limits: &Limits) -> Option<&Place> {
+    fn find(&self, key: u64, now: Tick) -> Option<&Place> {
         if let Some(place) = self.places.iter().find(|p| p.client.load(Relaxed) == key) {
             return Some(place);
         }
         let unused = self.places.iter().filter(|place| place.open.load(Relaxed) == 0);
         let place = unused.min_by_key(|place| place.at.load(Relaxed))?;
         place.client.store(key, Relaxed);
-        place.tokens.store(limits.client_rate.map_or(0, u64::from) * TOKENS, Relaxed);
+        // A full bucket, whatever rate comes to apply: it is cut to size when it is used.
+        place.tokens.store(u64::MAX, Relaxed);
         place.at.store(now.0, Relaxed);
         Some(place)
     }

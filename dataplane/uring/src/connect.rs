@@ -11,6 +11,7 @@ use fairway_core::{EndReason, FailureCause, RetryCause, Tick};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::held::HeldBackend;
+use crate::listen::UNSENT_BYTES;
 use crate::relay::Way;
 use crate::session::{Cx, End, Phase, Session, keep_affinity};
 use crate::token::{Leg, Op};
@@ -35,8 +36,9 @@ impl Session {
             Ok(socket) => socket,
             Err(_) => return self.leg_failed(leg, FailureCause::Local, cx),
         };
-        // Both only tune: a kernel that refuses them still connects.
+        // They only tune: a kernel that refuses them still connects.
         let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
         let _ = SockRef::from(&socket).set_keepalive(true);
         state.end = End::new(socket.into());
         state.connecting = true;

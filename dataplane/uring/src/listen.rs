@@ -8,6 +8,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
+/// Bytes that a socket may hold beyond what the peer's window takes. Without it a client that does
+/// not read holds up to 4 MiB of the kernel's memory, and some hundred of them slow everyone.
+pub(crate) const UNSENT_BYTES: u32 = 256 << 10;
+
 /// Names a listener of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ListenerKey(pub u64);
@@ -108,7 +112,7 @@ fn prepared(addr: SocketAddr) -> io::Result<Socket> {
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // Accepted sockets inherit both.
+    // Accepted sockets inherit what is set here.
     socket.set_tcp_nodelay(true)?;
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;

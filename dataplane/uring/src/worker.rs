@@ -24,6 +24,9 @@ use crate::{ListenerKey, SetupError};
 
 /// How long accepting stays paused when nothing closes.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Places below the limit from which on connections are accepted one by one: a multishot accept
+/// takes up to 32 at once before we can stop it.
+const NEAR: u32 = 64;
 /// How often a worker lets go of what it no longer uses.
 const PRUNE: Duration = Duration::from_secs(1);
 
@@ -95,6 +98,8 @@ pub(crate) struct Worker {
     free: Vec<u32>,
     open: u32,
     paused: bool,
+    /// Not before then, after the kernel had nothing left.
+    resume_at: Tick,
     stopping: bool,
     now: Tick,
     prune_at: Tick,
@@ -131,6 +136,7 @@ impl Worker {
             free: Vec::new(),
             open: 0,
             paused: false,
+            resume_at: now,
             stopping: false,
             now,
             prune_at: now,
@@ -254,6 +260,7 @@ impl Worker {
         match socket {
             Ok(socket) => self.accepted(socket, vip, snapshot),
             Err(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                self.resume_at = self.now.plus(PAUSE);
                 self.pause_accepting();
             }
             // The rest concerns a connection that is gone already, or our own cancelling.
@@ -295,8 +302,12 @@ impl Worker {
         let session = &mut self.sessions[index as usize];
         session.begin(socket, admitted, pick, &mut self.parts.cx(index, self.now, snapshot));
         self.free_if_over(index, snapshot);
-        if self.open >= self.parts.shared.settings.max_connections {
+        let most = self.parts.shared.settings.max_connections;
+        if self.open >= most {
             self.pause_accepting();
+        } else if self.open == most.saturating_sub(NEAR) {
+            // From here on one at a time; the listeners are armed again as that.
+            self.disarm_listeners();
         }
     }
 
@@ -307,6 +318,10 @@ impl Worker {
         }
         self.paused = true;
         self.parts.stats.pauses.inc();
+        self.disarm_listeners();
+    }
+
+    fn disarm_listeners(&mut self) {
         for listener in self.listeners.iter().filter(|listener| listener.armed) {
             if let Some(socket) = &listener.socket {
                 self.parts.ring.cancel(socket.as_fd());
@@ -317,7 +332,7 @@ impl Worker {
     /// Accepts again once a sixteenth of the places is free.
     fn resume_accepting(&mut self) {
         let most = self.parts.shared.settings.max_connections;
-        if !self.paused || self.open > most - most.div_ceil(16) {
+        if !self.paused || self.now < self.resume_at || self.open > most - most.div_ceil(16) {
             return;
         }
         self.paused = false;
@@ -334,7 +349,9 @@ impl Worker {
             return;
         };
         let token = Token { op: Op::Accept, index: index as u32, generation: listener.generation };
-        self.parts.ring.accept(socket.as_fd(), token.pack());
+        let most = self.parts.shared.settings.max_connections;
+        let near = self.open + NEAR >= most;
+        self.parts.ring.accept(socket.as_fd(), !near, token.pack());
         listener.armed = true;
     }
 
@@ -409,9 +426,8 @@ impl Worker {
     fn close_listener(&mut self, index: usize, snapshot: &Snapshot) {
         let listener = &mut self.listeners[index];
         let vip = listener.vip;
-        let Some(socket) = listener.socket.take() else {
-            return;
-        };
+        let Some(socket) = listener.socket.take() else { return };
+        self.parts.stats.listeners.fetch_sub(1, Relaxed);
         if socket.set_nonblocking(true).is_ok() {
             while let Ok((client, _)) = socket.accept() {
                 self.accepted(client.into(), vip, snapshot);

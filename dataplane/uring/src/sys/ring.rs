@@ -57,10 +57,10 @@ impl Ring {
         Ok(Self { ring, buffers, addresses, features })
     }
 
-    /// Accepts connections on `fd`, one or, with the feature, any number.
-    pub(crate) fn accept(&mut self, fd: BorrowedFd<'_>, token: u64) {
+    /// Accepts on `fd`: one connection or, with `many` and the feature, any number.
+    pub(crate) fn accept(&mut self, fd: BorrowedFd<'_>, many: bool, token: u64) {
         let fd = Fd(fd.as_raw_fd());
-        let entry = if self.features.multishot_accept {
+        let entry = if many && self.features.multishot_accept {
             opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
         } else {
             let null = std::ptr::null_mut();
