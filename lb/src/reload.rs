@@ -9,7 +9,7 @@ use fairway_config::{Watcher, load};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::control::Input;
+use crate::control::{Control, Input};
 
 /// Quiet time after the last event before files are read.
 const QUIET: Duration = Duration::from_millis(50);
@@ -82,10 +82,27 @@ pub(crate) async fn run(
                 text
             }
         };
+        if !waiting.is_empty() {
+            in_force(&control).await;
+        }
         for sender in waiting {
             // Nobody waits any more when the caller has gone.
             let _ = sender.send(problems.clone());
         }
+    }
+}
+
+/// Waits until the control loop has published what it was sent.
+async fn in_force(control: &Sender<Input>) {
+    let (sender, receiver) = oneshot::channel();
+    let publish = Box::new(move |control: &mut Control| {
+        control.publish();
+        // Nobody waits any more when the process stops.
+        let _ = sender.send(());
+    });
+    if control.send(Input::Ask(publish)).is_ok() {
+        // An error is a loop that has stopped: then nothing is in force.
+        let _ = receiver.await;
     }
 }
 

@@ -190,9 +190,12 @@ impl Live {
         let healthy = total - failed;
         let panic = failed > 0 && healthy * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
+        // Ejection is a guess from traffic: it never leaves a service with nobody.
+        let mercy = !self.all().any(|live| live.standing().admits());
         let standing = |live: &LiveBackend| {
-            let standing = live.standing();
-            Standing { failed: standing.failed && !panic, ..standing }
+            let Standing { failed, draining } = live.standing();
+            let spared = panic || (mercy && live.down.is_none());
+            Standing { failed: failed && !spared, draining }
         };
         let admission = |backends: &[LiveBackend]| {
             Admission::new(backends.iter().map(|live| (live.weight, standing(live))))
@@ -223,14 +226,9 @@ impl Live {
         self.backends.iter_mut().chain(&mut self.backups)
     }
 
-    /// Ejects the backend `id`; returns for how long. Never the last one of the service that is
-    /// neither failed nor draining: a slow backend is better than none.
+    /// Ejects the backend `id`; returns for how long. While nobody else is left, it serves all
+    /// the same.
     pub(crate) fn eject(&mut self, id: BackendId, now: Tick) -> Option<Duration> {
-        let others =
-            self.all().filter(|live| live.backend.id != id && live.standing().admits()).count();
-        if others == 0 {
-            return None;
-        }
         let rule = self.spec.policy.passive;
         let live = self.all_mut().find(|live| live.backend.id == id)?;
         let length = live.ejection.begin(&rule, now)?;

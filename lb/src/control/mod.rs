@@ -436,7 +436,7 @@ impl Control {
     }
 
     /// Publishes what has changed, if anything has.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty() {
             return;
         }
