@@ -11,6 +11,7 @@ mod cli;
 mod control;
 mod demo;
 mod health;
+pub mod measure;
 mod reload;
 mod run;
 

@@ -47,6 +47,11 @@ impl Listeners {
         }
     }
 
+    /// Opens nothing: for measuring the control loop alone.
+    pub(crate) fn detached() -> Self {
+        Self::new(Some(Tproxy::detached()), None)
+    }
+
     /// Makes the changes, each from some frontends to others; what is in both stays as it is,
     /// also when it moves from one service to another.
     pub(crate) fn change(

@@ -45,6 +45,12 @@ impl Tproxy {
         Ok(Self { pending: String::new(), trouble: None, retry_at: Tick(0), sockets })
     }
 
+    /// Gathers changes and never sends them.
+    pub(crate) fn detached() -> Self {
+        let trouble = Some("detached".into());
+        Self { pending: String::new(), trouble, retry_at: Tick(u64::MAX), sockets: 0 }
+    }
+
     pub(crate) fn change(&mut self, removed: &[Frontend], added: &[Frontend]) {
         for (verb, frontends) in [("delete", removed), ("add", added)] {
             for (set, is_v4) in [("vips4", true), ("vips6", false)] {

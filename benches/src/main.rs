@@ -1,0 +1,52 @@
+//! Measurements of Fairway beside what users would pick instead. `benches/run` builds and runs it.
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
+
+mod load;
+mod rivals;
+mod scale;
+mod tables;
+mod traffic;
+
+use clap::Parser;
+
+/// Measures Fairway; prints tables.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Fewer rounds and less work: to see that it runs, not to quote
+    #[arg(long)]
+    quick: bool,
+    /// Only these: traffic, tables, scale
+    only: Vec<String>,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted =
+        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    println!("{}\n", machine());
+    if wanted("tables") {
+        tables::run(arguments.quick);
+    }
+    if wanted("scale") {
+        scale::run(arguments.quick);
+    }
+    if wanted("traffic") {
+        traffic::run(arguments.quick);
+    }
+}
+
+/// What it ran on.
+fn machine() -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("CPU");
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{cores} cores of {model}, Linux {}", kernel.trim())
+}
+
+/// The value in the middle, the smallest and the largest.
+pub(crate) fn spread(values: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    (sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1])
+}

@@ -1,0 +1,20 @@
+//! Any text is answered: a configuration, or problems with places inside the text.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    // Sources would read this machine's files.
+    if text.contains("sources") {
+        return;
+    }
+    let lines = text.lines().count() as u32;
+    if let Err(problems) = fairway_config::load_text(&Path::new("fuzz.yaml").into(), text) {
+        assert!(!problems.is_empty());
+        for problem in problems.0 {
+            assert!(problem.place.line <= lines + 1, "{problem} of {lines} lines");
+        }
+    }
+});
