@@ -38,7 +38,7 @@ impl Rival {
             .map(|(n, addr)| format!("  server s{n} {addr}\n"))
             .collect();
         let config = format!(
-            "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode tcp\n  timeout connect 3s\n  \
+            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 3s\n  \
              timeout client 1h\n  timeout server 1h\nlisten bench\n  bind {VIP4}:82\n  \
              balance roundrobin\n{servers}"
         );

@@ -130,7 +130,7 @@ fn nft_service(n: usize, again: bool) -> String {
         (0..BACKENDS).map(|b| format!("{b} : {} . 30080", endpoint(n, b))).collect();
     writeln!(
         text,
-        "{flush}add rule ip lb svc-{n} dnat to numgen random mod {BACKENDS} map {{ {} }}",
+        "{flush}add rule ip lb svc-{n} meta l4proto tcp dnat ip addr . port to numgen random mod {BACKENDS} map {{ {} }}",
         targets.join(", ")
     )
     .unwrap();

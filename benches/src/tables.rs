@@ -7,8 +7,9 @@ use fairway_core::{MaglevTable, TableSize, Weight};
 use crate::spread;
 
 pub(crate) fn run(quick: bool) {
+    let sets = if quick { 3 } else { 20 };
     println!(
-        "Maglev tables, 20 sets of equal backends each (paper: 1.8 ms at M = 65537, N = 1000)"
+        "Maglev tables, {sets} sets of equal backends each (paper: 1.8 ms at M = 65537, N = 1000)"
     );
     println!(
         "{:>7} {:>5}  {:>20}  {:>14}  {:>24}  {:>22}",
@@ -21,7 +22,6 @@ pub(crate) fn run(quick: bool) {
     );
     let sizes: &[(u32, u32)] =
         &[(4093, 10), (4093, 40), (65_537, 100), (65_537, 1000), (655_373, 1000)];
-    let sets = if quick { 3 } else { 20 };
     for (size, count) in sizes {
         let size = TableSize::new(*size).unwrap();
         let (mut times, mut over, mut moved) = (Vec::new(), Vec::new(), Vec::new());

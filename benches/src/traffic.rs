@@ -21,7 +21,7 @@ struct Work {
 
 pub(crate) fn run(quick: bool) {
     let Some(net) = Net::new() else { return };
-    let (rounds, part) = if quick { (1, 20) } else { (5, 1) };
+    let (rounds, part) = if quick { (1, 10) } else { (5, 1) };
     let backends: Vec<SocketAddr> = (1..=2).map(|n| (net.server_address(n), 9000).into()).collect();
     net.on(Host::Servers, || {
         load::to_core_1();
@@ -55,8 +55,8 @@ pub(crate) fn run(quick: bool) {
 }
 
 fn works(part: u64) -> Vec<Work> {
-    let gib = 4 << 30;
-    let (bulk, small, medium, short) = (gib / part, 200_000 / part, 100_000 / part, 20_000 / part);
+    let gib = 2 << 30;
+    let (bulk, small, medium, short) = (gib / part, 60_000 / part, 40_000 / part, 8_000 / part);
     vec![
         Work {
             name: "bulk, 8 flows of 64 MiB",
@@ -122,7 +122,7 @@ fn measure(work: &Work, rivals: &[Rival; 3], rounds: usize) {
 
 fn latency(rivals: &[Rival; 3], rounds: usize, part: u64) {
     const RATE: u32 = 4000;
-    let length = Duration::from_millis(4000 / part.min(4));
+    let length = Duration::from_millis(3000 / part.min(3));
     let mut cells: [(Vec<f64>, Vec<f64>); 3] = Default::default();
     for _ in 0..rounds {
         for (rival, (p50, p99)) in rivals.iter().zip(&mut cells) {

@@ -29,7 +29,9 @@ pub(crate) struct Direction {
     pub(crate) broken: bool,
     /// Bytes moved.
     pub(crate) bytes: u64,
-    /// Bytes received since the receive was armed.
+    /// Bytes that came in large pieces, less what came in small ones: see [`Self::is_bulk`].
+    run: u64,
+    /// Set while the direction is spliced.
     pub(crate) pipe: Option<Pipe>,
 }
 
@@ -47,6 +49,21 @@ impl Direction {
             ring.buffers().release(chunk);
         }
         self.kept_bytes = 0;
+    }
+
+    /// Takes note of a receive of `bytes` into a buffer of `room`.
+    pub(crate) fn note_receive(&mut self, bytes: u32, room: u32) {
+        self.run = if bytes >= room / 2 {
+            self.run + u64::from(bytes)
+        } else {
+            self.run.saturating_sub(u64::from(room / 2))
+        };
+    }
+
+    /// Whether the source has been sending faster than we receive, for `after` bytes. Many small
+    /// answers are no bulk, however many they are: splicing them costs more than copying.
+    pub(crate) fn is_bulk(&self, after: u64) -> bool {
+        self.run >= after
     }
 
     /// Adds what was received; joins it with the chunk before when both fit one buffer, so that

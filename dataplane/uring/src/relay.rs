@@ -164,6 +164,8 @@ impl Session {
             Ok(bytes) => {
                 self.active_at = cx.now;
                 self.count_received(way, u64::from(bytes), cx);
+                let room = cx.shared.settings.buffer_bytes;
+                self.direction(way).note_receive(bytes, room);
                 if let Some(chunk) = chunk {
                     self.keep_or_drop(way, chunk, cx);
                 }
@@ -334,8 +336,8 @@ impl Session {
 
     fn should_splice(&mut self, way: Way, cx: &Cx<'_>) -> bool {
         let direction = self.direction(way);
-        let long = direction.bytes >= cx.shared.settings.splice_after_bytes;
-        long && !direction.broken
+        direction.is_bulk(cx.shared.settings.splice_after_bytes)
+            && !direction.broken
             && self.phase == Phase::Relaying
             && *cx.pipes > 0
             && cx.ring.features().splice
