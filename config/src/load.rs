@@ -14,6 +14,8 @@ use crate::tree::{self, Node, Value};
 use crate::values::At;
 use crate::{File, Place, Problems};
 
+/// A file that is being written is empty for a moment; services do not go by accident.
+const EMPTY: &str = "is empty; to serve nothing, write `services: []`";
 /// Listeners that may be made one by one.
 const MOST_LISTENERS: u64 = 4096;
 
@@ -23,7 +25,7 @@ const MOST_LISTENERS: u64 = 4096;
 pub fn load(path: &Path) -> Result<Config, Problems> {
     let file: File = path.into();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        let mut problems = Problems::default();
+        let mut problems = Problems { files: vec![path.into()], ..Problems::default() };
         problems.push(&file, Place::default(), format!("cannot be read: {error}"));
         problems
     })?;
@@ -39,6 +41,7 @@ pub fn load_text(file: &File, text: &str) -> Result<Config, Problems> {
         Some(config) if loader.problems.is_empty() => Ok(config),
         _ => {
             loader.problems.sort();
+            loader.problems.files = loader.files;
             Err(loader.problems)
         }
     }
@@ -92,12 +95,7 @@ impl Loader {
         self.files.push(file.to_path_buf());
         let root = self.parse(file, text)?;
         if matches!(root.value, Value::Null) {
-            // A file that is being written is empty for a moment; services do not go by accident.
-            self.problems.push(
-                file,
-                root.place,
-                "is empty; to serve nothing, write `services: []`",
-            );
+            self.problems.push(file, root.place, EMPTY);
             return None;
         }
         let (document, services) = self.head::<Document>(file, &root)?;
@@ -111,7 +109,7 @@ impl Loader {
         self.across(file, &process);
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
-        Some(Config { process, services, files: std::mem::take(&mut self.files) })
+        Some(Config { process, services, files: self.files.clone() })
     }
 
     fn parse(&mut self, file: &File, text: &str) -> Option<Node> {
@@ -182,9 +180,11 @@ impl Loader {
     }
 
     fn further(&mut self, file: File, text: &str, listen: ListenDoc) {
-        let Some(root) = self.parse(&file, text) else {
+        let Some(root) = self.parse(&file, text) else { return };
+        if matches!(root.value, Value::Null) {
+            self.problems.push(&file, root.place, EMPTY);
             return;
-        };
+        }
         if let Some((_, services)) = self.head::<Services>(&file, &root) {
             self.services(&file, services, listen);
         }

@@ -1,7 +1,7 @@
 //! What is wrong with a document, and where.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A place in a document: line and column from 1.
@@ -39,29 +39,34 @@ impl fmt::Display for Problem {
 
 /// Everything that is wrong with a configuration, in the order of files and lines.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Problems(pub Vec<Problem>);
+pub struct Problems {
+    /// The problems.
+    pub list: Vec<Problem>,
+    /// Every file and folder that was looked at: a change in one may mend it.
+    pub files: Vec<PathBuf>,
+}
 
 impl Problems {
     /// Adds a problem at `place` of `file`.
     pub fn push(&mut self, file: &File, place: Place, message: impl Into<String>) {
-        self.0.push(Problem { file: Arc::clone(file), place, message: message.into() });
+        self.list.push(Problem { file: Arc::clone(file), place, message: message.into() });
     }
 
     /// Whether nothing is wrong.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     pub(crate) fn sort(&mut self) {
-        self.0.sort();
-        self.0.dedup();
+        self.list.sort();
+        self.list.dedup();
     }
 }
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, problem) in self.0.iter().enumerate() {
+        for (n, problem) in self.list.iter().enumerate() {
             if n > 0 {
                 writeln!(f)?;
             }

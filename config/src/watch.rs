@@ -79,6 +79,8 @@ fn folders(path: &Path) -> Vec<PathBuf> {
         }
         folders.push(parent);
     }
-    folders.retain(|folder| folder.is_dir());
-    folders
+    // A folder that is not there appears in the nearest one that is.
+    let existing =
+        |folder: &PathBuf| folder.ancestors().find(|f| f.is_dir()).map(Path::to_path_buf);
+    folders.iter().filter_map(existing).collect()
 }

@@ -9,7 +9,8 @@ use fairway_core::{Scheduler, Weight};
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
     let file = Path::new("fairway.yaml").into();
-    load_text(&file, text).map_err(|problems| problems.0.iter().map(ToString::to_string).collect())
+    load_text(&file, text)
+        .map_err(|problems| problems.list.iter().map(ToString::to_string).collect())
 }
 
 /// A service around `fields`, whose lines start at line 7.
@@ -275,7 +276,7 @@ fn sources_are_read_in_the_order_of_names_and_checked_together() {
     write("conf.d/30-c.yaml", &one.replace("name: a", "name: c"));
     write("conf.d/40-d.yaml", "dataplane: {}\n");
     let problems = load(&folder.path().join("fairway.yaml")).unwrap_err();
-    assert_eq!(problems.0.len(), 2, "{problems}");
+    assert_eq!(problems.list.len(), 2, "{problems}");
     let text = problems.to_string();
     assert!(text.contains("30-c.yaml:2:") && text.contains("taken by service `a/80`"), "{text}");
     assert!(text.contains("40-d.yaml:1:1: unknown field `dataplane`"), "{text}");
@@ -308,7 +309,7 @@ fn every_example_is_good_and_fits_the_schema() {
         // The folder of further files exists on the target machine only.
         let problems = match load_text(&file, &text) {
             Ok(_) => Vec::new(),
-            Err(problems) => problems.0,
+            Err(problems) => problems.list,
         };
         let problems: Vec<_> =
             problems.iter().filter(|p| !p.message.contains("/etc/fairway/conf.d")).collect();

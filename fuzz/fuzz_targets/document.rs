@@ -13,7 +13,7 @@ fuzz_target!(|text: &str| {
     let lines = text.lines().count() as u32;
     if let Err(problems) = fairway_config::load_text(&Path::new("fuzz.yaml").into(), text) {
         assert!(!problems.is_empty());
-        for problem in problems.0 {
+        for problem in problems.list {
             assert!(problem.place.line <= lines + 1, "{problem} of {lines} lines");
         }
     }

@@ -84,7 +84,7 @@ fn control(config: &Config) -> Control {
         Publisher::new(),
         Vec::new(),
         Listeners::detached(),
-        Checker::new(runtime.handle().clone(), |_| {}),
+        Checker::new(runtime.handle().clone(), 1, |_| {}),
     )
 }
 

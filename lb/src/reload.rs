@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fairway_config::{Watcher, load};
+use fairway_config::{Config, Watcher, load};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -26,15 +26,17 @@ pub(crate) enum Reload {
     Asked(oneshot::Sender<Vec<String>>),
 }
 
-/// Reads the document at `path` for every reason that comes, and hands it to the control loop.
+/// Reads the document at `path` for every reason that comes, and hands it to the control loop,
+/// which serves `running` now.
 pub(crate) async fn run(
     path: PathBuf,
+    running: Config,
     mut watcher: Option<Watcher>,
     mut reasons: mpsc::UnboundedReceiver<Reload>,
     control: Sender<Input>,
 ) {
     // What was read last: an event without a change, as from a neighbour's file, is no news.
-    let mut last = load(&path).ok();
+    let mut last = Some(running);
     while let Some(reason) = reasons.recv().await {
         let mut forced = false;
         let mut waiting = Vec::new();
@@ -73,9 +75,10 @@ pub(crate) async fn run(
                 Vec::new()
             }
             Err(problems) => {
+                rewatch(&mut watcher, &problems.files);
                 // The next good document is news, even if it is the one that runs.
                 last = None;
-                let text = problems.0.iter().map(ToString::to_string).collect();
+                let text = problems.list.iter().map(ToString::to_string).collect();
                 if control.send(Input::ConfigFailed(problems)).is_err() {
                     return;
                 }

@@ -41,7 +41,7 @@ pub(crate) fn run(path: PathBuf) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");
-            let count = problems.0.len();
+            let count = problems.list.len();
             eprintln!(
                 "fairway: {count} error{} in the configuration",
                 if count == 1 { "" } else { "s" }
@@ -115,16 +115,9 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         let handle = WorkerHandle::spawn(worker, cpu, Arc::clone(&shared), reader, features);
         workers.push(handle.map_err(|error| error.to_string())?);
     }
-    let tproxy = match process.listen {
-        ListenDoc::PerAddress => None,
-        ListenDoc::Tproxy => Some(
-            Tproxy::start(&workers)
-                .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
-        ),
-    };
     let interface = process.vip_interface.clone().map(Interface::new);
     let health = sender.clone();
-    let checker = Checker::new(runtime.clone(), move |event| {
+    let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {
         // The receiver goes when the process stops.
         let _ = health.send(Input::Health(event));
     });
@@ -153,13 +146,27 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         Ok::<_, String>(socket)
     })?;
 
+    // After the admin socket: only one Fairway on a host gets as far as touching nftables.
+    let tproxy = match process.listen {
+        ListenDoc::PerAddress => None,
+        ListenDoc::Tproxy => Some(
+            Tproxy::start(&workers)
+                .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
+        ),
+    };
     let watcher = reload::watcher(&config.files, reload_sender.clone());
-    runtime.spawn(reload::run(path.clone(), watcher, reload_reasons, sender.clone()));
+    runtime.spawn(reload::run(
+        path.clone(),
+        config.clone(),
+        watcher,
+        reload_reasons,
+        sender.clone(),
+    ));
     runtime.spawn(signals(sender, reload_sender, Arc::clone(&ready)));
 
     let names: Vec<_> = features.names().collect();
     tracing::info!(workers = count, features = names.join(" "), "started");
-    let listeners = Listeners::new(tproxy, interface);
+    let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
     let mut control = Control::new(clock, process, path, publisher, workers, listeners, checker);
     control.begin(config);
     ready.store(true, Relaxed);
@@ -174,6 +181,11 @@ fn describe_metrics() {
     );
     metrics::describe_gauge!("fairway_snapshot_generation", "Generation of the snapshot.");
     metrics::describe_histogram!("fairway_publish_seconds", "Time to make and publish a snapshot.");
+    metrics::describe_gauge!("fairway_listeners_failed", "Listeners that the kernel refused.");
+    metrics::describe_gauge!(
+        "fairway_addresses_missing",
+        "Addresses of services that are not on this machine."
+    );
     metrics::describe_gauge!("fairway_info", "The running version.");
     metrics::gauge!("fairway_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -187,7 +199,10 @@ fn init_log(process: &Process) {
         LevelDoc::Debug => "debug",
     };
     let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // A second subscriber in one process is refused: tests start several runs.
     let _ = match process.log_format {

@@ -23,6 +23,9 @@ use crate::values::{Address, At, Prefix, Size, Time};
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
 
+/// Backends of a pool: as many as a table can name.
+const MOST_BACKENDS: usize = u16::MAX as usize;
+
 /// The specs of a service, each with the place of its port.
 pub(crate) fn service(
     at: &At<ServiceDoc>,
@@ -45,8 +48,15 @@ pub(crate) fn service(
         findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
     }
     labels(ports, findings);
-    if let (Some(check), Some(first)) = (&check, ports.first()) {
-        check_port(doc, check, &first.value, findings);
+    if let Some(check) = &check {
+        ports.iter().for_each(|port| check_port(doc, check, &port.value, findings));
+    }
+    for (name, list) in [("backends", &doc.backends), ("backupBackends", &doc.backup_backends)] {
+        if let Some(one_more) = list.get(MOST_BACKENDS) {
+            let message =
+                format!("`{name}` has {}; a pool holds at most {MOST_BACKENDS}", list.len());
+            findings.add(one_more.place, message);
+        }
     }
     let mut specs = Vec::new();
     for port in ports {
@@ -63,7 +73,7 @@ pub(crate) fn service(
         let mut pool = |docs| backends(docs, &port.value, sole, &mut seen, &mut of_backends);
         let (backends, backup_backends) = (pool(&doc.backends), pool(&doc.backup_backends));
         if specs.is_empty() {
-            findings.problems.0.append(&mut found.0);
+            findings.problems.list.append(&mut found.list);
         }
         let label = label(&port.value);
         let origin = Origin { file: Arc::clone(findings.file), place: at.place };

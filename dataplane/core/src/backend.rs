@@ -1,11 +1,11 @@
 //! A backend as the workers meet it: identity, load, failures in a row.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
-use crate::{BackendAddr, BackendCounters, BackendId, Counter, PerWorker};
+use crate::{BackendAddr, BackendCounters, BackendId, Counter, PerWorker, Standing};
 
 /// A backend of one service: one object for as long as its address stands in the service.
 ///
@@ -22,6 +22,11 @@ pub struct Backend {
     active: CachePadded<AtomicU32>,
     /// Failed connects since the last good one.
     pub streak: FailureStreak,
+    /// Failed, as the control loop sees it; for people. Workers go by the snapshot's admission,
+    /// which may use a failed backend all the same.
+    pub failed: AtomicBool,
+    /// Draining, likewise.
+    pub draining: AtomicBool,
     /// How often it came or went by checks or ejection; the control loop counts.
     pub transitions: Counter,
 }
@@ -36,6 +41,8 @@ impl Backend {
             counters: PerWorker::new(workers),
             active: CachePadded::new(AtomicU32::new(0)),
             streak: FailureStreak::default(),
+            failed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             transitions: Counter::default(),
         })
     }
@@ -44,6 +51,12 @@ impl Backend {
     #[must_use]
     pub fn active(&self) -> u32 {
         self.active.load(Relaxed)
+    }
+
+    /// How it stands, as the control loop sees it.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        Standing { failed: self.failed.load(Relaxed), draining: self.draining.load(Relaxed) }
     }
 
     /// Takes a place among at most `max` connections; false when there is none.

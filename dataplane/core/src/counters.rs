@@ -215,6 +215,18 @@ pub struct BackendTotals {
     pub failures: [u64; FailureCause::ALL.len()],
 }
 
+impl BackendTotals {
+    /// Adds another backend's.
+    pub fn add(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.rx_bytes += other.rx_bytes;
+        self.tx_bytes += other.tx_bytes;
+        for (sum, count) in self.failures.iter_mut().zip(other.failures) {
+            *sum += count;
+        }
+    }
+}
+
 impl PerWorker<BackendCounters> {
     /// Sums the workers' copies.
     #[must_use]

@@ -43,7 +43,7 @@ pub use counters::{
 pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
 pub use policy::{Affinity, Limits, PassiveEjection, Policy, Retry, Scheduler, Timeouts};
-pub use select::Pick;
+pub use select::{Pick, Tried};
 pub use service::{BuildError, Member, Pool, Service, ServiceState};
 pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};
 pub use tick::Tick;

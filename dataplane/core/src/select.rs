@@ -8,6 +8,7 @@
 //! noticed.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use crate::service::Layout;
 use crate::{Admission, Backend, BackendId, EndReason, Member, Pool, Scheduler, Service, Weight};
@@ -22,6 +23,47 @@ pub struct Pick<'a> {
     pub backend: &'a Arc<Backend>,
     /// Whether it came from the backup pool.
     pub backup: bool,
+}
+
+/// Backends that a flow has tried, to be passed over.
+///
+/// Sorted, so that a flow that meets a long row of failing backends stays cheap.
+#[derive(Debug, Clone, Default)]
+pub struct Tried(Vec<BackendId>);
+
+impl Tried {
+    /// Nobody.
+    pub const NONE: Self = Self(Vec::new());
+
+    /// Adds a backend.
+    pub fn insert(&mut self, id: BackendId) {
+        if let Err(place) = self.0.binary_search(&id) {
+            self.0.insert(place, id);
+        }
+    }
+
+    /// Whether `id` was tried.
+    #[must_use]
+    pub fn contains(&self, id: BackendId) -> bool {
+        self.0.binary_search(&id).is_ok()
+    }
+
+    /// How many were tried.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets them, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl Service {
@@ -52,12 +94,7 @@ impl Service {
     /// The backup pool is asked when the primary one has nobody. `Err` says how the flow ends.
     /// Hashing, random and round-robin schedulers look at some slots, those that compare loads at
     /// every member of the pool.
-    pub fn select(
-        &self,
-        start: u64,
-        tried: &[BackendId],
-        worker: usize,
-    ) -> Result<Pick<'_>, EndReason> {
+    pub fn select(&self, start: u64, tried: &Tried, worker: usize) -> Result<Pick<'_>, EndReason> {
         let limit = self.policy.limits.backend_connections;
         for (pool, admission, backup) in [
             (&*self.primary, &self.admission, false),
@@ -98,7 +135,7 @@ struct Search<'a, 't> {
     service: &'a Service,
     pool: &'a Pool,
     admission: &'a Admission,
-    tried: &'t [BackendId],
+    tried: &'t Tried,
     limit: Option<u32>,
     worker: usize,
 }
@@ -126,7 +163,7 @@ impl<'a> Search<'a, '_> {
     fn eligible(&self, index: u16) -> Option<&'a Member> {
         let member = &self.pool.members()[usize::from(index)];
         let fits = self.admission.admits(index)
-            && !self.tried.contains(&member.backend.id)
+            && !self.tried.contains(member.backend.id)
             && self.limit.is_none_or(|limit| member.backend.active() < limit);
         fits.then_some(member)
     }
@@ -160,7 +197,7 @@ impl<'a> Search<'a, '_> {
             (0..admitted)
                 .filter_map(|n| self.admission.nth(n))
                 .map(|index| &self.pool.members()[usize::from(index)])
-                .filter(|member| !self.tried.contains(&member.backend.id))
+                .filter(|member| !self.tried.contains(member.backend.id))
         };
         let count = untried().count();
         if count == 0 {

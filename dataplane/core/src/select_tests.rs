@@ -4,7 +4,6 @@ use crate::{
     Standing, Timeouts,
 };
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::num::{NonZeroU16, NonZeroU32};
 use core::time::Duration;
 
@@ -69,13 +68,14 @@ fn fail(service: &mut Service, failed: &[u32]) {
 
 /// The candidates of the flow at `start`, in order, as retries would meet them.
 fn candidates(service: &Service, start: u64) -> Vec<u32> {
-    let mut tried = Vec::new();
+    let (mut tried, mut order) = (Tried::default(), Vec::new());
     while let Ok(pick) = service.select(start, &tried, 0) {
         pick.backend.close();
-        assert!(!tried.contains(&pick.backend.id), "offered twice");
-        tried.push(pick.backend.id);
+        assert!(!tried.contains(pick.backend.id), "offered twice");
+        tried.insert(pick.backend.id);
+        order.push(pick.backend.id.slot);
     }
-    tried.iter().map(|id| id.slot).collect()
+    order
 }
 
 const EVERY: [Scheduler; 8] = [
@@ -108,10 +108,18 @@ fn every_scheduler_offers_every_backend_once_and_no_other() {
 fn nobody_to_select_is_a_state() {
     for scheduler in EVERY {
         let empty = service(scheduler, &[]);
-        assert_eq!(empty.select(1, &[], 0).unwrap_err(), EndReason::NoBackend, "{scheduler:?}");
+        assert_eq!(
+            empty.select(1, &Tried::NONE, 0).unwrap_err(),
+            EndReason::NoBackend,
+            "{scheduler:?}"
+        );
         let mut down = service(scheduler, &[1, 1]);
         fail(&mut down, &[0, 1]);
-        assert_eq!(down.select(1, &[], 0).unwrap_err(), EndReason::NoBackend, "{scheduler:?}");
+        assert_eq!(
+            down.select(1, &Tried::NONE, 0).unwrap_err(),
+            EndReason::NoBackend,
+            "{scheduler:?}"
+        );
     }
 }
 
@@ -121,7 +129,7 @@ fn shares(service: &Service, flows: u64) -> BTreeMap<u32, u32> {
     for n in 0..flows {
         assert!(service.state.try_open(None));
         let start = service.start(mixed(n), mixed(!n), 0);
-        let pick = service.select(start, &[], 0).unwrap();
+        let pick = service.select(start, &Tried::NONE, 0).unwrap();
         *shares.entry(pick.backend.id.slot).or_default() += 1;
     }
     shares
@@ -166,7 +174,7 @@ fn round_robin_shares_the_turns_of_a_failed_backend() {
 #[test]
 fn never_queue_takes_an_idle_one_first() {
     let service = service(Scheduler::NeverQueue, &[1, 100]);
-    let pick = |start| service.select(start, &[], 0).unwrap().backend.id.slot;
+    let pick = |start| service.select(start, &Tried::NONE, 0).unwrap().backend.id.slot;
     let mut first = [pick(0), pick(0)];
     first.sort_unstable();
     assert_eq!(first, [0, 1], "both were idle");
@@ -181,11 +189,15 @@ fn limits_pass_a_flow_on_and_then_refuse() {
         policy.limits.backend_connections = Some(2);
         service.policy = Arc::new(policy);
         for _ in 0..4 {
-            assert!(service.select(5, &[], 0).is_ok(), "{scheduler:?}");
+            assert!(service.select(5, &Tried::NONE, 0).is_ok(), "{scheduler:?}");
         }
-        assert_eq!(service.select(5, &[], 0).unwrap_err(), EndReason::Limited, "{scheduler:?}");
+        assert_eq!(
+            service.select(5, &Tried::NONE, 0).unwrap_err(),
+            EndReason::Limited,
+            "{scheduler:?}"
+        );
         service.primary.members()[1].backend.close();
-        assert_eq!(service.select(5, &[], 0).unwrap().backend.id.slot, 1, "{scheduler:?}");
+        assert_eq!(service.select(5, &Tried::NONE, 0).unwrap().backend.id.slot, 1, "{scheduler:?}");
     }
 }
 
@@ -197,7 +209,7 @@ fn bounded_load_bounds() {
     for n in 0..1000 {
         assert!(service.state.try_open(None));
         // Four clients make all the load: plain hashing would use four backends.
-        let _ = service.select(mixed(n % 4), &[], 0).unwrap();
+        let _ = service.select(mixed(n % 4), &Tried::NONE, 0).unwrap();
     }
     for member in service.primary.members() {
         assert!(member.backend.active() <= 125, "{}", member.backend.active());
@@ -210,11 +222,11 @@ fn the_backup_pool_serves_when_nobody_else_can() {
     let backup = self::service(MAGLEV, &[1, 1, 1]);
     service.backup_admission = backup.admission;
     service.backup = backup.primary;
-    let pick = service.select(9, &[], 0).unwrap();
+    let pick = service.select(9, &Tried::NONE, 0).unwrap();
     assert!(!pick.backup);
     let tried: Vec<_> = service.primary.members().iter().map(|m| m.backend.id).collect();
     fail(&mut service, &[0, 1]);
-    assert!(service.select(9, &[], 0).unwrap().backup);
+    assert!(service.select(9, &Tried::NONE, 0).unwrap().backup);
     assert!(service.select_known(tried[0]).is_none(), "a failed backend keeps no affinity");
 }
 
@@ -252,7 +264,7 @@ proptest! {
         fail(&mut service, &(4..100).collect::<Vec<_>>());
         let mut shares = [0u32; 4];
         for n in 0..4000u64 {
-            let pick = service.select(mixed(seed.wrapping_add(n)), &[], 0).unwrap();
+            let pick = service.select(mixed(seed.wrapping_add(n)), &Tried::NONE, 0).unwrap();
             shares[pick.backend.id.slot as usize] += 1;
         }
         prop_assert!(shares.iter().all(|share| (800..1200).contains(share)), "{:?}", shares);

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fairway_core::{
-    EndReason, FlowKey, LimitKind, Protocol, Refusal, Service, ServiceCounters, VipAddr,
+    EndReason, FlowKey, LimitKind, Protocol, Refusal, Service, ServiceCounters, Tried, VipAddr,
 };
 
 use crate::held::HeldBackend;
+use crate::report::ConnectionRecord;
 use crate::session::{Admitted, Cx, keep_affinity, known_backend};
 
 /// Why a client is not let in.
@@ -29,11 +31,21 @@ pub(crate) fn admit(
 ) -> Result<(Admitted, Rc<HeldBackend>), Refused> {
     let snapshot = cx.snapshot;
     let service = snapshot.lookup(VipAddr(dialled), Protocol::Tcp).ok_or(Refused::NoService)?;
-    let state = Arc::clone(&service.state);
-    let counters = state.counters.of(cx.worker);
+    let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
     admitted(service, peer, dialled, counters, cx).map_err(|reason| {
         counters.ends[reason as usize].inc();
+        cx.shared.connection_ended(reason, || ConnectionRecord {
+            service: Arc::clone(&service.name),
+            client: peer,
+            vip: dialled,
+            backend: None,
+            reason,
+            attempts: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            duration: Duration::ZERO,
+        });
         Refused::ByService
     })
 }
@@ -71,7 +83,7 @@ fn admitted(
         .hash(&policy.hash, cx.shared.settings.hash_seed);
     let start = service.start(hash, random(cx), cx.worker);
     let known = known_backend(cx, service, peer);
-    let pick = match known.map_or_else(|| service.select(start, &[], cx.worker), Ok) {
+    let pick = match known.map_or_else(|| service.select(start, &Tried::NONE, cx.worker), Ok) {
         Ok(pick) => pick,
         Err(reason) => {
             service.state.close();

@@ -25,17 +25,14 @@ impl Session {
             backend.close();
             return;
         };
-        self.tried.push(backend.id);
+        self.tried.insert(backend.id);
         let target = backend.addr.target(admitted.dialled.port());
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None);
         let state = &mut self.legs[leg.index()];
         state.backend = Some(backend);
         state.since = cx.now;
         state.started_us = cx.shared.clock.micros();
-        let socket = match socket {
-            Ok(socket) => socket,
-            Err(_) => return self.leg_failed(leg, FailureCause::Local, cx),
-        };
+        let Ok(socket) = socket else { return self.no_socket(leg, cx) };
         // They only tune: a kernel that refuses them still connects.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
@@ -46,6 +43,16 @@ impl Session {
         let token = self.token(Op::Connect(leg), cx);
         if let Some(fd) = self.legs[leg.index()].end.fd() {
             cx.ring.connect(fd, target, token);
+        }
+    }
+
+    /// This box has no socket left: no candidate is to blame, and no other would fare better.
+    fn no_socket(&mut self, leg: Leg, cx: &mut Cx<'_>) {
+        *cx.exhausted = true;
+        self.count_failure(leg, FailureCause::Local, cx);
+        self.legs[leg.index()].close(cx.ring, true);
+        if !self.legs.iter().any(|leg| leg.connecting) {
+            self.finish(EndReason::LocalError, true, cx);
         }
     }
 

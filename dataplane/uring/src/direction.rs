@@ -119,7 +119,12 @@ impl Direction {
         };
         chunk.rewind();
         self.kept_bytes += chunk.len();
-        self.kept.push_back(chunk);
+        // Joined as received bytes are: a client that sends byte by byte pins no buffer for each.
+        let chunk = match self.kept.back_mut() {
+            Some(last) => ring.buffers().append(last, chunk).err(),
+            None => Some(chunk),
+        };
+        self.kept.extend(chunk);
         if self.kept_bytes > most {
             self.forget(ring);
             return false;

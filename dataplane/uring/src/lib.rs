@@ -24,13 +24,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
+use crossbeam_utils::CachePadded;
 use fairway_core::publish::Reader;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent};
 pub use report::{
-    Clock, ConnectionLog, ConnectionRecord, Event, Settings, Shared, Sink, WorkerStats,
+    Clock, ConnectionLog, ConnectionRecord, Event, Settings, Shared, SharedStats, Sink, WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
 pub use worker::Command;
@@ -41,7 +42,7 @@ pub struct WorkerHandle {
     wake: OwnedFd,
     thread: Option<JoinHandle<()>>,
     /// What the worker shows of itself.
-    pub stats: Arc<WorkerStats>,
+    pub stats: SharedStats,
 }
 
 impl WorkerHandle {
@@ -59,7 +60,7 @@ impl WorkerHandle {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| SetupError::Resources(error.into()))?;
         let worker_wake = wake.try_clone().map_err(SetupError::Resources)?;
-        let stats = Arc::new(WorkerStats::default());
+        let stats = Arc::new(CachePadded::new(WorkerStats::default()));
         let (ready, readiness) = crossbeam_channel::bounded(1);
         let worker_stats = Arc::clone(&stats);
         let body = move || {

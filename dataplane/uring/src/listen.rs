@@ -114,6 +114,7 @@ fn prepared(addr: SocketAddr) -> io::Result<Socket> {
     }
     // Accepted sockets inherit what is set here.
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
     Ok(socket)

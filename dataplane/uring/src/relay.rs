@@ -62,7 +62,7 @@ impl Session {
         }
         self.send_next(way, cx);
         self.pass_end_on(way, cx);
-        let credit = cx.shared.settings.credit_bytes;
+        let credit = cx.ring.credit(cx.shared.settings.credit_bytes);
         let direction = self.direction(way);
         let wants = direction.is_flushed() && !direction.ended && !direction.receiving;
         if self.phase == Phase::Closing || !wants {
@@ -123,7 +123,9 @@ impl Session {
             return self.finish(reason, false, cx);
         }
         if let Some(fd) = self.sink(way).filter(|end| !end.failed).and_then(|end| end.fd()) {
-            cx.ring.shutdown(fd);
+            // The system call, because the ring would send this to a kernel thread. A peer that is
+            // gone shows in the other requests.
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Write);
             self.direction(way).told = true;
             self.set_timer(cx);
         }
@@ -309,6 +311,10 @@ impl Session {
         if way == Way::Down {
             return self.finish(EndReason::ClientReset, true, cx);
         }
+        if self.down.ended {
+            // Nothing more is to come from the backend that could say so.
+            return self.finish(EndReason::BackendReset, true, cx);
+        }
         // The backend may still have a reply for us; its end or reset decides.
         if let Some(end) = self.sink(way) {
             end.failed = true;
@@ -335,9 +341,12 @@ impl Session {
     }
 
     fn should_splice(&mut self, way: Way, cx: &Cx<'_>) -> bool {
+        let replayable = self.replayable;
         let direction = self.direction(way);
         direction.is_bulk(cx.shared.settings.splice_after_bytes)
             && !direction.broken
+            // What is kept for a replay cannot pass through a pipe.
+            && !(way == Way::Up && replayable)
             && self.phase == Phase::Relaying
             && *cx.pipes > 0
             && cx.ring.features().splice

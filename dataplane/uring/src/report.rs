@@ -180,6 +180,9 @@ impl Shared {
     }
 }
 
+/// What one worker shows of itself, on cache lines of its own.
+pub type SharedStats = std::sync::Arc<crossbeam_utils::CachePadded<WorkerStats>>;
+
 /// What one worker shows of itself.
 #[derive(Debug, Default)]
 pub struct WorkerStats {

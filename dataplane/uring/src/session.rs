@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{BackendId, EndReason, Pick, ServiceId, Snapshot, Tick};
+use fairway_core::{BackendId, EndReason, Pick, ServiceId, Snapshot, Tick, Tried};
 use socket2::SockRef;
 
 use crate::direction::Direction;
@@ -33,6 +33,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) shared: &'a Shared,
     /// Sessions whose receive found no buffer.
     pub(crate) starved: &'a mut Vec<u32>,
+    /// To be set when the kernel has no socket left.
+    pub(crate) exhausted: &'a mut bool,
     /// Pipes that may still be made.
     pub(crate) pipes: &'a mut u32,
     pub(crate) now: Tick,
@@ -40,6 +42,9 @@ pub(crate) struct Cx<'a> {
     /// The session's own index.
     pub(crate) index: u32,
 }
+
+/// Longest timer: a session with a later deadline looks again then.
+const FURTHEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -154,7 +159,7 @@ pub(crate) struct Session {
     pub(crate) live: Option<Leg>,
     pub(crate) admitted: Option<Admitted>,
     /// Candidates that were started.
-    pub(crate) tried: Vec<BackendId>,
+    pub(crate) tried: Tried,
     /// The backend of the last leg that won, for the log.
     pub(crate) backend: Option<Rc<HeldBackend>>,
     pub(crate) up: Direction,
@@ -180,7 +185,7 @@ impl Session {
             legs: Default::default(),
             live: None,
             admitted: None,
-            tried: Vec::new(),
+            tried: Tried::default(),
             backend: None,
             up: Direction::default(),
             down: Direction::default(),
@@ -284,9 +289,9 @@ impl Session {
             Phase::Relaying => self.relay_deadline(),
             Phase::Closing => None,
         };
-        let Some(at) = deadline.filter(|at| *at < self.timer_at) else {
-            return;
-        };
+        // Timers are never taken out of the wheel; a near one does not outlive its session long.
+        let deadline = deadline.map(|at| at.min(cx.now.plus(FURTHEST)));
+        let Some(at) = deadline.filter(|at| *at < self.timer_at) else { return };
         self.timer_at = at;
         cx.wheel.set(Timer { index: cx.index, generation: self.generation, at });
     }

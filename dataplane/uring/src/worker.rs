@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
@@ -15,7 +15,7 @@ use socket2::{SockRef, Socket};
 use crate::accept::{Refused, admit};
 use crate::held::Held;
 use crate::relay::Way;
-use crate::report::{Shared, WorkerStats};
+use crate::report::{Shared, SharedStats};
 use crate::session::{Cx, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
@@ -83,9 +83,11 @@ struct Parts {
     wheel: Wheel,
     held: Held,
     starved: Vec<u32>,
+    /// The kernel refused a session a socket.
+    exhausted: bool,
     pipes: u32,
     shared: Arc<Shared>,
-    stats: Arc<WorkerStats>,
+    stats: SharedStats,
     worker: usize,
 }
 
@@ -109,7 +111,7 @@ impl Worker {
     pub(crate) fn new(
         worker: usize,
         shared: Arc<Shared>,
-        stats: Arc<WorkerStats>,
+        stats: SharedStats,
         commands: Receiver<Command>,
         wake: OwnedFd,
         features: Features,
@@ -124,6 +126,7 @@ impl Worker {
                 wheel: Wheel::new(now),
                 held: Held::default(),
                 starved: Vec::new(),
+                exhausted: false,
                 pipes,
                 shared,
                 stats,
@@ -163,6 +166,10 @@ impl Worker {
                 self.fire(timer, snapshot);
             }
             self.feed_starved(snapshot);
+            if std::mem::take(&mut self.parts.exhausted) {
+                self.resume_at = self.now.plus(PAUSE);
+                self.pause_accepting();
+            }
             self.resume_accepting();
             self.show();
             if self.now >= self.prune_at {
@@ -243,6 +250,7 @@ impl Worker {
             if let Some(session) = self.sessions.get_mut(index as usize) {
                 session.starved_again(&mut self.parts.cx(index, self.now, snapshot));
             }
+            self.free_if_over(index, snapshot);
         }
     }
 
@@ -278,6 +286,9 @@ impl Worker {
     }
 
     fn accepted(&mut self, socket: OwnedFd, vip: Option<SocketAddr>, snapshot: &Snapshot) {
+        if self.stopping {
+            return refuse(socket);
+        }
         // A peer that is gone already has no address; nothing is lost with it.
         let Ok(peer) = peer_addr(socket.as_fd()) else {
             return;
@@ -427,12 +438,14 @@ impl Worker {
         let listener = &mut self.listeners[index];
         let vip = listener.vip;
         let Some(socket) = listener.socket.take() else { return };
-        self.parts.stats.listeners.fetch_sub(1, Relaxed);
         if socket.set_nonblocking(true).is_ok() {
             while let Ok((client, _)) = socket.accept() {
                 self.accepted(client.into(), vip, snapshot);
             }
         }
+        // Whoever sees one listener less also sees the connections that it still brought.
+        self.parts.stats.connections.store(u64::from(self.open), Relaxed);
+        self.parts.stats.listeners.fetch_sub(1, Release);
     }
 
     fn end(&mut self, reason: EndReason, snapshot: &Snapshot, which: impl Fn(&Session) -> bool) {
@@ -464,6 +477,7 @@ impl Parts {
             snapshot,
             shared: &self.shared,
             starved: &mut self.starved,
+            exhausted: &mut self.exhausted,
             pipes: &mut self.pipes,
             now,
             worker: self.worker,

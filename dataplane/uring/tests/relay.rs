@@ -550,7 +550,7 @@ fn lists_and_limits_refuse() {
     let (first, _second) = (serve(), serve());
     assert!(refused(&proxy));
     drop(first);
-    proxy.end();
+    assert_eq!((proxy.end(), proxy.end()), (EndReason::Limited, EndReason::Client));
     let _third = serve();
 }
 
@@ -564,6 +564,54 @@ fn connections_end_when_told() {
     proxy.worker.send(Command::EndBackends { backends, reason: EndReason::DrainTimeout });
     assert_eq!(read_error(&mut client).kind(), ErrorKind::ConnectionReset);
     assert_eq!(proxy.end(), EndReason::DrainTimeout);
+}
+
+#[test]
+fn a_worker_that_panics_says_so() {
+    let (sender, events) = crossbeam_channel::unbounded();
+    let sink = Box::new(move |event| match event {
+        Event::ConnectionEnded(_) => panic!("a bug in whoever listens"),
+        event => sender.send(event).is_ok(),
+    });
+    let mut proxy = Proxy::start(&[echo()], policy(), &[]);
+    let shared = Arc::new(Shared::new(proxy.shared.settings, Clock::start(), 100, sink));
+    let features = Features::detect(&[]).unwrap();
+    let reader = proxy._publisher.reader();
+    let mut worker = WorkerHandle::spawn(0, None, shared, reader, features).unwrap();
+    let socket = open_listener(proxy.vip).unwrap();
+    proxy.worker.send(Command::StopAccepting);
+    worker.send(Command::Listen { key: ListenerKey(9), socket, vip: Some(proxy.vip) });
+    // The first worker may still take one.
+    let died = loop {
+        drop(TcpStream::connect(proxy.vip));
+        if let Ok(event) = events.recv_timeout(SECOND / 10) {
+            break event;
+        }
+    };
+    worker.join();
+    let Event::WorkerEnded { error: Some(error), .. } = died else { panic!("{died:?}") };
+    assert_eq!(error, "panicked: a bug in whoever listens");
+    // What the dead worker had open is lost with it; the process ends.
+    std::mem::forget(proxy);
+}
+
+#[test]
+fn a_client_that_sends_byte_by_byte_pins_few_buffers() {
+    let silent = server(|mut stream| {
+        let mut buffer = [0; 4096];
+        while let Ok(1..) = stream.read(&mut buffer) {}
+    });
+    let mut policy = policy();
+    policy.retry.on_reset_before_reply = true;
+    let proxy = Proxy::start(&[silent], policy, &[]);
+    let mut client = proxy.connect();
+    client.set_nodelay(true).unwrap();
+    for _ in 0..600 {
+        client.write_all(b"x").unwrap();
+        thread::sleep(Duration::from_micros(200));
+    }
+    let used = proxy.worker.stats.buffers_used.load(Relaxed);
+    assert!(used <= 128 + 8, "{used} buffers for one client");
 }
 
 #[test]

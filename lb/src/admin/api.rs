@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use crossbeam_channel::Sender;
 use fairway_config::document::PerBackendDoc;
 use fairway_core::publish::View;
-use fairway_uring::{Shared, WorkerStats};
+use fairway_uring::{Shared, SharedStats};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
@@ -31,7 +31,7 @@ pub(crate) struct Admin {
     pub(crate) reload: mpsc::UnboundedSender<Reload>,
     pub(crate) view: View,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) workers: Arc<[Arc<WorkerStats>]>,
+    pub(crate) workers: Arc<[SharedStats]>,
     pub(crate) registry: PrometheusHandle,
     pub(crate) fixed: Arc<Fixed>,
     pub(crate) per_backend: PerBackendDoc,

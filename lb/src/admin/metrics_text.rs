@@ -3,23 +3,30 @@
 //! Series that are zero are left out, but for states and totals that alerts compare.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use fairway_core::{
     BackendTotals, EndReason, FailureCause, Histogram, LimitKind, Member, RetryCause, Service,
     ServiceTotals, Snapshot, Standing,
 };
-use fairway_uring::{Shared, WorkerStats};
+use fairway_uring::{Shared, SharedStats, WorkerStats};
 
 type OfService<'s> = (&'s Service, ServiceTotals);
-type OfBackend<'s> = (&'s Service, &'s Member, Standing, BackendTotals);
+/// A backend, or the sum of a service's.
+struct OfBackend {
+    /// `service="…"` with or without `backend="…"`.
+    labels: String,
+    up: u64,
+    active: u64,
+    transitions: u64,
+    totals: BackendTotals,
+}
 
 /// Appends everything that is counted per service, backend and worker.
 pub(crate) fn write(
     out: &mut String,
     snapshot: &Snapshot,
-    workers: &[Arc<WorkerStats>],
+    workers: &[SharedStats],
     shared: &Shared,
     per_backend: bool,
 ) {
@@ -28,20 +35,38 @@ pub(crate) fn write(
     services.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     write_services(out, &services);
     write_states(out, &services);
-    if per_backend {
-        let backends: Vec<OfBackend<'_>> = services
-            .iter()
-            .flat_map(|(service, _)| {
-                service.backends().map(move |(member, standing, _)| {
-                    (*service, member, standing, member.backend.counters.totals())
-                })
-            })
-            .collect();
-        write_backends(out, &backends);
-    }
+    let backends: Vec<OfBackend> = if per_backend {
+        services.iter().flat_map(|(service, _)| each_backend(service)).collect()
+    } else {
+        services.iter().map(|(service, _)| all_backends(service)).collect()
+    };
+    write_backends(out, &backends);
     write_workers(out, workers, shared);
     family(out, "fairway_services", "gauge", "Services being served.");
     line(out, format_args!("fairway_services {}", services.len()));
+}
+
+fn each_backend(service: &Service) -> impl Iterator<Item = OfBackend> {
+    service.backends().map(|(Member { backend, .. }, ..)| OfBackend {
+        labels: format!("service=\"{}\",backend=\"{}\"", service.name, backend.addr),
+        up: u64::from(!backend.standing().failed),
+        active: u64::from(backend.active()),
+        transitions: backend.transitions.get(),
+        totals: backend.counters.totals(),
+    })
+}
+
+fn all_backends(service: &Service) -> OfBackend {
+    let labels = format!("service=\"{}\"", service.name);
+    let none =
+        OfBackend { labels, up: 0, active: 0, transitions: 0, totals: BackendTotals::default() };
+    each_backend(service).fold(none, |mut sum, one| {
+        sum.up += one.up;
+        sum.active += one.active;
+        sum.transitions += one.transitions;
+        sum.totals.add(&one.totals);
+        sum
+    })
 }
 
 fn family(out: &mut String, name: &str, kind: &str, help: &str) {
@@ -160,8 +185,8 @@ fn write_states(out: &mut String, services: &[OfService<'_>]) {
     family(out, name, "gauge", "Backends by state.");
     for (service, _) in services {
         let mut counts = [0u32; 3];
-        for (_, standing, _) in service.backends() {
-            counts[state(standing)] += 1;
+        for (member, ..) in service.backends() {
+            counts[state(member.backend.standing())] += 1;
         }
         for (word, count) in STATES.iter().zip(counts) {
             if count > 0 || *word == "up" {
@@ -194,76 +219,43 @@ fn state(standing: Standing) -> usize {
     }
 }
 
-fn write_backends(out: &mut String, backends: &[OfBackend<'_>]) {
-    let mut write = |name: &str, kind, help, always, value: fn(&OfBackend<'_>) -> u64| {
+/// The same families whether each backend has its series or a service's are summed.
+fn write_backends(out: &mut String, backends: &[OfBackend]) {
+    let mut write = |name: &str, kind, help, always, value: fn(&OfBackend) -> u64| {
         family(out, name, kind, help);
-        for of in backends {
-            let value = value(of);
+        for backend in backends {
+            let value = value(backend);
             if always || value > 0 {
-                let (service, backend) = (&of.0.name, of.1.backend.addr);
-                line(
-                    out,
-                    format_args!("{name}{{service=\"{service}\",backend=\"{backend}\"}} {value}"),
-                );
+                line(out, format_args!("{name}{{{}}} {value}", backend.labels));
             }
         }
     };
-    write("fairway_backend_up", "gauge", "Whether the backend takes traffic.", true, |b| {
-        u64::from(!b.2.failed)
+    write("fairway_backend_up", "gauge", "Whether checks and ejection let it serve.", true, |b| {
+        b.up
     });
-    write(
-        "fairway_backend_connections_total",
-        "counter",
-        "Connections established to the backend.",
-        false,
-        |b| b.3.connections,
-    );
-    write(
-        "fairway_backend_connections_active",
-        "gauge",
-        "Connections open or being opened.",
-        false,
-        |b| u64::from(b.1.backend.active()),
-    );
-    write(
-        "fairway_backend_received_bytes_total",
-        "counter",
-        "Bytes received from the backend.",
-        false,
-        |b| b.3.rx_bytes,
-    );
-    write(
-        "fairway_backend_sent_bytes_total",
-        "counter",
-        "Bytes sent to the backend.",
-        false,
-        |b| b.3.tx_bytes,
-    );
-    write(
-        "fairway_backend_transitions_total",
-        "counter",
-        "Times that checks or ejection took the backend out or brought it back.",
-        false,
-        |b| b.1.backend.transitions.get(),
-    );
+    let help = "Connections established to the backend.";
+    write("fairway_backend_connections_total", "counter", help, false, |b| b.totals.connections);
+    let help = "Connections open or being opened.";
+    write("fairway_backend_connections_active", "gauge", help, false, |b| b.active);
+    let help = "Bytes received from the backend.";
+    write("fairway_backend_received_bytes_total", "counter", help, false, |b| b.totals.rx_bytes);
+    let help = "Bytes sent to the backend.";
+    write("fairway_backend_sent_bytes_total", "counter", help, false, |b| b.totals.tx_bytes);
+    let help = "Times that checks or ejection took the backend out or brought it back.";
+    write("fairway_backend_transitions_total", "counter", help, false, |b| b.transitions);
     let name = "fairway_backend_failures_total";
     family(out, name, "counter", "Failed attempts to reach the backend.");
-    for (service, member, _, totals) in backends {
-        for (cause, count) in FailureCause::ALL.iter().zip(totals.failures) {
+    for backend in backends {
+        for (cause, count) in FailureCause::ALL.iter().zip(backend.totals.failures) {
             if count > 0 {
-                let (service, backend, cause) = (&service.name, member.backend.addr, cause.label());
-                line(
-                    out,
-                    format_args!(
-                        "{name}{{service=\"{service}\",backend=\"{backend}\",cause=\"{cause}\"}} {count}"
-                    ),
-                );
+                let (labels, cause) = (&backend.labels, cause.label());
+                line(out, format_args!("{name}{{{labels},cause=\"{cause}\"}} {count}"));
             }
         }
     }
 }
 
-fn write_workers(out: &mut String, workers: &[Arc<WorkerStats>], shared: &Shared) {
+fn write_workers(out: &mut String, workers: &[SharedStats], shared: &Shared) {
     let mut write = |name: &str, kind, help, value: fn(&WorkerStats) -> u64| {
         family(out, name, kind, help);
         for (worker, stats) in workers.iter().enumerate() {

@@ -132,9 +132,11 @@ enum Format {
 }
 
 pub(crate) fn main() -> ExitCode {
-    // `fairway … | head` ends quietly.
-    reset_sigpipe();
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Run { .. }) {
+        end_quietly();
+    }
+    match command {
         Command::Run { config } => crate::run::run(config),
         Command::Check { config, output } => check(&config, output.output),
         Command::Schema => {
@@ -161,9 +163,9 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn reset_sigpipe() {
-    // Rust ignores SIGPIPE; println! then panics when the reader goes. Writing through a wrapper
-    // would do as well; a quiet exit by panic hook needs no unsafe.
+/// `fairway … | head` ends quietly: Rust ignores SIGPIPE, and println! panics when its reader has
+/// gone. Never for the daemon, whose log may lose its reader.
+fn end_quietly() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.to_string();
         if text.contains("Broken pipe") {
@@ -205,7 +207,7 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
             ok: false,
             services: 0,
             backends: 0,
-            problems: problems.0.iter().map(ToString::to_string).collect(),
+            problems: problems.list.iter().map(ToString::to_string).collect(),
             notes: Vec::new(),
         },
     };

@@ -1,7 +1,7 @@
 //! Listeners follow the services: opened for new addresses and ports, closed for those that are
 //! gone, tried again when the kernel refuses. A service that does not change is not touched.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use fairway_core::{Frontend, Tick};
@@ -28,6 +28,8 @@ pub(crate) struct Listeners {
     tproxy: Option<Tproxy>,
     interface: Option<Interface>,
     next_key: u64,
+    /// Most listening sockets.
+    budget: usize,
     retry_at: Tick,
     /// Addresses in use, with the number of frontends on each.
     addresses: BTreeMap<IpAddr, usize>,
@@ -35,12 +37,13 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn new(tproxy: Option<Tproxy>, interface: Option<Interface>) -> Self {
+    pub(crate) fn new(tproxy: Option<Tproxy>, interface: Option<Interface>, budget: usize) -> Self {
         Self {
             per_address: BTreeMap::new(),
             tproxy,
             interface,
             next_key: 0,
+            budget,
             retry_at: Tick(0),
             addresses: BTreeMap::new(),
             missing: HashSet::new(),
@@ -49,7 +52,7 @@ impl Listeners {
 
     /// Opens nothing: for measuring the control loop alone.
     pub(crate) fn detached() -> Self {
-        Self::new(Some(Tproxy::detached()), None)
+        Self::new(Some(Tproxy::detached()), None, 0)
     }
 
     /// Makes the changes, each from some frontends to others; what is in both stays as it is,
@@ -59,10 +62,16 @@ impl Listeners {
         changes: &[(Vec<Frontend>, Vec<Frontend>)],
         workers: &[WorkerHandle],
     ) {
-        let before: HashSet<Frontend> = changes.iter().flat_map(|(old, _)| old).copied().collect();
-        let after: HashSet<Frontend> = changes.iter().flat_map(|(_, new)| new).copied().collect();
-        let removed: Vec<_> = before.difference(&after).copied().collect();
-        let added: Vec<_> = after.difference(&before).copied().collect();
+        // Counted, because one batch may add and remove a frontend several times.
+        let mut net: HashMap<Frontend, i32> = HashMap::new();
+        for (old, new) in changes {
+            old.iter().for_each(|frontend| *net.entry(*frontend).or_default() -= 1);
+            new.iter().for_each(|frontend| *net.entry(*frontend).or_default() += 1);
+        }
+        let of_sign = |sign: i32| -> Vec<Frontend> {
+            net.iter().filter(|(_, n)| n.signum() == sign).map(|(f, _)| *f).collect()
+        };
+        let (removed, added) = (of_sign(-1), of_sign(1));
         for frontend in &added {
             self.use_address(frontend.ip);
         }
@@ -90,6 +99,9 @@ impl Listeners {
             return;
         }
         self.retry_at = Tick(now.0 + RETRY_MS);
+        if let Some(interface) = &mut self.interface {
+            interface.retry();
+        }
         let failed = |(addr, state): (&SocketAddr, &Listening)| {
             matches!(state, Listening::Failed(_)).then_some(*addr)
         };
@@ -102,12 +114,24 @@ impl Listeners {
             self.missing.remove(&ip);
             tracing::info!(%ip, "address has arrived on this machine");
         }
+        self.show();
+    }
+
+    fn show(&self) {
+        let failed = |state: &&Listening| matches!(state, Listening::Failed(_));
+        let failed = self.per_address.values().filter(failed).count();
+        let unserved = self.tproxy.as_ref().is_some_and(|tproxy| tproxy.trouble().is_some());
+        metrics::gauge!("fairway_listeners_failed").set((failed + usize::from(unserved)) as f64);
+        let missing = self.missing.len() + self.interface.as_ref().map_or(0, |i| i.failed().len());
+        metrics::gauge!("fairway_addresses_missing").set(missing as f64);
     }
 
     /// Whether something waits for the next try.
     pub(crate) fn is_waiting(&self) -> bool {
         let failed = |state: &Listening| matches!(state, Listening::Failed(_));
-        !self.missing.is_empty()
+        let unset = self.interface.as_ref().is_some_and(|i| !i.failed().is_empty());
+        unset
+            || !self.missing.is_empty()
             || self.per_address.values().any(failed)
             || self.tproxy.as_ref().is_some_and(Tproxy::is_waiting)
     }
@@ -118,6 +142,10 @@ impl Listeners {
         for frontend in frontends {
             if self.missing.contains(&frontend.ip) {
                 troubles.push(missing_text(frontend.ip));
+            }
+            let unset = self.interface.as_ref().and_then(|i| i.failed().get(&frontend.ip));
+            if let Some(why) = unset {
+                troubles.push(format!("{} cannot be added: {why}", frontend.ip));
             }
             for addr in sockets(frontend) {
                 if let Some(Listening::Failed(why)) = self.per_address.get(&addr) {
@@ -177,7 +205,16 @@ impl Listeners {
 
     fn open(&mut self, addr: SocketAddr, workers: &[WorkerHandle]) {
         let again = self.per_address.contains_key(&addr);
-        let sockets: Result<Vec<_>, _> = workers.iter().map(|_| open_listener(addr)).collect();
+        let sockets = if self.sockets(workers.len()) + workers.len() > self.budget {
+            Err(format!(
+                "no descriptors left to listen on {addr}: {} are for listeners; raise \
+                 LimitNOFILE= of the service, or use `dataplane.listen: tproxy`",
+                self.budget
+            ))
+        } else {
+            let opened: Result<Vec<_>, _> = workers.iter().map(|_| open_listener(addr)).collect();
+            opened.map_err(|error| error.to_string())
+        };
         let state = match sockets {
             Ok(sockets) => {
                 self.next_key += 1;
@@ -190,8 +227,7 @@ impl Listeners {
                 }
                 Listening::Open(key)
             }
-            Err(error) => {
-                let why = error.to_string();
+            Err(why) => {
                 if !again {
                     tracing::error!(%addr, "{why}; trying again every second");
                 }

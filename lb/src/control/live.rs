@@ -119,15 +119,16 @@ pub(crate) struct Replaced {
 impl Live {
     /// Brings `spec` about, keeping of `previous` every backend whose address stands.
     ///
-    /// The pools are shared when they would come out the same. `health` tells how a checked
-    /// address stands already. Costs the building of the tables.
+    /// The pools are shared when they would come out the same. `health` tells how an address
+    /// stands that is checked already; a backend whose check is new keeps the standing that it
+    /// had, and a new one has that of its check's `initialState`. Costs the building of the tables.
     pub(crate) fn build(
         id: ServiceId,
         spec: Arc<ServiceSpec>,
         previous: Option<Self>,
         ids: &mut Ids,
         workers: usize,
-        health: impl Fn(&CheckTarget) -> Option<Box<str>>,
+        health: impl Fn(&CheckTarget) -> Option<Option<Box<str>>>,
     ) -> Result<Replaced, BuildError> {
         let (state, pools, mut old) = match previous {
             Some(live) => {
@@ -147,6 +148,8 @@ impl Live {
             });
             place.ok().and_then(|place| known[place].take_if(|live| live.backend.addr == addr))
         };
+        let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
+        let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
         let mut join = |specs: &[BackendSpec]| -> Vec<LiveBackend> {
             specs
                 .iter()
@@ -157,15 +160,20 @@ impl Live {
                         weight: spec.weight.get(),
                         ..live
                     },
-                    None => LiveBackend::new(spec, ids.create(spec.addr, workers)),
+                    None => LiveBackend {
+                        down: unchecked.clone(),
+                        ..LiveBackend::new(spec, ids.create(spec.addr, workers))
+                    },
                 })
                 .collect()
         };
         let mut backends = join(&spec.backends);
         let mut backups = join(&spec.backup_backends);
         for live in backends.iter_mut().chain(&mut backups) {
-            let target = target(&spec, &live.backend);
-            live.down = target.and_then(|target| health(&target));
+            live.down = match target(&spec, &live.backend) {
+                None => None,
+                Some(target) => health(&target).unwrap_or_else(|| live.down.take()),
+            };
         }
         let scheduler = spec.policy.scheduler;
         let (before, primary, backup) = match pools {
@@ -197,6 +205,11 @@ impl Live {
             let spared = panic || (mercy && live.down.is_none());
             Standing { failed: failed && !spared, draining }
         };
+        for live in self.all() {
+            let Standing { failed, draining } = live.standing();
+            live.backend.failed.store(failed, Relaxed);
+            live.backend.draining.store(draining, Relaxed);
+        }
         let admission = |backends: &[LiveBackend]| {
             Admission::new(backends.iter().map(|live| (live.weight, standing(live))))
         };
@@ -247,6 +260,15 @@ impl Live {
             expired.then_some(live.backend.addr)
         });
         over.collect()
+    }
+
+    /// What is checked of its backends, and how each stands.
+    pub(crate) fn standing_of_targets(
+        &self,
+    ) -> impl Iterator<Item = (CheckTarget, Option<Box<str>>)> {
+        self.all().filter_map(|live| {
+            target(&self.spec, &live.backend).map(|target| (target, live.down.clone()))
+        })
     }
 
     /// What is checked of its backends.

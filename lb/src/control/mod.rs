@@ -195,6 +195,8 @@ impl Control {
 
     fn take(&mut self, input: Input) {
         match input {
+            // What was accepted is to end; a new document is for the next start.
+            Input::Config(_) if self.is_stopping() => {}
             Input::Config(config) => self.take_config(*config),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
@@ -223,7 +225,7 @@ impl Control {
     }
 
     fn config_failed(&mut self, problems: &Problems) {
-        self.config.problems = problems.0.iter().map(ToString::to_string).collect();
+        self.config.problems = problems.list.iter().map(ToString::to_string).collect();
         metrics::counter!("fairway_config_reloads_total", "result" => "failure").increment(1);
         metrics::gauge!("fairway_config_last_reload_successful").set(0.0);
         for problem in &self.config.problems {
@@ -257,11 +259,7 @@ impl Control {
             previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
         let drain = spec.policy.drain_timeout;
         let (ids, checked) = (&mut self.ids, &self.checked);
-        let health = |target: &CheckTarget| match checked.get(target) {
-            Some(checked) => checked.down.clone(),
-            None if target.spec.initially_up => None,
-            None => Some("not checked yet".into()),
-        };
+        let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
         let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
         let Replaced { live, retired } = match built {
             Ok(replaced) => replaced,
@@ -272,7 +270,7 @@ impl Control {
             }
         };
         self.retiring.add(&key, retired, drain, self.clock.now());
-        self.recheck(&key, &old_targets, &live.targets().collect::<Vec<_>>());
+        self.recheck(&key, &old_targets, live.standing_of_targets().collect());
         self.relisten.push((old_frontends.clone(), spec.frontends.clone()));
         let gone: Vec<_> =
             old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
@@ -288,7 +286,7 @@ impl Control {
     fn remove(&mut self, key: &ServiceKey) {
         let Some(live) = self.services.remove(key) else { return };
         let targets: Vec<_> = live.targets().collect();
-        self.recheck(key, &targets, &[]);
+        self.recheck(key, &targets, Vec::new());
         self.relisten.push((live.spec.frontends.clone(), Vec::new()));
         let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
         let drain = live.spec.policy.drain_timeout;
@@ -301,15 +299,18 @@ impl Control {
         tracing::info!(service = %key, "service removed");
     }
 
-    /// Moves the checks of a service from `old` targets to `new` ones.
-    fn recheck(&mut self, key: &ServiceKey, old: &[CheckTarget], new: &[CheckTarget]) {
-        for target in new {
-            self.checker.add(target);
-            let checked = self.checked.entry(target.clone()).or_insert_with(|| Checked {
-                down: (!target.spec.initially_up).then(|| "not checked yet".into()),
-                users: Vec::new(),
-            });
-            checked.users.push(key.clone());
+    /// Moves the checks of a service from `old` targets to `new` ones, which start with the
+    /// standing that comes with them.
+    fn recheck(
+        &mut self,
+        key: &ServiceKey,
+        old: &[CheckTarget],
+        new: Vec<(CheckTarget, Option<Box<str>>)>,
+    ) {
+        for (target, down) in new {
+            self.checker.add(&target, down.is_none());
+            let fresh = || Checked { down, users: Vec::new() };
+            self.checked.entry(target).or_insert_with(fresh).users.push(key.clone());
         }
         for target in old {
             self.checker.remove(target);
@@ -421,7 +422,9 @@ impl Control {
             }
         }
         self.retiring.collect(&mut self.ids);
-        self.listeners.tend(now, &self.workers);
+        if !self.is_stopping() {
+            self.listeners.tend(now, &self.workers);
+        }
         self.publisher.collect();
         if let Stop::Draining(until) = self.stop
             && (now >= until || (self.connections() == 0 && self.listeners_are_quiet()))

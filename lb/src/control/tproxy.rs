@@ -3,6 +3,7 @@
 //! A table of our own holds a set of address · port for each family; a rule marks what matches
 //! and gives it to our sockets; marked packets are routed to this machine whatever their address.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -18,68 +19,93 @@ const MARK: &str = "0x6677";
 const ROUTES: &str = "26231";
 /// Time after which a failed change is tried again.
 const RETRY_MS: u64 = 1000;
+/// From one look whether our table is still there to the next.
+const VERIFY_MS: u64 = 5000;
 
 /// The nftables side of transparent listening.
 pub(crate) struct Tproxy {
+    /// Ports of our sockets, by family; no IPv6 where the kernel has none.
+    ports: (u16, Option<u16>),
+    /// What the sets are to hold.
+    wanted: BTreeSet<Frontend>,
     /// Changes that have not reached the kernel.
     pending: String,
     trouble: Option<String>,
     retry_at: Tick,
+    verify_at: Tick,
     sockets: usize,
 }
 
 impl Tproxy {
     /// Opens the sockets, has the workers accept on them, and makes table, rules and routes.
     pub(crate) fn start(workers: &[WorkerHandle]) -> Result<Self, String> {
-        let (v4, v4_sockets) = listen(false, workers).map_err(|error| error.to_string())?;
-        let (v6, v6_sockets) = listen(true, workers).map_err(|error| error.to_string())?;
-        forget();
-        run("nft", &["-f", "-"], &table(v4, v6))?;
-        for family in ["-4", "-6"] {
-            let all = if family == "-4" { "0.0.0.0/0" } else { "::/0" };
-            run("ip", &[family, "rule", "add", "fwmark", MARK, "lookup", ROUTES], "")?;
-            let route = [family, "route", "replace", "local", all, "dev", "lo", "table", ROUTES];
-            run("ip", &route, "")?;
-        }
-        let sockets = v4_sockets + v6_sockets;
-        Ok(Self { pending: String::new(), trouble: None, retry_at: Tick(0), sockets })
+        let (v4, mut sockets) = listen(false, workers).map_err(|error| error.to_string())?;
+        let v6 = match listen(true, workers) {
+            Ok((port, more)) => {
+                sockets += more;
+                Some(port)
+            }
+            Err(error) => {
+                tracing::warn!("no transparent IPv6: {error}");
+                None
+            }
+        };
+        let mut tproxy = Self { ports: (v4, v6), sockets, ..Self::detached() };
+        tproxy.rebuild()?;
+        tproxy.trouble = None;
+        tproxy.retry_at = Tick(0);
+        tproxy.verify_at = Tick(VERIFY_MS);
+        Ok(tproxy)
     }
 
     /// Gathers changes and never sends them.
     pub(crate) fn detached() -> Self {
-        let trouble = Some("detached".into());
-        Self { pending: String::new(), trouble, retry_at: Tick(u64::MAX), sockets: 0 }
+        Self {
+            ports: (0, None),
+            wanted: BTreeSet::new(),
+            pending: String::new(),
+            trouble: Some("detached".into()),
+            retry_at: Tick(u64::MAX),
+            verify_at: Tick(u64::MAX),
+            sockets: 0,
+        }
     }
 
     pub(crate) fn change(&mut self, removed: &[Frontend], added: &[Frontend]) {
-        for (verb, frontends) in [("delete", removed), ("add", added)] {
-            for (set, is_v4) in [("vips4", true), ("vips6", false)] {
-                let of_family = frontends.iter().filter(|f| f.ip.is_ipv4() == is_v4);
-                let elements: Vec<_> = of_family.map(element).collect();
-                if !elements.is_empty() {
-                    // Writing into a String cannot fail.
-                    let _ = writeln!(
-                        self.pending,
-                        "{verb} element inet {TABLE} {set} {{ {} }}",
-                        elements.join(", ")
-                    );
-                }
-            }
+        for frontend in removed {
+            self.wanted.remove(frontend);
         }
+        self.wanted.extend(added);
+        elements(&mut self.pending, "delete", removed.iter());
+        elements(&mut self.pending, "add", added.iter());
     }
 
-    /// Applies the gathered changes as one transaction.
+    /// Applies the gathered changes as one transaction; makes everything anew when they do not
+    /// apply, or when somebody has taken our table away.
     pub(crate) fn flush(&mut self, now: Tick) {
-        if self.pending.is_empty() || (self.trouble.is_some() && now < self.retry_at) {
+        if now < self.retry_at {
             return;
         }
-        match run("nft", &["-f", "-"], &self.pending) {
-            Ok(()) => {
-                self.pending.clear();
-                self.trouble = None;
+        let lost = now >= self.verify_at && {
+            self.verify_at = Tick(now.0 + VERIFY_MS);
+            run("nft", &["-t", "list", "table", "inet", TABLE], "").is_err()
+        };
+        if lost {
+            tracing::warn!("our nftables table is gone; making it again");
+        }
+        if self.trouble.is_none() && !lost {
+            if self.pending.is_empty() {
+                return;
             }
+            if run("nft", &["-f", "-"], &self.pending).is_ok() {
+                self.pending.clear();
+                return;
+            }
+        }
+        match self.rebuild() {
+            Ok(()) => self.trouble = None,
             Err(why) => {
-                let why = format!("nftables refused a change: {why}");
+                let why = format!("nftables refused our table: {why}");
                 if self.trouble.is_none() {
                     tracing::error!("{why}; trying again every second");
                 }
@@ -89,8 +115,26 @@ impl Tproxy {
         }
     }
 
+    /// Table, sets with all that is wanted, rules and routes, from nothing.
+    fn rebuild(&mut self) -> Result<(), String> {
+        forget();
+        let mut text = table(self.ports.0, self.ports.1);
+        elements(&mut text, "add", self.wanted.iter());
+        run("nft", &["-f", "-"], &text)?;
+        for (family, all) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
+            if family == "-6" && self.ports.1.is_none() {
+                continue;
+            }
+            run("ip", &[family, "rule", "add", "fwmark", MARK, "lookup", ROUTES], "")?;
+            let route = [family, "route", "replace", "local", all, "dev", "lo", "table", ROUTES];
+            run("ip", &route, "")?;
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.pending.is_empty()
+        self.trouble.is_some() || !self.pending.is_empty()
     }
 
     pub(crate) fn trouble(&self) -> Option<&str> {
@@ -103,6 +147,19 @@ impl Tproxy {
 
     pub(crate) fn clean_up(&mut self) {
         forget();
+    }
+}
+
+/// Appends the statements that `verb` the frontends in their sets.
+fn elements<'f>(text: &mut String, verb: &str, frontends: impl Iterator<Item = &'f Frontend>) {
+    let (v4, v6): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.ip.is_ipv4());
+    for (set, frontends) in [("vips4", v4), ("vips6", v6)] {
+        let elements: Vec<_> = frontends.into_iter().map(element).collect();
+        if !elements.is_empty() {
+            let elements = elements.join(", ");
+            // Writing into a String cannot fail.
+            let _ = writeln!(text, "{verb} element inet {TABLE} {set} {{ {elements} }}");
+        }
     }
 }
 
@@ -130,7 +187,12 @@ fn forget() {
     }
 }
 
-fn table(v4_port: u16, v6_port: u16) -> String {
+fn table(v4_port: u16, v6_port: Option<u16>) -> String {
+    let v6_rule = v6_port.map_or_else(String::new, |port| {
+        format!(
+            "    ip6 daddr . tcp dport @vips6 tproxy ip6 to [::1]:{port} meta mark set {MARK} accept\n"
+        )
+    });
     format!(
         "table inet {TABLE} {{
   set vips4 {{ type ipv4_addr . inet_service; flags interval; }}
@@ -138,8 +200,7 @@ fn table(v4_port: u16, v6_port: u16) -> String {
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
     ip daddr . tcp dport @vips4 tproxy ip to 127.0.0.1:{v4_port} meta mark set {MARK} accept
-    ip6 daddr . tcp dport @vips6 tproxy ip6 to [::1]:{v6_port} meta mark set {MARK} accept
-  }}
+{v6_rule}  }}
 }}
 "
     )
@@ -163,8 +224,7 @@ mod tests {
         let at =
             |ip: &str, ports| Frontend { ip: ip.parse().unwrap(), ports, protocol: Protocol::Tcp };
         let single = PortRange::single(port(443));
-        let mut tproxy =
-            Tproxy { pending: String::new(), trouble: None, retry_at: Tick(0), sockets: 0 };
+        let mut tproxy = Tproxy::detached();
         tproxy.change(
             &[at("192.0.2.1", single)],
             &[at("192.0.2.2", range), at("192.0.2.3", single), at("2001:db8::1", single)],

@@ -1,6 +1,6 @@
 //! Adds the services' addresses to an interface, through the `ip` command of iproute2.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
@@ -9,25 +9,47 @@ pub(crate) struct Interface {
     name: String,
     /// Those that were added here; an address that was there before is left there.
     added: BTreeSet<IpAddr>,
+    /// Those that the kernel refused, and what it said.
+    failed: BTreeMap<IpAddr, String>,
 }
 
 impl Interface {
     pub(crate) fn new(name: String) -> Self {
-        Self { name, added: BTreeSet::new() }
+        Self { name, added: BTreeSet::new(), failed: BTreeMap::new() }
     }
 
     pub(crate) fn add(&mut self, ip: IpAddr) {
+        let again = self.failed.remove(&ip).is_some();
         match self.run("add", ip) {
             Ok(()) => {
                 self.added.insert(ip);
                 tracing::info!(%ip, interface = self.name, "address added");
             }
             Err(why) if why.contains("File exists") || why.contains("already assigned") => {}
-            Err(why) => tracing::error!(%ip, interface = self.name, "cannot add address: {why}"),
+            Err(why) => {
+                if !again {
+                    let interface = &self.name;
+                    tracing::error!(%ip, interface, "cannot add address: {why}; trying again");
+                }
+                self.failed.insert(ip, why);
+            }
         }
     }
 
+    /// Tries again what the kernel refused.
+    pub(crate) fn retry(&mut self) {
+        for ip in self.failed.keys().copied().collect::<Vec<_>>() {
+            self.add(ip);
+        }
+    }
+
+    /// What the kernel refused, and what it said.
+    pub(crate) fn failed(&self) -> &BTreeMap<IpAddr, String> {
+        &self.failed
+    }
+
     pub(crate) fn remove(&mut self, ip: IpAddr) {
+        self.failed.remove(&ip);
         if !self.added.remove(&ip) {
             return;
         }

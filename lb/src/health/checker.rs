@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 use super::probe::probe;
 use super::state::{HealthState, Transition};
 
-/// Checks that may be under way at once: bounds descriptors.
+/// Most checks that may be under way at once.
 const AT_ONCE: usize = 1024;
 
 /// What is checked, and how. Equal targets are one check.
@@ -45,28 +45,30 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    /// Checks run on `runtime`; transitions go to `report`, which must not block.
+    /// Checks run on `runtime`, as many at once as `descriptors` allow; transitions go to `report`, which must not block.
     pub(crate) fn new(
         runtime: Handle,
+        descriptors: usize,
         report: impl Fn(HealthEvent) + Send + Sync + 'static,
     ) -> Self {
         Self {
             runtime,
             running: HashMap::new(),
-            at_once: Arc::new(Semaphore::new(AT_ONCE)),
+            at_once: Arc::new(Semaphore::new(descriptors.clamp(1, AT_ONCE))),
             report: Arc::new(report),
             spread: RandomState::new(),
         }
     }
 
-    /// Adds a user of `target`; the first one starts the check.
-    pub(crate) fn add(&mut self, target: &CheckTarget) {
+    /// Adds a user of `target`; the first one starts the check, from the state `up`.
+    pub(crate) fn add(&mut self, target: &CheckTarget, up: bool) {
         if let Some((_, users)) = self.running.get_mut(target) {
             *users += 1;
             return;
         }
         let task = check(
             target.clone(),
+            up,
             Arc::clone(&self.at_once),
             Arc::clone(&self.report),
             self.spread.hash_one(target),
@@ -94,12 +96,13 @@ impl Checker {
 
 async fn check(
     target: CheckTarget,
+    up: bool,
     at_once: Arc<Semaphore>,
     report: Arc<dyn Fn(HealthEvent) + Send + Sync>,
     mut random: u64,
 ) {
     let spec = Arc::clone(&target.spec);
-    let mut state = HealthState::new(&spec);
+    let mut state = HealthState::new(&spec, up);
     // First checks are spread over the interval, later ones by their jitter.
     tokio::time::sleep(fraction(spec.interval, random)).await;
     loop {

@@ -40,8 +40,8 @@ pub(crate) struct HealthState {
 impl HealthState {
     /// The state before the first check.
     #[must_use]
-    pub(crate) fn new(spec: &CheckSpec) -> Self {
-        Self { up: spec.initially_up, against: 0, rise: spec.rise, fall: spec.fall }
+    pub(crate) fn new(spec: &CheckSpec, up: bool) -> Self {
+        Self { up, against: 0, rise: spec.rise, fall: spec.fall }
     }
 
     /// Takes a result in; says when it tipped the scale.
@@ -85,7 +85,7 @@ mod tests {
 
     /// `+` is a good check, `-` a failed one; the answer names the transitions in order.
     fn run(spec: &CheckSpec, checks: &str) -> String {
-        let mut state = HealthState::new(spec);
+        let mut state = HealthState::new(spec, spec.initially_up);
         let failed = || Err(ProbeError("refused".into()));
         let answers = checks.chars().map(|check| {
             match state.on_result(&if check == '+' { Ok(()) } else { failed() }) {

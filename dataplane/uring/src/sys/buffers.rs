@@ -143,6 +143,11 @@ impl Buffers {
         self.free.len()
     }
 
+    /// Bytes of a buffer.
+    pub(crate) fn size(&self) -> u32 {
+        self.size
+    }
+
     /// All buffers.
     pub(crate) fn count(&self) -> usize {
         usize::from(self.count)

@@ -95,7 +95,7 @@ impl Ring {
     /// Connects `fd` to `to`.
     pub(crate) fn connect(&mut self, fd: BorrowedFd<'_>, to: SocketAddr, token: u64) {
         // The list must neither grow nor be cleared before this request is submitted.
-        if self.addresses.len() == SUBMISSIONS as usize || self.ring.submission().is_full() {
+        while self.addresses.len() == SUBMISSIONS as usize || self.ring.submission().is_full() {
             self.submit();
         }
         self.addresses.push(SockAddr::from(to));
@@ -111,12 +111,6 @@ impl Ring {
     pub(crate) fn cancel(&mut self, fd: BorrowedFd<'_>) {
         let builder = CancelBuilder::fd(Fd(fd.as_raw_fd())).all();
         self.push(opcode::AsyncCancel2::new(builder).build().user_data(NOBODY));
-    }
-
-    /// Tells the peer that nothing more comes. A failure shows in the other requests on `fd`.
-    pub(crate) fn shutdown(&mut self, fd: BorrowedFd<'_>) {
-        let entry = opcode::Shutdown::new(Fd(fd.as_raw_fd()), libc::SHUT_WR).build();
-        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(NOBODY));
     }
 
     /// Closes `fd`, with the next submission.
@@ -140,7 +134,7 @@ impl Ring {
             args = args.timespec(spec);
         }
         let outcome = self.ring.submitter().submit_with_args(1, &args);
-        self.addresses.clear();
+        self.forget_addresses();
         match outcome {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
@@ -168,6 +162,13 @@ impl Ring {
         }
     }
 
+    /// What a receive may bring: `full`, or one buffer when more than half of the pool is in use,
+    /// so that readers who have stalled leave something for the others.
+    pub(crate) fn credit(&self, full: u32) -> u32 {
+        let plenty = self.buffers.free() * 2 >= self.buffers.count();
+        if plenty { full } else { self.buffers.size().min(full) }
+    }
+
     /// The receive buffers.
     pub(crate) fn buffers(&mut self) -> &mut Buffers {
         &mut self.buffers
@@ -190,7 +191,14 @@ impl Ring {
         // A full completion queue (EBUSY) empties into our list at the next batch; the kernel
         // keeps what does not fit (feature NODROP).
         let _ = self.ring.submit();
-        self.addresses.clear();
+        self.forget_addresses();
+    }
+
+    /// Addresses may go once the kernel has taken every request that points to one.
+    fn forget_addresses(&mut self) {
+        if self.ring.submission().is_empty() {
+            self.addresses.clear();
+        }
     }
 }
 
