@@ -8,7 +8,9 @@ use std::process::Command;
 use std::thread;
 
 use fairway_tests::http::{ask, connect, get};
-use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_for};
+use fairway_tests::{
+    Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_at_most, wait_for,
+};
 use rustix::process::Signal;
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP4), 80);
@@ -238,6 +240,15 @@ fn transparent_listening_serves_ranges() {
     fairway.apply(&document("4000-4099"));
     wait_for("the new range serves", || serves(&net, "192.0.2.1:4050".parse().unwrap()).is_some());
     assert!(serves(&net, "192.0.2.1:2000".parse().unwrap()).is_none());
+    // Somebody restarts their firewall.
+    net.exec(Host::Lb, "nft flush ruleset");
+    wait_at_most(15 * SECOND, "the table is made again", || {
+        let listed = Command::new("ip")
+            .args(["netns", "exec", fairway.namespace(), "nft", "list", "table", "inet", "fairway"])
+            .output();
+        listed.is_ok_and(|output| output.status.success())
+    });
+    wait_for("and serves", || serves(&net, "192.0.2.1:4050".parse().unwrap()).is_some());
     let ruleset = net.exec(Host::Lb, "nft list table inet fairway");
     assert!(ruleset.contains("192.0.2.1 . 4000-4099"), "{ruleset}");
     fairway.signal(Signal::TERM);

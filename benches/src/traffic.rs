@@ -21,7 +21,7 @@ struct Work {
 
 pub(crate) fn run(quick: bool) {
     let Some(net) = Net::new() else { return };
-    let (rounds, part) = if quick { (1, 10) } else { (5, 1) };
+    let (rounds, part) = if quick { (1, 10) } else { (4, 1) };
     let backends: Vec<SocketAddr> = (1..=2).map(|n| (net.server_address(n), 9000).into()).collect();
     net.on(Host::Servers, || {
         load::to_core_1();

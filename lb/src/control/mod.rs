@@ -13,7 +13,7 @@ mod vip;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -427,7 +427,7 @@ impl Control {
         }
         self.publisher.collect();
         if let Stop::Draining(until) = self.stop
-            && (now >= until || (self.connections() == 0 && self.listeners_are_quiet()))
+            && (now >= until || (self.listeners_are_quiet() && self.connections() == 0))
         {
             self.stop = Stop::Done;
         }
@@ -435,7 +435,7 @@ impl Control {
 
     /// Workers have seen that they are to accept nothing.
     fn listeners_are_quiet(&self) -> bool {
-        self.workers.iter().all(|worker| worker.stats.listeners.load(Relaxed) == 0)
+        self.workers.iter().all(|worker| worker.stats.listeners.load(Acquire) == 0)
     }
 
     /// Publishes what has changed, if anything has.
