@@ -56,7 +56,7 @@ pub(crate) fn run(quick: bool) {
 
 fn works(part: u64) -> Vec<Work> {
     let gib = 2 << 30;
-    let (bulk, small, medium, short) = (gib / part, 60_000 / part, 40_000 / part, 8_000 / part);
+    let (bulk, small, medium, short) = (gib / part, 60_000 / part, 40_000 / part, 4_000 / part);
     vec![
         Work {
             name: "bulk, 8 flows of 64 MiB",
