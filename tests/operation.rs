@@ -306,7 +306,7 @@ fn metrics_pass_promtool() {
     let fairway = Fairway::start(&net, &document(&[&server]));
     assert!(serves(&net, VIP).is_some());
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), fairway.metrics(&net)).unwrap();
+    std::fs::write(file.path(), fairway.metrics(&net) + "\n").unwrap();
     let said = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(std::fs::File::open(file.path()).unwrap())

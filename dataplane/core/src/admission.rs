@@ -6,20 +6,28 @@ use alloc::vec::Vec;
 /// How a backend stands with health checking and the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Standing {
-    /// Failed its checks, or was ejected: takes nothing.
+    /// Failed its checks: takes nothing.
     pub failed: bool,
+    /// Ejected by failed connects: takes a flow only when nobody else can.
+    pub ejected: bool,
     /// Drains: takes no new flows and keeps the old.
     pub draining: bool,
 }
 
 impl Standing {
     /// Takes new flows.
-    pub const GOOD: Self = Self { failed: false, draining: false };
+    pub const GOOD: Self = Self { failed: false, ejected: false, draining: false };
 
     /// Whether a new flow may come here.
     #[must_use]
     pub fn admits(self) -> bool {
-        !self.failed && !self.draining
+        !self.failed && !self.ejected && !self.draining
+    }
+
+    /// Whether a new flow may come here when nobody admits it: ejection is a guess from traffic.
+    #[must_use]
+    pub fn is_last_resort(self) -> bool {
+        self.ejected && !self.failed && !self.draining
     }
 }
 
@@ -128,8 +136,8 @@ impl Admission {
 mod tests {
     use super::*;
 
-    const BAD: Standing = Standing { failed: true, draining: false };
-    const DRAINING: Standing = Standing { failed: false, draining: true };
+    const BAD: Standing = Standing { failed: true, ..Standing::GOOD };
+    const DRAINING: Standing = Standing { draining: true, ..Standing::GOOD };
 
     #[test]
     fn admitted_are_counted_and_listed() {

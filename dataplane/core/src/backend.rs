@@ -22,7 +22,7 @@ pub struct Backend {
     active: CachePadded<AtomicU32>,
     /// Failed connects since the last good one.
     pub streak: FailureStreak,
-    /// Failed, as the control loop sees it; for people. Workers go by the snapshot's admission,
+    /// Failed or ejected, as the control loop sees it; for people. Workers go by the snapshot's admission,
     /// which may use a failed backend all the same.
     pub failed: AtomicBool,
     /// Draining, likewise.
@@ -56,7 +56,11 @@ impl Backend {
     /// How it stands, as the control loop sees it.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing { failed: self.failed.load(Relaxed), draining: self.draining.load(Relaxed) }
+        Standing {
+            failed: self.failed.load(Relaxed),
+            ejected: false,
+            draining: self.draining.load(Relaxed),
+        }
     }
 
     /// Takes a place among at most `max` connections; false when there is none.

@@ -91,19 +91,29 @@ impl Service {
     /// Takes a place on the first candidate from `start` that is admitted, has a place free and
     /// is not among `tried`.
     ///
-    /// The backup pool is asked when the primary one has nobody. `Err` says how the flow ends.
+    /// The backup pool is asked when the primary one has nobody, and ejected backends when that
+    /// has nobody either. `Err` says how the flow ends.
     /// Hashing, random and round-robin schedulers look at some slots, those that compare loads at
     /// every member of the pool.
     pub fn select(&self, start: u64, tried: &Tried, worker: usize) -> Result<Pick<'_>, EndReason> {
         let limit = self.policy.limits.backend_connections;
-        for (pool, admission, backup) in [
+        let searches = [
             (&*self.primary, &self.admission, false),
             (&*self.backup, &self.backup_admission, true),
-        ] {
-            let search = Search { service: self, pool, admission, tried, limit, worker };
-            if let Some(backend) = search.run(start) {
-                return Ok(Pick { backend, backup });
-            }
+        ]
+        .map(|(pool, admission, backup)| {
+            (Search { service: self, pool, admission, tried, limit, worker }, backup)
+        });
+        let admitted = searches.iter().find_map(|(search, backup)| {
+            search.run(start).map(|backend| Pick { backend, backup: *backup })
+        });
+        let last_resort = || {
+            searches.iter().find_map(|(search, backup)| {
+                search.last_resort(start).map(|backend| Pick { backend, backup: *backup })
+            })
+        };
+        if let Some(pick) = admitted.or_else(last_resort) {
+            return Ok(pick);
         }
         let admitted = self.admission.admitted() + self.backup_admission.admitted();
         Err(match (admitted, tried.len()) {
@@ -157,6 +167,20 @@ impl<'a> Search<'a, '_> {
             (_, Layout::Turns(_)) => self.next_turn(start),
             (scheduler, Layout::List) => self.least(*scheduler, start),
         }
+    }
+
+    /// Someone who is ejected, from place `start` on. Looks at every member, and only when nobody
+    /// admits the flow.
+    fn last_resort(&self, start: u64) -> Option<&'a Arc<Backend>> {
+        let Admission::Some { standing, .. } = self.admission else { return None };
+        let members = self.pool.members();
+        let from = (start % members.len().max(1) as u64) as usize;
+        (from..members.len())
+            .chain(0..from)
+            .filter(|place| standing[*place].is_last_resort())
+            .map(|place| &members[place])
+            .filter(|member| !self.tried.contains(member.backend.id))
+            .find_map(|member| self.open(member))
     }
 
     /// The member if it may be offered this flow; no place is taken yet.

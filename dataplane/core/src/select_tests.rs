@@ -62,7 +62,7 @@ pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
 fn fail(service: &mut Service, failed: &[u32]) {
     service.admission = service.primary.admission(|backend| Standing {
         failed: failed.contains(&backend.id.slot),
-        draining: false,
+        ..Standing::GOOD
     });
 }
 
@@ -228,6 +228,22 @@ fn the_backup_pool_serves_when_nobody_else_can() {
     fail(&mut service, &[0, 1]);
     assert!(service.select(9, &Tried::NONE, 0).unwrap().backup);
     assert!(service.select_known(tried[0]).is_none(), "a failed backend keeps no affinity");
+}
+
+#[test]
+fn ejected_backends_are_a_last_resort() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1; 4]);
+        service.admission = service.primary.admission(|backend| Standing {
+            failed: backend.id.slot == 0,
+            ejected: backend.id.slot < 3,
+            draining: false,
+        });
+        let mut offered = candidates(&service, 9);
+        assert_eq!(offered.remove(0), 3, "{scheduler:?}: the good one first");
+        offered.sort_unstable();
+        assert_eq!(offered, [1, 2], "{scheduler:?}: then the ejected, never the failed");
+    }
 }
 
 proptest! {

@@ -138,7 +138,9 @@ impl Control {
                 troubles.push("…".into());
                 break;
             }
-            if live.all().all(|live| live.standing().failed) && !live.panic {
+            if live.all().all(|live| live.standing().failed || live.standing().ejected)
+                && !live.panic
+            {
                 let why = if live.all().next().is_none() {
                     "has no backends"
                 } else {
@@ -150,7 +152,7 @@ impl Control {
                 troubles.push(format!("service {key}: {trouble}"));
             }
         }
-        let down = |live: &&LiveBackend| live.standing().failed;
+        let down = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
         let listeners_open = self.listeners.sockets(self.workers.len()) as u64;
         let loaded = self.config.loaded.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let workers = self.workers.iter().enumerate().map(|(worker, handle)| {

@@ -91,7 +91,8 @@ impl LiveBackend {
     /// How it stands, panic mode aside.
     pub(crate) fn standing(&self) -> Standing {
         Standing {
-            failed: self.down.is_some() || self.ejection.until.is_some(),
+            failed: self.down.is_some(),
+            ejected: self.ejection.until.is_some(),
             draining: self.drained.is_some(),
         }
     }
@@ -193,21 +194,17 @@ impl Live {
 
     /// The service as workers are to see it now.
     pub(crate) fn service(&mut self) -> Service {
-        let failed = self.backends.iter().filter(|live| live.standing().failed).count();
-        let total = self.backends.len();
-        let healthy = total - failed;
-        let panic = failed > 0 && healthy * 100 < self.spec.panic_percent as usize * total;
+        let out = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
+        let (total, out) = (self.backends.len(), self.backends.iter().filter(out).count());
+        let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
-        // Ejection is a guess from traffic: it never leaves a service with nobody.
-        let mercy = !self.all().any(|live| live.standing().admits());
         let standing = |live: &LiveBackend| {
-            let Standing { failed, draining } = live.standing();
-            let spared = panic || (mercy && live.down.is_none());
-            Standing { failed: failed && !spared, draining }
+            let Standing { failed, ejected, draining } = live.standing();
+            Standing { failed: failed && !panic, ejected: ejected && !panic, draining }
         };
         for live in self.all() {
-            let Standing { failed, draining } = live.standing();
-            live.backend.failed.store(failed, Relaxed);
+            let Standing { failed, ejected, draining } = live.standing();
+            live.backend.failed.store(failed || ejected, Relaxed);
             live.backend.draining.store(draining, Relaxed);
         }
         let admission = |backends: &[LiveBackend]| {

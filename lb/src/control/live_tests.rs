@@ -102,19 +102,6 @@ fn ejection_grows_with_repetition_and_ends() {
 }
 
 #[test]
-fn ejection_leaves_nobody_without_a_backend() {
-    let mut ids = Ids::default();
-    let mut live = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
-    let last = live.backends[1].backend.id;
-    assert!(live.eject(last, Tick(0)).is_some());
-    assert_eq!(admitted(&mut live), ["10.0.0.1"]);
-    live.backends[0].down = Some("refused".into());
-    assert_eq!(admitted(&mut live), ["10.0.0.2"], "ejected, but its checks are good");
-    live.backends[1].down = Some("refused".into());
-    assert!(admitted(&mut live).is_empty(), "failed checks are no guess");
-}
-
-#[test]
 fn a_backend_that_moves_to_the_backups_keeps_its_identity() {
     let mut ids = Ids::default();
     let first = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
