@@ -4,7 +4,8 @@
 //! watched, not files, along every symlink; any event in them only says "look", and the looking
 //! waits until nothing has happened for a while.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -20,7 +21,8 @@ pub struct WatchError {
 /// Watches the folders of a configuration's files.
 pub struct Watcher {
     inner: RecommendedWatcher,
-    folders: BTreeSet<PathBuf>,
+    /// Watched folders, and which ones they were: a folder may be replaced under its name.
+    folders: BTreeMap<PathBuf, Identity>,
 }
 
 impl Watcher {
@@ -35,27 +37,42 @@ impl Watcher {
         };
         let inner = notify::recommended_watcher(handler)
             .map_err(|error| WatchError { path: PathBuf::new(), error })?;
-        Ok(Self { inner, folders: BTreeSet::new() })
+        Ok(Self { inner, folders: BTreeMap::new() })
     }
 
     /// Watches the folders of `files`, and no others any more.
     pub fn watch(&mut self, files: &[PathBuf]) -> Result<(), WatchError> {
-        let wanted: BTreeSet<PathBuf> = files.iter().flat_map(|file| folders(file)).collect();
-        for gone in self.folders.difference(&wanted) {
+        let wanted: BTreeMap<PathBuf, Identity> = files
+            .iter()
+            .flat_map(|file| folders(file))
+            .filter_map(|folder| identity(&folder).map(|identity| (folder, identity)))
+            .collect();
+        for (gone, _) in self.folders.iter().filter(|(folder, id)| wanted.get(*folder) != Some(id))
+        {
             // A folder that was removed is unwatched already.
             let _ = self.inner.unwatch(gone);
         }
         let mut first_error = None;
-        for folder in &wanted {
-            // Watching again is cheap and follows a folder that was replaced.
-            let watched = self.inner.watch(folder, RecursiveMode::NonRecursive);
-            if let Err(error) = watched {
+        // Watching anew makes events of its own: only what is not watched yet.
+        for (folder, id) in &wanted {
+            if self.folders.get(folder) == Some(id) {
+                continue;
+            }
+            if let Err(error) = self.inner.watch(folder, RecursiveMode::NonRecursive) {
                 first_error.get_or_insert(WatchError { path: folder.clone(), error });
             }
         }
         self.folders = wanted;
         first_error.map_or(Ok(()), Err)
     }
+}
+
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(folder: &Path) -> Option<Identity> {
+    let metadata = std::fs::metadata(folder).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// The folders in which something may happen that changes what `path` reads: its own, itself if

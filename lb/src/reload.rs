@@ -37,6 +37,8 @@ pub(crate) async fn run(
 ) {
     // What was read last: an event without a change, as from a neighbour's file, is no news.
     let mut last = Some(running);
+    // The problems that were reported last: said once.
+    let mut said = Vec::new();
     while let Some(reason) = reasons.recv().await {
         let mut forced = false;
         let mut waiting = Vec::new();
@@ -65,6 +67,7 @@ pub(crate) async fn run(
         let Ok(result) = tokio::task::spawn_blocking(move || load(&file)).await else { continue };
         let problems = match result {
             Ok(config) => {
+                said.clear();
                 rewatch(&mut watcher, &config.files);
                 if forced || last.as_ref() != Some(&config) {
                     last = Some(config.clone());
@@ -78,8 +81,10 @@ pub(crate) async fn run(
                 rewatch(&mut watcher, &problems.files);
                 // The next good document is news, even if it is the one that runs.
                 last = None;
-                let text = problems.list.iter().map(ToString::to_string).collect();
-                if control.send(Input::ConfigFailed(problems)).is_err() {
+                let text: Vec<String> = problems.list.iter().map(ToString::to_string).collect();
+                let news = forced || text != said;
+                said.clone_from(&text);
+                if news && control.send(Input::ConfigFailed(problems)).is_err() {
                     return;
                 }
                 text

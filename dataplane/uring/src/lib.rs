@@ -29,7 +29,7 @@ use fairway_core::publish::Reader;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-pub use listen::{ListenError, ListenerKey, open_listener, open_transparent};
+pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use report::{
     Clock, ConnectionLog, ConnectionRecord, Event, Settings, Shared, SharedStats, Sink, WorkerStats,
 };

@@ -85,6 +85,24 @@ pub fn open_listener(addr: SocketAddr) -> Result<Socket, ListenError> {
     open().map_err(|error| ListenError::of(error, addr, remedy))
 }
 
+/// Whether nobody listens on `addr`, by whatever options.
+pub fn probe(addr: SocketAddr) -> Result<(), ListenError> {
+    let bind = || -> io::Result<()> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        match addr {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => {
+                socket.set_only_v6(true)?;
+                socket.set_freebind_v6(true)?;
+            }
+        }
+        socket.bind(&SockAddr::from(addr))
+    };
+    let remedy = "grant CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start";
+    bind().map_err(|error| ListenError::of(error, addr, remedy))
+}
+
 /// A socket that takes the connections to any address that nftables hands to `port`
 /// (`IP_TRANSPARENT`). Needs CAP_NET_ADMIN.
 pub fn open_transparent(ipv6: bool, port: u16) -> Result<Socket, ListenError> {

@@ -138,13 +138,11 @@ impl Control {
                 troubles.push("…".into());
                 break;
             }
-            if live.all().all(|live| live.standing().failed || live.standing().ejected)
-                && !live.panic
-            {
+            if !live.all().any(|live| live.standing().admits()) && !live.panic {
                 let why = if live.all().next().is_none() {
                     "has no backends"
                 } else {
-                    "has no healthy backend"
+                    "has no backend that takes new connections"
                 };
                 troubles.push(format!("service {key} {why}"));
             }

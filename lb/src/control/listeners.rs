@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use fairway_core::{Frontend, Tick};
-use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener};
+use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener, probe};
 
 use super::tproxy::Tproxy;
 use super::vip::Interface;
 
 /// From one try to the next.
-const RETRY_MS: u64 = 1000;
+const RETRY_MS: u64 = 250;
 
 /// How one address and port is listened on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,7 +212,10 @@ impl Listeners {
                 self.budget
             ))
         } else {
-            let opened: Result<Vec<_>, _> = workers.iter().map(|_| open_listener(addr)).collect();
+            // With SO_REUSEPORT alone, a second Fairway would quietly share the port.
+            let free = probe(addr);
+            let opened: Result<Vec<_>, _> =
+                free.and_then(|()| workers.iter().map(|_| open_listener(addr)).collect());
             opened.map_err(|error| error.to_string())
         };
         let state = match sockets {
@@ -229,7 +232,7 @@ impl Listeners {
             }
             Err(why) => {
                 if !again {
-                    tracing::error!(%addr, "{why}; trying again every second");
+                    tracing::error!(%addr, "{why}; trying again");
                 }
                 Listening::Failed(why)
             }

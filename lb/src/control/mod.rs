@@ -492,6 +492,8 @@ impl Control {
                 live.drained = out.then(|| live.drained.unwrap_or(now));
                 hit.push(Arc::clone(&live.backend));
             }
+            let drained: Vec<_> =
+                hit.iter().map(|backend| format!("{key} {}", backend.addr)).collect();
             if hit.is_empty() {
                 continue;
             }
@@ -503,7 +505,7 @@ impl Control {
                 self.retiring.undrain(&hit);
             }
             self.dirty.insert(key.clone());
-            found.push(key.to_string());
+            found.extend(drained);
         }
         found
     }
