@@ -155,6 +155,10 @@ fn errors_of_whole_services() {
             "2:5: `addresses` is missing; add it",
         ),
         (
+            "services:\n  - name: a\n    addresses: [127.0.0.300]\n    ports: [{port: 80}]\n",
+            "3:17: `127.0.0.300` is not an IP address",
+        ),
+        (
             "services:\n  - name: a\n    addresses: []\n    ports: [{port: 80}]\n",
             "3:16: `addresses` is empty",
         ),

@@ -143,7 +143,7 @@ fn mode(doc: &ServiceDoc, findings: &mut Findings<'_>) {
 fn addresses(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     if doc.addresses.value.is_empty() {
-        findings.add(doc.addresses.place, "`addresses` is empty; clients need one to dial");
+        findings.absent(doc.addresses.place, "`addresses` is empty; clients need one to dial");
     }
     for At { place, value: Address(ip) } in &doc.addresses.value {
         let ip = ip.to_canonical();
