@@ -259,7 +259,7 @@ impl Session {
             .any(|backend| backends.contains(&backend.id))
     }
 
-    /// A timer of this session fired: is it the one that counts, and what is due?
+    /// A timer fired: is it the one that counts, and what is due?
     pub(crate) fn timer(&mut self, at: Tick, cx: &mut Cx<'_>) {
         if at != self.timer_at {
             return;
@@ -282,7 +282,7 @@ impl Session {
         self.set_timer(cx);
     }
 
-    /// Has the wheel wake this session for its next deadline, if it does not do so sooner.
+    /// Has the wheel wake the session for its next deadline, if it does not do so sooner.
     pub(crate) fn set_timer(&mut self, cx: &mut Cx<'_>) {
         let deadline = match self.phase {
             Phase::Connecting => self.connecting_deadline(),
