@@ -296,6 +296,32 @@ fn what_people_and_programs_see() {
 }
 
 #[test]
+fn orders_say_what_they_did_not_find_and_what_must_wait() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let fairway = Fairway::start(&net, &document(&[&server]));
+    for (arguments, want) in [
+        (&["services", "nope"][..], "no service `nope` here; `fairway services` lists them"),
+        (&["backends", "nope"], "no service `nope` here; `fairway services` lists them"),
+        (
+            &["drain", "10.78.0.11", "--service", "nope"],
+            "no service `nope` here; `fairway services` lists them",
+        ),
+        (&["drain", "10.9.9.9"], "no backend `10.9.9.9` here; `fairway backends` lists them"),
+    ] {
+        let output = fairway.cli(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.trim()), (Some(1), &*format!("fairway: {want}")));
+    }
+    fairway.write(&(document(&[&server]) + "shutdown: {drainTimeout: 7s}\n"));
+    let output = fairway.cli(&["reload"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let want = "`shutdown` changed, and takes effect at the next start";
+    assert!(output.status.success() && text.contains(want), "{text}");
+    assert!(fairway.status().unwrap()["troubles"].to_string().contains(want));
+}
+
+#[test]
 fn metrics_pass_promtool() {
     let Some(net) = Net::new() else { return };
     if Command::new("promtool").arg("--version").output().is_err() {

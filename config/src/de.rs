@@ -64,9 +64,29 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::custom(format_args!("`{variant}` is none of: {}", expected.join(", ")))
+        let ours = FOREIGN.iter().find(|(word, _)| word.eq_ignore_ascii_case(variant));
+        let near = ours.map(|(_, ours)| *ours).filter(|ours| expected.contains(ours));
+        let hint = near.or_else(|| nearest(variant, expected));
+        let hint = hint.map_or_else(String::new, |word| format!("; did you mean `{word}`?"));
+        Self::custom(format_args!("`{variant}` is none of: {}{hint}", expected.join(", ")))
     }
 }
+
+/// What IPVS and HAProxy call our schedulers.
+const FOREIGN: [(&str, &str); 12] = [
+    ("rr", "roundRobin"),
+    ("wrr", "roundRobin"),
+    ("lc", "leastConnections"),
+    ("wlc", "leastConnections"),
+    ("leastconn", "leastConnections"),
+    ("sed", "shortestExpectedDelay"),
+    ("nq", "neverQueue"),
+    ("sh", "sourceHash"),
+    ("source", "sourceHash"),
+    ("dh", "destinationHash"),
+    ("mh", "maglev"),
+    ("twos", "powerOfTwo"),
+];
 
 /// The expected word that is one slip of the keyboard away, or differs only in case.
 fn nearest<'a>(word: &str, expected: &[&'a str]) -> Option<&'a str> {

@@ -237,6 +237,9 @@ pub struct ServiceDoc {
     /// Ejection of backends that cannot be connected to.
     #[serde(default)]
     pub ejection: EjectionDoc,
+    /// A new or returning backend takes its flows little by little. Default: all at once.
+    #[serde(default)]
+    pub slow_start: Option<At<SlowStartDoc>>,
     /// When another backend is tried.
     #[serde(default)]
     pub retry: RetryDoc,
@@ -507,6 +510,31 @@ pub struct EjectionDoc {
     pub base_time: Option<At<Time>>,
     /// Longest ejection. Default: 5m.
     pub max_time: Option<At<Time>>,
+}
+
+/// How a new or returning backend takes its flows. They move to it alone, under every scheduler.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SlowStartDoc {
+    /// Time until it takes all.
+    pub window: At<Time>,
+    /// Default: `linear`.
+    #[serde(default)]
+    pub curve: CurveDoc,
+    /// Part that it takes at once. Default: 10%.
+    #[serde(default)]
+    pub from: Option<At<Percent>>,
+}
+
+/// How a share grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum CurveDoc {
+    /// Evenly.
+    #[default]
+    Linear,
+    /// Slowly, then faster: with the square of the time.
+    Quadratic,
 }
 
 /// When another backend is tried.

@@ -22,7 +22,7 @@ pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
     BackendSpec, ChangeSet, CheckSpec, Config, Desired, Origin, Probe, Process, ServiceKey,
-    ServiceSpec,
+    ServiceSpec, SlowStart,
 };
 pub use values::{
     Address, At, Auto, Endpoint, Percent, Ports, Prefix, Size, Socket, Statuses, Time,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
 use crate::document::{
-    ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, UringFeature,
+    ConnectionsDoc, CurveDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, UringFeature,
 };
 use crate::{File, Place};
 
@@ -78,6 +78,35 @@ pub struct Process {
     pub shutdown_drain: Duration,
 }
 
+impl Process {
+    /// The document's sections in which `other` differs; these take effect at the next start.
+    #[must_use]
+    pub fn sections_changed(&self, other: &Self) -> Vec<&'static str> {
+        let dataplane = |p: &Self| Self {
+            admin_socket: PathBuf::new(),
+            metrics: SocketAddr::from(([0; 4], 0)),
+            per_backend: PerBackendDoc::default(),
+            log_level: LevelDoc::default(),
+            log_format: FormatDoc::default(),
+            log_connections: ConnectionsDoc::default(),
+            shutdown_drain: Duration::ZERO,
+            ..p.clone()
+        };
+        let admin = |p: &Self| (p.admin_socket.clone(), p.metrics);
+        let log = |p: &Self| (p.log_level, p.log_format, p.log_connections);
+        [
+            ("dataplane", dataplane(self) != dataplane(other)),
+            ("admin", admin(self) != admin(other)),
+            ("metrics", self.per_backend != other.per_backend),
+            ("log", log(self) != log(other)),
+            ("shutdown", self.shutdown_drain != other.shutdown_drain),
+        ]
+        .into_iter()
+        .filter_map(|(name, changed)| changed.then_some(name))
+        .collect()
+    }
+}
+
 /// One port of a service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceSpec {
@@ -97,6 +126,8 @@ pub struct ServiceSpec {
     pub check: Option<Arc<CheckSpec>>,
     /// Below this share of healthy backends, in hundredths, all are used.
     pub panic_percent: u32,
+    /// How new and returning backends begin; none is with everything at once.
+    pub slow_start: Option<SlowStart>,
     /// Where it is written; two specs that differ only here are equal to the control loop.
     pub origin: Origin,
 }
@@ -112,7 +143,19 @@ impl ServiceSpec {
             && self.backup_backends == other.backup_backends
             && self.check == other.check
             && self.panic_percent == other.panic_percent
+            && self.slow_start == other.slow_start
     }
+}
+
+/// How a new or returning backend takes its flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowStart {
+    /// Time until it takes all; above zero.
+    pub window: Duration,
+    /// How its share grows.
+    pub curve: CurveDoc,
+    /// Part that it takes at once, in hundredths; 1 to 100.
+    pub from_percent: u32,
 }
 
 /// Where something is written.

@@ -56,6 +56,12 @@ fn errors_name_place_value_and_remedy() {
         ("timeouts: {conect: 1s}", "7:16: unknown field `conect`; did you mean `connect`?"),
         ("mode: 3", "7:11: `3` is none of: proxy, nat"),
         (
+            "scheduler: wrr",
+            "7:16: `wrr` is none of: maglev, roundRobin, random, powerOfTwo, leastConnections, shortestExpectedDelay, neverQueue, sourceHash, destinationHash; did you mean `roundRobin`?",
+        ),
+        ("slowStart: {from: 10%}", "7:16: `window` is missing; add it"),
+        ("slowStart: {window: 1s, from: 0%}", "7:35: `from` is 0%; it is 1% to 100%"),
+        (
             "limits: {backendConnections: many}",
             "7:34: expected a whole number from 0 to 4294967295, found `many`",
         ),

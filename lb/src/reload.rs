@@ -23,7 +23,16 @@ pub(crate) enum Reload {
     /// SIGHUP.
     Signal,
     /// Somebody waits for what is wrong with it.
-    Asked(oneshot::Sender<Vec<String>>),
+    Asked(oneshot::Sender<Outcome>),
+}
+
+/// What reading came to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outcome {
+    /// What is wrong; empty when the document is in force.
+    pub(crate) problems: Vec<String>,
+    /// Sections of it that take effect at the next start.
+    pub(crate) waiting: Vec<&'static str>,
 }
 
 /// Reads the document at `path` for every reason that comes, and hands it to the control loop,
@@ -90,28 +99,30 @@ pub(crate) async fn run(
                 text
             }
         };
-        if !waiting.is_empty() {
-            in_force(&control).await;
+        if waiting.is_empty() {
+            continue;
         }
+        let outcome = Outcome { problems, waiting: in_force(&control).await };
         for sender in waiting {
             // Nobody waits any more when the caller has gone.
-            let _ = sender.send(problems.clone());
+            let _ = sender.send(outcome.clone());
         }
     }
 }
 
-/// Waits until the control loop has published what it was sent.
-async fn in_force(control: &Sender<Input>) {
+/// Waits until the control loop has published what it was sent; returns what waits for a restart.
+async fn in_force(control: &Sender<Input>) -> Vec<&'static str> {
     let (sender, receiver) = oneshot::channel();
     let publish = Box::new(move |control: &mut Control| {
         control.publish();
         // Nobody waits any more when the process stops.
-        let _ = sender.send(());
+        let _ = sender.send(control.config.waiting.clone());
     });
-    if control.send(Input::Ask(publish)).is_ok() {
-        // An error is a loop that has stopped: then nothing is in force.
-        let _ = receiver.await;
+    if control.send(Input::Ask(publish)).is_err() {
+        return Vec::new();
     }
+    // An error is a loop that has stopped: then nothing is in force.
+    receiver.await.unwrap_or_default()
 }
 
 fn rewatch(watcher: &mut Option<Watcher>, files: &[PathBuf]) {

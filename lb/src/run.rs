@@ -1,5 +1,6 @@
 //! `fairway run`: brings the process up, and down again.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -141,7 +142,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
             .map_err(|error| format!("admin socket {}: {error}", socket_path.display()))?;
         let bound = admin::serve_public(process.metrics, public_router(admin))
             .await
-            .map_err(|error| format!("metrics address {}: {error}", process.metrics))?;
+            .map_err(|error| metrics_refused(process.metrics, &error))?;
         tracing::info!(metrics = %bound, admin = %socket_path.display(), "serving status");
         Ok::<_, String>(socket)
     })?;
@@ -171,6 +172,17 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     control.begin(config);
     ready.store(true, Relaxed);
     Ok(Started { control, inputs, socket })
+}
+
+fn metrics_refused(addr: SocketAddr, error: &std::io::Error) -> String {
+    let remedy = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "; `ss -ltnp 'sport = :{}'` names who has it, `admin.metrics` is another address",
+            addr.port()
+        ),
+        _ => String::new(),
+    };
+    format!("metrics address {addr}: {error}{remedy}")
 }
 
 fn describe_metrics() {

@@ -37,7 +37,7 @@ impl Nginx {
                fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;
                keepalive_timeout 3600; keepalive_requests 1000000;
                server {{
-                 listen {addr} backlog=8192 sndbuf=256k; root {path};
+                 listen {addr} backlog=8192; root {path};
                  location = / {{ return 200 '{name}\n'; }}
                  location = /kib {{ return 200 '{kib}\n'; }}
                  location = /healthz {{ return 200 'ok\n'; }}

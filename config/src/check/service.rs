@@ -17,7 +17,7 @@ use crate::document::{
     AffinityDoc, BackendDoc, CheckTypeDoc, FieldsDoc, HealthCheckDoc, InitialDoc, ListenDoc,
     ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
-use crate::spec::{BackendSpec, CheckSpec, Origin, Probe, ServiceKey, ServiceSpec};
+use crate::spec::{BackendSpec, CheckSpec, Origin, Probe, ServiceKey, ServiceSpec, SlowStart};
 use crate::values::{Address, At, Prefix, Size, Time};
 
 /// Ports of a range that may each have a listener of their own.
@@ -42,6 +42,7 @@ pub(crate) fn service(
     if let Some(at) = doc.panic_threshold.as_ref().filter(|at| at.value.0 > 100) {
         findings.add(at.place, format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0));
     }
+    let slow_start = slow_start(doc, findings);
     let check = check(doc, findings);
     let ports = &doc.ports.value;
     if ports.is_empty() {
@@ -89,6 +90,7 @@ pub(crate) fn service(
             backup_backends,
             check: check.clone(),
             panic_percent,
+            slow_start,
             origin,
         };
         let place = port.value.port.place;
@@ -274,6 +276,16 @@ fn backends(
     }
     specs.sort_by_key(|spec| spec.addr);
     specs
+}
+
+fn slow_start(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<SlowStart> {
+    let At { value: slow, .. } = doc.slow_start.as_ref()?;
+    let from_percent = slow.from.map_or(10, |at| at.value.0);
+    if let Some(at) = slow.from.filter(|at| !(1..=100).contains(&at.value.0)) {
+        findings.add(at.place, format!("`from` is {}%; it is 1% to 100%", at.value.0));
+    }
+    let window = findings.time("window", Some(&slow.window), "30s");
+    Some(SlowStart { window, curve: slow.curve, from_percent })
 }
 
 fn source_ranges(doc: &ServiceDoc, addresses: &[IpAddr], findings: &mut Findings<'_>) {

@@ -19,7 +19,7 @@ pub struct Backend {
     /// Each worker's counts.
     pub counters: PerWorker<BackendCounters>,
     /// Connections that are open or being opened, over all workers.
-    active: CachePadded<AtomicU32>,
+    places: Places,
     /// Failed connects since the last good one.
     pub streak: FailureStreak,
     /// Failed or ejected, as the control loop sees it; for people. Workers go by the snapshot's admission,
@@ -39,7 +39,7 @@ impl Backend {
             id,
             addr,
             counters: PerWorker::new(workers),
-            active: CachePadded::new(AtomicU32::new(0)),
+            places: Places::default(),
             streak: FailureStreak::default(),
             failed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -50,7 +50,7 @@ impl Backend {
     /// Connections that are open or being opened.
     #[must_use]
     pub fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        self.places.taken()
     }
 
     /// How it stands, as the control loop sees it.
@@ -60,6 +60,7 @@ impl Backend {
             failed: self.failed.load(Relaxed),
             ejected: false,
             draining: self.draining.load(Relaxed),
+            ..Standing::GOOD
         }
     }
 
@@ -68,17 +69,36 @@ impl Backend {
     /// One atomic add. Each success is paid back by one [`Backend::close`].
     #[must_use]
     pub fn try_open(&self, max: Option<u32>) -> bool {
-        let before = self.active.fetch_add(1, Relaxed);
+        self.places.take(max)
+    }
+
+    /// Gives a place back.
+    pub fn close(&self) {
+        self.places.give_back();
+    }
+}
+
+/// How many of something are in use, over all workers, on a cache line of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Places(CachePadded<AtomicU32>);
+
+impl Places {
+    pub(crate) fn taken(&self) -> u32 {
+        self.0.load(Relaxed)
+    }
+
+    /// Takes one of at most `max`; one atomic add.
+    pub(crate) fn take(&self, max: Option<u32>) -> bool {
+        let before = self.0.fetch_add(1, Relaxed);
         if max.is_some_and(|max| before >= max) {
-            self.active.fetch_sub(1, Relaxed);
+            self.0.fetch_sub(1, Relaxed);
             return false;
         }
         true
     }
 
-    /// Gives a place back.
-    pub fn close(&self) {
-        self.active.fetch_sub(1, Relaxed);
+    pub(crate) fn give_back(&self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

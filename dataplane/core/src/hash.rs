@@ -104,6 +104,14 @@ fn masked(ip: IpAddr, policy: &HashPolicy) -> [u8; 16] {
     }
 }
 
+/// The finaliser of splitmix64: turns consecutive numbers into independent ones.
+pub(crate) fn mixed(n: u64) -> u64 {
+    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    n ^ (n >> 31)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ pub use addr::{
     BackendAddr, BackendId, PortRange, PortRangeError, Protocol, ServiceId, VipAddr, Weight,
     WeightError,
 };
-pub use admission::{Admission, Standing};
+pub use admission::{Admission, Share, Standing};
 pub use affinity::AffinityTable;
 pub use backend::{Backend, FailureStreak};
 pub use clients::{ClientTable, Refusal};

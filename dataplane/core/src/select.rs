@@ -10,8 +10,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::hash::mixed;
 use crate::service::Layout;
-use crate::{Admission, Backend, BackendId, EndReason, Member, Pool, Scheduler, Service, Weight};
+use crate::{Admission, Backend, BackendId, EndReason, Member, Pool, Scheduler, Service, Share};
 
 /// Slots that are looked at before the list of the admitted is.
 const WALK: u64 = 16;
@@ -102,14 +103,14 @@ impl Service {
             (&*self.backup, &self.backup_admission, true),
         ]
         .map(|(pool, admission, backup)| {
-            (Search { service: self, pool, admission, tried, limit, worker }, backup)
+            (Search { service: self, pool, admission, tried, limit, worker, start }, backup)
         });
         let admitted = searches.iter().find_map(|(search, backup)| {
-            search.run(start).map(|backend| Pick { backend, backup: *backup })
+            search.run().map(|backend| Pick { backend, backup: *backup })
         });
         let last_resort = || {
             searches.iter().find_map(|(search, backup)| {
-                search.last_resort(start).map(|backend| Pick { backend, backup: *backup })
+                search.last_resort().map(|backend| Pick { backend, backup: *backup })
             })
         };
         if let Some(pick) = admitted.or_else(last_resort) {
@@ -148,33 +149,35 @@ struct Search<'a, 't> {
     tried: &'t Tried,
     limit: Option<u32>,
     worker: usize,
+    /// Where the flow's sequence of candidates starts.
+    start: u64,
 }
 
 impl<'a> Search<'a, '_> {
-    fn run(&self, start: u64) -> Option<&'a Arc<Backend>> {
+    fn run(&self) -> Option<&'a Arc<Backend>> {
         if self.admission.admitted() == 0 {
             return None;
         }
         match (&self.service.policy.scheduler, self.pool.layout()) {
             (Scheduler::Maglev { bounded_load_percent: Some(percent), .. }, Layout::Table(_)) => {
                 // With every candidate above its bound (others were tried before), any will do.
-                self.walk(start, |member| self.within_bound(member, *percent))
-                    .or_else(|| self.walk(start, |_| true))
+                self.walk(|member| self.within_bound(member, *percent))
+                    .or_else(|| self.walk(|_| true))
             }
-            (Scheduler::PowerOfTwo, Layout::Table(_)) => self.lighter_of_two(start),
-            (Scheduler::Random, Layout::Table(_)) => self.draw(start),
-            (_, Layout::Table(_)) => self.walk(start, |_| true),
-            (_, Layout::Turns(_)) => self.next_turn(start),
-            (scheduler, Layout::List) => self.least(*scheduler, start),
+            (Scheduler::PowerOfTwo, Layout::Table(_)) => self.lighter_of_two(),
+            (Scheduler::Random, Layout::Table(_)) => self.draw(),
+            (_, Layout::Table(_)) => self.walk(|_| true),
+            (_, Layout::Turns(_)) => self.next_turn(),
+            (scheduler, Layout::List) => self.least(*scheduler),
         }
     }
 
     /// Someone who is ejected, from place `start` on. Looks at every member, and only when nobody
     /// admits the flow.
-    fn last_resort(&self, start: u64) -> Option<&'a Arc<Backend>> {
+    fn last_resort(&self) -> Option<&'a Arc<Backend>> {
         let Admission::Some { standing, .. } = self.admission else { return None };
         let members = self.pool.members();
-        let from = (start % members.len().max(1) as u64) as usize;
+        let from = (self.start % members.len().max(1) as u64) as usize;
         (from..members.len())
             .chain(0..from)
             .filter(|place| standing[*place].is_last_resort())
@@ -183,22 +186,26 @@ impl<'a> Search<'a, '_> {
             .find_map(|member| self.open(member))
     }
 
-    /// The member if it may be offered this flow; no place is taken yet.
+    /// The member if it may be offered this flow and its share of the flows has it; no place is
+    /// taken yet.
     fn eligible(&self, index: u16) -> Option<&'a Member> {
         let member = &self.pool.members()[usize::from(index)];
-        let fits = self.admission.admits(index)
-            && !self.tried.contains(member.backend.id)
-            && self.limit.is_none_or(|limit| member.backend.active() < limit);
-        fits.then_some(member)
+        let takes = self.admission.takes(index, member.backend.id, self.start);
+        (takes && self.has_room(member)).then_some(member)
+    }
+
+    fn has_room(&self, member: &Member) -> bool {
+        !self.tried.contains(member.backend.id)
+            && self.limit.is_none_or(|limit| member.backend.active() < limit)
     }
 
     fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
         member.backend.try_open(self.limit).then_some(&member.backend)
     }
 
-    fn walk(&self, hash: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
+    fn walk(&self, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
         let table = self.pool.table()?;
-        let size = u64::from(table.size());
+        let (hash, size) = (self.start, u64::from(table.size()));
         let step = 1 + (hash / size) % (size - 1);
         let mut slot = hash % size;
         for _ in 0..WALK {
@@ -208,31 +215,35 @@ impl<'a> Search<'a, '_> {
             }
             slot = (slot + step) % size;
         }
-        self.listed(hash, accept)
+        self.listed(self.start, accept)
     }
 
-    /// The admitted that were not tried, one after the other from place `start` on. Counting
-    /// without the tried makes a retry agree with the failover that follows it.
+    /// The admitted that were not tried, one after the other from place `from` on: first those
+    /// whose share of the flows has this one. Counting without the tried makes a retry agree with
+    /// the failover that follows it.
     ///
     /// Looks at every admitted member: the walk ends here only when most of the pool is down.
-    fn listed(&self, start: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
+    fn listed(&self, from: u64, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
         let untried = || {
             let admitted = self.admission.admitted() as u64;
             (0..admitted)
                 .filter_map(|n| self.admission.nth(n))
-                .map(|index| &self.pool.members()[usize::from(index)])
-                .filter(|member| !self.tried.contains(member.backend.id))
+                .map(|index| (index, &self.pool.members()[usize::from(index)]))
+                .filter(|(_, member)| !self.tried.contains(member.backend.id))
         };
         let count = untried().count();
         if count == 0 {
             return None;
         }
-        let from = (start % count as u64) as usize;
-        untried()
-            .skip(from)
-            .chain(untried().take(from))
-            .filter(|member| accept(member))
-            .find_map(|member| self.open(member))
+        let from = (from % count as u64) as usize;
+        let in_order = || {
+            let members = untried().skip(from).chain(untried().take(from));
+            members.filter(|(_, member)| accept(member))
+        };
+        in_order()
+            .filter(|(index, member)| self.admission.takes(*index, member.backend.id, self.start))
+            .find_map(|(_, member)| self.open(member))
+            .or_else(|| in_order().find_map(|(_, member)| self.open(member)))
     }
 
     /// Bounded load (Mirrokni et al., "Consistent Hashing with Bounded Loads", 2018): at most
@@ -244,43 +255,45 @@ impl<'a> Search<'a, '_> {
         u64::from(member.backend.active()) < share.div_ceil(weight * 100).max(1)
     }
 
-    fn drawn(&self, random: u64, count: u64) -> impl Iterator<Item = &'a Member> {
-        let table = self.pool.table();
-        (0..count).filter_map(move |n| {
+    /// Members drawn by the table's weights, and the shares that they take.
+    fn drawn(&self) -> impl Iterator<Item = (&'a Member, Share)> {
+        let (table, random) = (self.pool.table(), self.start);
+        (0..WALK).filter_map(move |n| {
             let owner = table?.owner(mixed(random.wrapping_add(n)))?;
-            self.eligible(owner)
+            Some((self.eligible(owner)?, self.admission.standing(owner).share))
         })
     }
 
-    fn draw(&self, random: u64) -> Option<&'a Arc<Backend>> {
-        self.drawn(random, WALK)
-            .find_map(|member| self.open(member))
-            .or_else(|| self.listed(mixed(random), |_| true))
+    fn draw(&self) -> Option<&'a Arc<Backend>> {
+        self.drawn()
+            .find_map(|(member, _)| self.open(member))
+            .or_else(|| self.listed(mixed(self.start), |_| true))
     }
 
-    fn lighter_of_two(&self, random: u64) -> Option<&'a Arc<Backend>> {
-        let mut drawn = self.drawn(random, WALK);
+    fn lighter_of_two(&self) -> Option<&'a Arc<Backend>> {
+        let mut drawn = self.drawn();
         let first = drawn.next();
-        let second = first.and_then(|first| drawn.find(|m| m.backend.id != first.backend.id));
+        let second = first.and_then(|(a, _)| drawn.find(|(b, _)| b.backend.id != a.backend.id));
         let (first, second) = match (first, second) {
             (Some(a), Some(b)) if heavier(a, b, 0) => (Some(b), Some(a)),
             pair => pair,
         };
         first
-            .and_then(|member| self.open(member))
-            .or_else(|| second.and_then(|member| self.open(member)))
-            .or_else(|| self.listed(mixed(random), |_| true))
+            .and_then(|(member, _)| self.open(member))
+            .or_else(|| second.and_then(|(member, _)| self.open(member)))
+            .or_else(|| self.listed(mixed(self.start), |_| true))
     }
 
-    /// The turn at `start` or the next one whose backend is eligible. Turns that were passed over
-    /// are used up, so that a failed backend's turns are shared by all others.
-    fn next_turn(&self, start: u64) -> Option<&'a Arc<Backend>> {
+    /// The turn at the flow's start or the next one whose backend is eligible. Turns that were
+    /// passed over are used up, so that a failed backend's turns are shared by all others.
+    fn next_turn(&self) -> Option<&'a Arc<Backend>> {
         let Layout::Turns(turns) = self.pool.layout() else {
             return None;
         };
         let round = turns.len() as u64;
         for passed in 0..round {
-            let member = turns.at(start % round + passed).and_then(|n| self.eligible(n));
+            let turn = turns.at(self.start % round + passed);
+            let member = turn.and_then(|index| self.eligible(index));
             if let Some(backend) = member.and_then(|member| self.open(member)) {
                 if passed > 0 && self.tried.is_empty() {
                     self.service.state.counters.of(self.worker).cursor.add(passed);
@@ -288,59 +301,58 @@ impl<'a> Search<'a, '_> {
                 return Some(backend);
             }
         }
-        None
+        self.listed(self.start, |_| true)
     }
 
-    fn least(&self, scheduler: Scheduler, start: u64) -> Option<&'a Arc<Backend>> {
+    fn least(&self, scheduler: Scheduler) -> Option<&'a Arc<Backend>> {
         // A member that filled up between comparing and opening is passed over the next time,
         // as its load then reads as full.
         for _ in 0..4 {
-            let member = self.lightest(scheduler, start)?;
+            let member = self.lightest(scheduler)?;
             if let Some(backend) = self.open(member) {
                 return Some(backend);
             }
         }
-        self.listed(start, |_| true)
+        self.listed(self.start, |_| true)
     }
 
-    fn lightest(&self, scheduler: Scheduler, start: u64) -> Option<&'a Member> {
+    /// The member with the least load for its weight, of which a member with a smaller share has
+    /// that share only.
+    fn lightest(&self, scheduler: Scheduler) -> Option<&'a Member> {
         let counted = match scheduler {
             Scheduler::LeastConnections => 0,
             _ => 1,
         };
         let count = self.admission.admitted() as u64;
-        let mut best: Option<&Member> = None;
+        let mut best: Option<(&Member, Share)> = None;
         for n in 0..count {
-            let Some(index) = self.admission.nth((start % count) + n) else {
+            let Some(index) = self.admission.nth((self.start % count) + n) else {
                 continue;
             };
-            let Some(member) = self.eligible(index) else {
+            let member = &self.pool.members()[usize::from(index)];
+            if !self.has_room(member) {
                 continue;
-            };
-            if scheduler == Scheduler::NeverQueue && member.backend.active() == 0 {
+            }
+            let share = self.admission.standing(index).share;
+            let idle = scheduler == Scheduler::NeverQueue && member.backend.active() == 0;
+            if idle && share == Share::FULL {
                 return Some(member);
             }
-            if best.is_none_or(|best| heavier(best, member, counted)) {
-                best = Some(member);
+            if best.is_none_or(|best| heavier(best, (member, share), counted)) {
+                best = Some((member, share));
             }
         }
-        best
+        best.map(|(member, _)| member)
     }
 }
 
-/// Whether `a` carries more for its weight than `b`, with `counted` connections added to each.
-fn heavier(a: &Member, b: &Member, counted: u64) -> bool {
+/// Whether `a` carries more for its part of its weight than `b`, with `counted` connections added
+/// to each.
+fn heavier(a: (&Member, Share), b: (&Member, Share), counted: u64) -> bool {
     let load = |m: &Member| u64::from(m.backend.active()) + counted;
-    let weight = |w: Weight| u64::from(w.get());
-    load(a) * weight(b.weight) > load(b) * weight(a.weight)
-}
-
-/// The finaliser of splitmix64: turns consecutive numbers into independent ones.
-fn mixed(n: u64) -> u64 {
-    let n = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    n ^ (n >> 31)
+    // 32 bits of load, 10 of weight, 17 of share.
+    let weight = |(m, share): (&Member, Share)| u64::from(m.weight.get()) * share.parts();
+    load(a.0) * weight(b) > load(b.0) * weight(a)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     HashPolicy, Limits, PassiveEjection, Policy, Protocol, Retry, ServiceId, ServiceState,
-    Standing, Timeouts,
+    Standing, Timeouts, Weight,
 };
 use alloc::collections::BTreeMap;
 use core::num::{NonZeroU16, NonZeroU32};
@@ -237,7 +237,7 @@ fn ejected_backends_are_a_last_resort() {
         service.admission = service.primary.admission(|backend| Standing {
             failed: backend.id.slot == 0,
             ejected: backend.id.slot < 3,
-            draining: false,
+            ..Standing::GOOD
         });
         let mut offered = candidates(&service, 9);
         assert_eq!(offered.remove(0), 3, "{scheduler:?}: the good one first");
@@ -284,5 +284,65 @@ proptest! {
             shares[pick.backend.id.slot as usize] += 1;
         }
         prop_assert!(shares.iter().all(|share| (800..1200).contains(share)), "{:?}", shares);
+    }
+}
+
+/// The service with backend 0 taking `part` of its flows.
+fn starting(service: &mut Service, part: f64) {
+    service.admission = service.primary.admission(|backend| Standing {
+        share: if backend.id.slot == 0 { Share::of(part) } else { Share::FULL },
+        ..Standing::GOOD
+    });
+}
+
+/// The backend that each of some flows would be given.
+fn choices(service: &Service, flows: u64) -> Vec<u32> {
+    let pick = |n: u64| {
+        let pick = service.select(mixed(n), &Tried::NONE, 0).unwrap();
+        pick.backend.close();
+        pick.backend.id.slot
+    };
+    (0..flows).map(pick).collect()
+}
+
+#[test]
+fn a_starting_backend_takes_its_share_and_no_other_flow_moves() {
+    for weights in [&[1; 2][..], &[1; 10], &[4, 1, 1, 2]] {
+        let mut service = service(MAGLEV, weights);
+        let fair = f64::from(weights[0]) / f64::from(weights.iter().sum::<u32>());
+        let flows = 20_000;
+        let mut before: Option<Vec<u32>> = None;
+        for part in [0.05, 0.1, 0.3, 0.6, 0.9, 1.0] {
+            starting(&mut service, part);
+            let now = choices(&service, flows);
+            let share = now.iter().filter(|slot| **slot == 0).count() as f64 / flows as f64;
+            let want = fair * part;
+            assert!((share - want).abs() < 0.015, "{weights:?} at {part}: {share}, not {want}");
+            if let Some(before) = before {
+                for (old, new) in before.iter().zip(&now).filter(|(old, new)| old != new) {
+                    assert_eq!(*new, 0, "a flow moved from {old} to {new} at {part}");
+                }
+            }
+            before = Some(now);
+        }
+    }
+}
+
+#[test]
+fn a_starting_backend_is_spared_by_every_scheduler_and_still_a_last_candidate() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1; 4]);
+        starting(&mut service, 0.1);
+        let mut counts = [0u32; 4];
+        // Connections stay open, so that schedulers that compare loads see them.
+        for n in 0..4000 {
+            let start = service.start(mixed(n), mixed(n ^ 7), 0);
+            let pick = service.select(start, &Tried::NONE, 0).unwrap();
+            counts[pick.backend.id.slot as usize] += 1;
+        }
+        assert!((60..160).contains(&counts[0]), "{scheduler:?}: {counts:?}");
+        let mut order = candidates(&service, 5);
+        order.sort_unstable();
+        assert_eq!(order, [0, 1, 2, 3], "{scheduler:?}: a retry may go there");
     }
 }

@@ -2,10 +2,9 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
 
-use crossbeam_utils::CachePadded;
-
+use crate::backend::Places;
 use crate::{
     Admission, Backend, BackendAddr, MaglevTable, PerWorker, Policy, Protocol, Scheduler,
     ServiceCounters, ServiceId, Standing, TableSize, Turns, Weight,
@@ -136,7 +135,7 @@ pub struct ServiceState {
     pub table_generation: AtomicU64,
     /// How long that took, in microseconds.
     pub table_build_us: AtomicU64,
-    active: CachePadded<AtomicU32>,
+    active: Places,
 }
 
 impl ServiceState {
@@ -147,30 +146,25 @@ impl ServiceState {
             counters: PerWorker::new(workers),
             table_generation: AtomicU64::new(0),
             table_build_us: AtomicU64::new(0),
-            active: CachePadded::new(AtomicU32::new(0)),
+            active: Places::default(),
         })
     }
 
     /// Open connections.
     #[must_use]
     pub fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        self.active.taken()
     }
 
     /// Takes a place among at most `max`; each success is paid back by one [`Self::close`].
     #[must_use]
     pub fn try_open(&self, max: Option<u32>) -> bool {
-        let before = self.active.fetch_add(1, Relaxed);
-        if max.is_some_and(|max| before >= max) {
-            self.active.fetch_sub(1, Relaxed);
-            return false;
-        }
-        true
+        self.active.take(max)
     }
 
     /// Gives a place back.
     pub fn close(&self) {
-        self.active.fetch_sub(1, Relaxed);
+        self.active.give_back();
     }
 }
 

@@ -10,7 +10,9 @@ const BACKLOG: i32 = 65_535;
 
 /// Bytes that a socket may hold beyond what the peer's window takes. Without it a client that does
 /// not read holds up to 4 MiB of the kernel's memory, and some hundred of them slow everyone.
-pub(crate) const UNSENT_BYTES: u32 = 256 << 10;
+pub(crate) const UNSENT_BYTES: u32 = 64 << 10;
+/// The same once a transfer is spliced: its peer does read.
+pub(crate) const UNSENT_BYTES_SPLICED: u32 = 256 << 10;
 
 /// Names a listener of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

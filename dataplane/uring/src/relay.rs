@@ -7,11 +7,13 @@ use std::os::fd::BorrowedFd;
 
 use fairway_core::EndReason;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::SockRef;
 
 use crate::direction::Direction;
+use crate::listen::UNSENT_BYTES_SPLICED;
 use crate::session::{Cx, End, Phase, Session};
 use crate::splice::{Pipe, Stop, set_nonblocking};
-use crate::sys::{Chunk, Completion};
+use crate::sys::{Chunk, Completion, Ring};
 use crate::token::{Leg, Op};
 
 /// A direction of the relay.
@@ -45,13 +47,6 @@ impl Session {
         }
     }
 
-    fn receive_op(&self, way: Way) -> Option<Op> {
-        match way {
-            Way::Up => Some(Op::ClientReceive),
-            Way::Down => self.live.map(Op::LegReceive),
-        }
-    }
-
     /// Does what a direction can do now: send, pass the end on, receive again.
     pub(crate) fn pump(&mut self, way: Way, cx: &mut Cx<'_>) {
         if self.phase == Phase::Closing {
@@ -71,18 +66,12 @@ impl Session {
         if self.should_splice(way, cx) && self.switch_to_splice(way, cx) {
             return self.run_pipe(way, cx);
         }
-        let Some(op) = self.receive_op(way) else {
-            return;
+        let op = match way {
+            Way::Up => Some(Op::ClientReceive),
+            Way::Down => self.live.map(Op::LegReceive),
         };
-        let token = self.token(op, cx);
-        let Some(fd) = self.source(way).and_then(|end| end.fd()) else {
-            return;
-        };
-        cx.ring.receive(fd, credit, token);
-        if let Some(source) = self.source(way) {
-            source.asked();
-        }
-        self.direction(way).receiving = true;
+        let ask = |ring: &mut Ring, fd: BorrowedFd<'_>, token| ring.receive(fd, credit, token);
+        self.ask_source(way, op, ask, cx);
     }
 
     fn send_next(&mut self, way: Way, cx: &mut Cx<'_>) {
@@ -360,6 +349,8 @@ impl Session {
                 if set_nonblocking(fd).is_err() {
                     return false;
                 }
+                // It only tunes.
+                let _ = SockRef::from(&fd).set_tcp_notsent_lowat(UNSENT_BYTES_SPLICED);
             }
             self.nonblocking = true;
         }
@@ -407,20 +398,36 @@ impl Session {
         }
     }
 
+    /// Asks to be told when the source of a direction has something to say.
     fn wait_for_source(&mut self, way: Way, cx: &mut Cx<'_>) {
         let op = match way {
             Way::Up => Some(Op::ClientReadable),
             Way::Down => self.live.map(Op::LegReadable),
         };
+        let ask = |ring: &mut Ring, fd: BorrowedFd<'_>, token| {
+            ring.poll(fd, libc::POLLIN | libc::POLLRDHUP, token);
+        };
+        self.ask_source(way, op, ask, cx);
+    }
+
+    /// Has the ring do something with the source of a direction that counts as receiving.
+    fn ask_source(
+        &mut self,
+        way: Way,
+        op: Option<Op>,
+        ask: impl FnOnce(&mut Ring, BorrowedFd<'_>, u64),
+        cx: &mut Cx<'_>,
+    ) {
         let Some(op) = op else { return };
         let token = self.token(op, cx);
         let Some(end) = self.source(way) else { return };
         let Some(fd) = end.fd() else { return };
-        cx.ring.poll(fd, libc::POLLIN | libc::POLLRDHUP, token);
+        ask(cx.ring, fd, token);
         end.asked();
         self.direction(way).receiving = true;
     }
 
+    /// Asks to be told when the sink of a direction has room.
     fn wait_for_sink(&mut self, way: Way, cx: &mut Cx<'_>) {
         let op = match way {
             Way::Up => self.live.map(Op::LegWritable),

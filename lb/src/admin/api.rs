@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::metrics_text;
 use super::views::Fixed;
-use crate::control::{Control, Input};
-use crate::reload::Reload;
+use crate::control::{Control, Input, waiting_text};
+use crate::reload::{Outcome, Reload};
 
 /// Backends up to which each has series of its own, unless the configuration says.
 const PER_BACKEND: usize = 20_000;
@@ -120,10 +120,21 @@ async fn status(State(admin): State<Admin>) -> Result<Response, Response> {
     Ok(Json(status).into_response())
 }
 
+/// An error for a service that is not here.
+async fn known(admin: &Admin, service: Option<&String>) -> Result<(), Response> {
+    let Some(name) = service.cloned() else { return Ok(()) };
+    let message = format!("no service `{name}` here; `fairway services` lists them\n");
+    match admin.ask(move |control| control.knows(&name)).await? {
+        true => Ok(()),
+        false => Err((StatusCode::NOT_FOUND, message).into_response()),
+    }
+}
+
 async fn services(
     State(admin): State<Admin>,
     Query(which): Query<Which>,
 ) -> Result<Response, Response> {
+    known(&admin, which.service.as_ref()).await?;
     let views = admin.ask(move |c| c.service_views(which.service.as_deref())).await?;
     Ok(Json(views).into_response())
 }
@@ -132,6 +143,7 @@ async fn backends(
     State(admin): State<Admin>,
     Query(which): Query<Which>,
 ) -> Result<Response, Response> {
+    known(&admin, which.service.as_ref()).await?;
     let views = admin.ask(move |c| c.backend_views(which.service.as_deref())).await?;
     Ok(Json(views).into_response())
 }
@@ -150,6 +162,7 @@ async fn order(
     out: bool,
 ) -> Result<Response, Response> {
     let DrainRequest { backend, service } = request;
+    known(&admin, service.as_ref()).await?;
     let what = backend.clone();
     let found = admin.ask(move |c| c.drain(service.as_deref(), &backend, out)).await?;
     let verb = if out { "drains" } else { "takes new connections" };
@@ -169,9 +182,10 @@ async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {
     let (sender, receiver) = oneshot::channel();
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping\n").into_response();
     admin.reload.send(Reload::Asked(sender)).map_err(|_| gone())?;
-    let problems = receiver.await.map_err(|_| gone())?;
+    let Outcome { problems, waiting } = receiver.await.map_err(|_| gone())?;
     let answer = if problems.is_empty() {
-        Answer { ok: true, message: "configuration applied".into(), details: problems }
+        let details = if waiting.is_empty() { Vec::new() } else { vec![waiting_text(&waiting)] };
+        Answer { ok: true, message: "configuration applied".into(), details }
     } else {
         let message = "the configuration has errors; the one before runs on".into();
         Answer { ok: false, message, details: problems }

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fairway_config::ServiceKey;
-use fairway_core::{EndReason, FailureCause, LimitKind, RetryCause};
+use fairway_core::{EndReason, FailureCause, LimitKind, RetryCause, Share};
 use fairway_uring::Features;
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Control, LiveBackend, names};
+use crate::control::{Control, LiveBackend, names, waiting_text};
 
 /// The state of the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub(crate) struct ConfigView {
     pub(crate) loaded_at: u64,
     /// What is wrong with the newest document; empty when it runs.
     pub(crate) problems: Vec<String>,
+    /// Sections that changed and take effect at the next start.
+    #[serde(default)]
+    pub(crate) waiting_for_restart: Vec<String>,
 }
 
 /// Descriptors, by what they are for.
@@ -105,7 +108,7 @@ pub(crate) struct BackendView {
     pub(crate) zone: Option<String>,
     pub(crate) weight: u16,
     pub(crate) backup: bool,
-    /// `up`, `down`, `ejected`, `draining` or `removed`.
+    /// `up`, `starting`, `down`, `ejected`, `draining` or `removed`.
     pub(crate) state: String,
     /// Why, in words.
     pub(crate) cause: Option<String>,
@@ -132,6 +135,9 @@ impl Control {
         let mut troubles: Vec<String> = Vec::new();
         if !self.config.problems.is_empty() {
             troubles.push("the newest configuration has errors and was not applied".into());
+        }
+        if !self.config.waiting.is_empty() {
+            troubles.push(waiting_text(&self.config.waiting));
         }
         for (key, live) in &self.services {
             if troubles.len() > MOST_TROUBLES {
@@ -178,6 +184,7 @@ impl Control {
                 path: self.config.path.display().to_string(),
                 loaded_at: loaded.as_secs(),
                 problems: self.config.problems.clone(),
+                waiting_for_restart: self.config.waiting.iter().map(|s| (*s).into()).collect(),
             },
             services: self.services.len(),
             backends: self.services.values().map(|live| live.all().count()).sum(),
@@ -258,12 +265,19 @@ impl Control {
     fn backend_view(&self, key: &ServiceKey, live: &LiveBackend, backup: bool) -> BackendView {
         let now = self.clock.now();
         let (state, cause) = match (&live.down, live.ejection.until, live.drained) {
+            (Some(cause), _, Some(_)) => {
+                ("down", Some(format!("{cause}; drained by the operator too")))
+            }
             (Some(cause), ..) => ("down", Some(cause.to_string())),
             (None, Some(until), _) => {
                 ("ejected", Some(format!("connects failed; back in {:?}", until.since(now))))
             }
             (None, None, Some(since)) => {
                 ("draining", Some(format!("drained by the operator {:?} ago", now.since(since))))
+            }
+            (None, None, None) if live.share < Share::FULL => {
+                let percent = (live.share.part() * 100.0).round();
+                ("starting", Some(format!("takes {percent}% of its share of new flows")))
             }
             (None, None, None) => ("up", None),
         };

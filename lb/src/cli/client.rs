@@ -85,7 +85,11 @@ impl<'a> Client<'a> {
             let text = body.to_bytes();
             if status != StatusCode::OK {
                 let text = String::from_utf8_lossy(&text);
-                return Err(ClientError::Failed(format!("{status}: {}", text.trim())));
+                let said = match status {
+                    StatusCode::NOT_FOUND if !text.is_empty() => text.trim().into(),
+                    _ => format!("{status}: {}", text.trim()),
+                };
+                return Err(ClientError::Failed(said));
             }
             Ok(text)
         })?;

@@ -214,26 +214,22 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
     if format == Format::Json {
         print_json(&report);
     } else if report.ok {
-        println!(
-            "{}: good, {} services, {} backends",
-            path.display(),
-            report.services,
-            report.backends
-        );
+        let services = counted(report.services, "service");
+        let backends = counted(report.backends, "backend");
+        println!("{}: good, {services}, {backends}", path.display());
         for note in &report.notes {
             println!("note: {note}");
         }
     } else {
         report.problems.iter().for_each(|problem| eprintln!("{problem}"));
-        let count = report.problems.len();
-        eprintln!("{count} error{}", if count == 1 { "" } else { "s" });
+        eprintln!("{}", counted(report.problems.len(), "error"));
     }
     ExitCode::from(if report.ok { 0 } else { EXIT_CONFIG })
 }
 
 /// What a configuration gives up, said before it is run.
 fn notes(config: &fairway_config::Config) -> Vec<String> {
-    use fairway_core::Scheduler;
+    use fairway_core::{Frontend, Scheduler};
     let mut notes = Vec::new();
     for (key, spec) in &config.services {
         let policy = &spec.policy;
@@ -245,6 +241,38 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
         if let Some(why) = local {
             notes.push(format!("service {key}: {why}; another box may choose other backends"));
         }
+        if spec.backends.is_empty() && spec.backup_backends.is_empty() {
+            notes.push(format!("service {key} has no backends; its clients will be refused"));
+        }
+        for backend in spec.backends.iter().chain(&spec.backup_backends) {
+            let own = |f: &Frontend| {
+                f.ip == backend.addr.ip()
+                    && backend.addr.port().is_none_or(|p| f.ports.contains(p.get()))
+            };
+            if spec.frontends.iter().any(own) {
+                let addr = backend.addr;
+                notes.push(format!(
+                    "service {key}: backend {addr} is the service's own address; its connections \
+                     would go in a circle"
+                ));
+            }
+        }
+        if let Some(check) = spec.check.as_ref().filter(|check| check.timeout > check.interval) {
+            notes.push(format!(
+                "service {key}: a check may take {:?}, longer than the interval of {:?}; the next \
+                 one waits for it",
+                check.timeout, check.interval
+            ));
+        }
+        let named = spec.backends.iter().chain(&spec.backup_backends);
+        let mut names: Vec<_> = named.filter_map(|backend| backend.name.as_deref()).collect();
+        names.sort_unstable();
+        for pair in names.windows(2).filter(|pair| pair[0] == pair[1]) {
+            notes.push(format!(
+                "service {key}: two backends are named `{}`; orders by that name reach both",
+                pair[0]
+            ));
+        }
         if policy.retry.on_reset_before_reply {
             notes.push(format!(
                 "service {key}: `resetBeforeReply` may run a request twice; for idempotent requests only"
@@ -252,6 +280,11 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
         }
     }
     notes
+}
+
+/// `1 service`, `2 services`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn show<T>(remote: &Remote, path: &str, table: impl Fn(&T) -> String) -> ExitCode

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use fairway_config::{BackendSpec, CheckSpec, ServiceSpec};
 use fairway_core::{
     Admission, Backend, BackendAddr, BackendId, BuildError, Member, PassiveEjection, Pool,
-    Scheduler, Service, ServiceId, ServiceState, Standing, Tick,
+    Scheduler, Service, ServiceId, ServiceState, Share, Standing, Tick,
 };
 
 use super::ids::Ids;
+use super::ramp::Ramp;
 use crate::health::CheckTarget;
 
 /// A service that is being served.
@@ -39,6 +40,10 @@ pub(crate) struct LiveBackend {
     pub(crate) ejection: Ejection,
     /// The operator takes it out of new flows, since then.
     pub(crate) drained: Option<Tick>,
+    /// Set while it takes a part of its flows only.
+    pub(crate) ramp: Option<Ramp>,
+    /// The part that it takes.
+    pub(crate) share: Share,
 }
 
 /// Ejection by failed connects.
@@ -94,6 +99,7 @@ impl LiveBackend {
             failed: self.down.is_some(),
             ejected: self.ejection.until.is_some(),
             draining: self.drained.is_some(),
+            share: self.share,
         }
     }
 
@@ -106,6 +112,8 @@ impl LiveBackend {
             down: None,
             ejection: Ejection::default(),
             drained: None,
+            ramp: None,
+            share: Share::FULL,
         }
     }
 }
@@ -199,11 +207,12 @@ impl Live {
         let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
         let standing = |live: &LiveBackend| {
-            let Standing { failed, ejected, draining } = live.standing();
-            Standing { failed: failed && !panic, ejected: ejected && !panic, draining }
+            let Standing { failed, ejected, draining, share } = live.standing();
+            let share = if panic { Share::FULL } else { share };
+            Standing { failed: failed && !panic, ejected: ejected && !panic, draining, share }
         };
         for live in self.all() {
-            let Standing { failed, ejected, draining } = live.standing();
+            let Standing { failed, ejected, draining, .. } = live.standing();
             live.backend.failed.store(failed || ejected, Relaxed);
             live.backend.draining.store(draining, Relaxed);
         }
@@ -221,6 +230,38 @@ impl Live {
             backup: Arc::clone(&self.backup),
             state: Arc::clone(&self.state),
         }
+    }
+
+    /// Has the backends that `which` names begin slowly, when the service wants that.
+    pub(crate) fn start_slowly(&mut self, now: Tick, which: impl Fn(&LiveBackend) -> bool) {
+        let Some(rule) = self.spec.slow_start else { return };
+        for live in self.all_mut().filter(|live| which(live)) {
+            let ramp = Ramp { since: now };
+            live.ramp = Some(ramp);
+            live.share = ramp.share(&rule, now).unwrap_or(Share::FULL);
+        }
+    }
+
+    /// Brings the shares of starting backends up to `now`; true when one has changed.
+    pub(crate) fn grow(&mut self, now: Tick) -> bool {
+        let rule = self.spec.slow_start;
+        let mut changed = false;
+        for live in self.all_mut() {
+            let Some(ramp) = live.ramp else { continue };
+            let share = rule.and_then(|rule| ramp.share(&rule, now));
+            if share.is_none() {
+                live.ramp = None;
+            }
+            let share = share.unwrap_or(Share::FULL);
+            changed |= live.share != share;
+            live.share = share;
+        }
+        changed
+    }
+
+    /// Whether a backend is in slow start.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.all().any(|live| live.ramp.is_some())
     }
 
     /// Number of slots of its table, or turns of its round.
@@ -256,7 +297,9 @@ impl Live {
             }
             expired.then_some(live.backend.addr)
         });
-        over.collect()
+        let over: Vec<_> = over.collect();
+        self.start_slowly(now, |live| over.contains(&live.backend.addr));
+        over
     }
 
     /// What is checked of its backends, and how each stands.

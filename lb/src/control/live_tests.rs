@@ -110,3 +110,28 @@ fn a_backend_that_moves_to_the_backups_keeps_its_identity() {
     let Replaced { live, retired } = build(Some(first), spec(text), &mut ids);
     assert!(Arc::ptr_eq(&live.backups[0].backend, &moved) && retired.is_empty());
 }
+
+#[test]
+fn new_and_returning_backends_begin_slowly() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.1, 10.0.0.2]\n    slowStart: {window: 64s, from: 25%}\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    assert!(!live.is_starting(), "a new service serves with all it has");
+    let share = |live: &mut Live| {
+        let service = live.service();
+        let standing: Vec<_> = service.backends().map(|(_, s, _)| s.share.part()).collect();
+        standing[0]
+    };
+    let id = live.backends[0].backend.id;
+    live.eject(id, Tick(0));
+    assert_eq!(live.expire(Tick(10 * SECOND)).len(), 1);
+    assert_eq!(share(&mut live), 0.25, "it is back");
+    assert!(live.is_starting() && !live.grow(Tick(11 * SECOND)), "still a quarter");
+    assert!(live.grow(Tick(42 * SECOND)), "half of the time is over");
+    assert_eq!(share(&mut live), 0.5);
+    live.backends[1].down = Some("refused".into());
+    assert_eq!(share(&mut live), 1.0, "nobody else is there to take the rest");
+    live.backends[1].down = None;
+    assert!(live.grow(Tick(74 * SECOND)) && !live.is_starting());
+    assert_eq!(share(&mut live), 1.0);
+}

@@ -6,6 +6,7 @@
 mod ids;
 mod listeners;
 mod live;
+mod ramp;
 mod retire;
 mod tproxy;
 mod vip;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
 use fairway_core::publish::Publisher;
-use fairway_core::{EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
+use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
 use fairway_uring::{Clock, Command, Event, WorkerHandle};
 
 use self::ids::Ids;
@@ -64,6 +65,14 @@ pub(crate) struct ConfigState {
     pub(crate) loaded: SystemTime,
     /// What is wrong with the newest one; empty when it runs.
     pub(crate) problems: Vec<String>,
+    /// Sections of it that take effect at the next start.
+    pub(crate) waiting: Vec<&'static str>,
+}
+
+/// Says which sections wait for a restart.
+pub(crate) fn waiting_text(sections: &[&str]) -> String {
+    let list: Vec<_> = sections.iter().map(|section| format!("`{section}`")).collect();
+    format!("{} changed, and takes effect at the next start", list.join(", "))
 }
 
 /// The loop's state.
@@ -84,6 +93,8 @@ pub(crate) struct Control {
     pub(crate) retiring: Retiring,
     /// Services with an ejected backend.
     ejected: BTreeSet<ServiceKey>,
+    /// Services with a backend in slow start.
+    starting: BTreeSet<ServiceKey>,
     dirty: BTreeSet<ServiceKey>,
     removed: Vec<(Vec<Frontend>, ServiceId)>,
     /// Frontends that a service left while staying.
@@ -124,7 +135,12 @@ impl Control {
         Self {
             clock,
             process,
-            config: ConfigState { path, loaded: SystemTime::now(), problems: Vec::new() },
+            config: ConfigState {
+                path,
+                loaded: SystemTime::now(),
+                problems: Vec::new(),
+                waiting: Vec::new(),
+            },
             desired: Desired::new(),
             services: BTreeMap::new(),
             keys: HashMap::new(),
@@ -137,6 +153,7 @@ impl Control {
             checked: HashMap::new(),
             retiring: Retiring::default(),
             ejected: BTreeSet::new(),
+            starting: BTreeSet::new(),
             dirty: BTreeSet::new(),
             removed: Vec::new(),
             vacated: Vec::new(),
@@ -186,6 +203,7 @@ impl Control {
 
     fn patience(&self) -> Duration {
         let waits = !self.ejected.is_empty()
+            || !self.starting.is_empty()
             || !self.retiring.is_empty()
             || self.listeners.is_waiting()
             || self.stop != Stop::Running
@@ -208,10 +226,9 @@ impl Control {
 
     fn take_config(&mut self, config: Config) {
         let change = ChangeSet::between(&self.desired, &config.services);
-        if config.process != self.process {
-            tracing::warn!(
-                "`dataplane`, `admin`, `metrics`, `log` or `shutdown` changed; these take effect at the next start"
-            );
+        self.config.waiting = self.process.sections_changed(&config.process);
+        if !self.config.waiting.is_empty() {
+            tracing::warn!("{}", waiting_text(&self.config.waiting));
         }
         let (changed, removed) = (change.upserts.len(), change.removals.len());
         self.desired = config.services;
@@ -257,11 +274,13 @@ impl Control {
         let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
         let old_frontends =
             previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
-        let drain = spec.policy.drain_timeout;
+        let known: HashSet<BackendId> =
+            previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
+        let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
         let (ids, checked) = (&mut self.ids, &self.checked);
         let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
         let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
-        let Replaced { live, retired } = match built {
+        let Replaced { mut live, retired } = match built {
             Ok(replaced) => replaced,
             // `config` has refused both kinds of it.
             Err(error) => {
@@ -269,7 +288,14 @@ impl Control {
                 return;
             }
         };
-        self.retiring.add(&key, retired, drain, self.clock.now());
+        // Who joins others begins slowly; a service that is new has nobody else to serve.
+        if !known.is_empty() {
+            live.start_slowly(now, |live| !known.contains(&live.backend.id) && live.down.is_none());
+        }
+        if live.is_starting() {
+            self.starting.insert(key.clone());
+        }
+        self.retiring.add(&key, retired, drain, now);
         self.recheck(&key, &old_targets, live.standing_of_targets().collect());
         self.relisten.push((old_frontends.clone(), spec.frontends.clone()));
         let gone: Vec<_> =
@@ -293,6 +319,7 @@ impl Control {
         self.retiring.add(key, backends, drain, self.clock.now());
         self.keys.remove(&live.id);
         self.ejected.remove(key);
+        self.starting.remove(key);
         self.dirty.remove(key);
         self.rebuilt.remove(key);
         self.removed.push((live.spec.frontends.clone(), live.id));
@@ -335,6 +362,7 @@ impl Control {
         let (down, now) = (checked.down.clone(), self.clock.now());
         for key in users {
             let Some(live) = self.services.get_mut(&key) else { continue };
+            let mut back = Vec::new();
             for backend in checked_at(live, &event.target) {
                 backend.down.clone_from(&down);
                 backend.backend.transitions.inc();
@@ -343,12 +371,17 @@ impl Control {
                     Transition::Up { good } => {
                         backend.ejection.lift(now);
                         backend.backend.streak.succeeded();
+                        back.push(backend.backend.id);
                         tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
                     }
                     Transition::Down { cause, failed } => {
                         tracing::warn!(service = %key, backend = %addr, "backend is down: {cause}, {failed} of {}", spec.fall);
                     }
                 }
+            }
+            live.start_slowly(now, |live| back.contains(&live.backend.id));
+            if live.is_starting() {
+                self.starting.insert(key.clone());
             }
             self.dirty.insert(key);
         }
@@ -412,6 +445,18 @@ impl Control {
             }
             if live.all().all(|live| live.ejection.until.is_none()) {
                 self.ejected.remove(&key);
+            }
+            if live.is_starting() {
+                self.starting.insert(key);
+            }
+        }
+        for key in self.starting.clone() {
+            let Some(live) = self.services.get_mut(&key) else { continue };
+            if live.grow(now) {
+                self.dirty.insert(key.clone());
+            }
+            if !live.is_starting() {
+                self.starting.remove(&key);
             }
         }
         let due = self.retiring.due(now);
@@ -492,6 +537,10 @@ impl Control {
                 live.drained = out.then(|| live.drained.unwrap_or(now));
                 hit.push(Arc::clone(&live.backend));
             }
+            if !out {
+                live.start_slowly(now, |live| hit.iter().any(|b| b.id == live.backend.id));
+                self.starting.extend(live.is_starting().then(|| key.clone()));
+            }
             let drained: Vec<_> =
                 hit.iter().map(|backend| format!("{key} {}", backend.addr)).collect();
             if hit.is_empty() {
@@ -508,6 +557,13 @@ impl Control {
             found.extend(drained);
         }
         found
+    }
+}
+
+impl Control {
+    /// Whether there is a service of that name.
+    pub(crate) fn knows(&self, service: &str) -> bool {
+        self.services.keys().any(|key| names(key, service))
     }
 }
 

@@ -32,12 +32,24 @@ impl Retiring {
         timeout: Option<Duration>,
         now: Tick,
     ) {
+        self.enter(service, backends, true, timeout.map(|timeout| now.plus(timeout)));
+    }
+
+    /// An earlier drain of a backend goes on with its own time.
+    fn enter(
+        &mut self,
+        service: &ServiceKey,
+        backends: Vec<Arc<Backend>>,
+        removed: bool,
+        cut_at: Option<Tick>,
+    ) {
         for backend in backends {
-            // An earlier drain of it goes on with its own time.
-            let drained = self.0.iter().position(|entry| entry.backend.id == backend.id);
-            let earlier = drained.and_then(|place| self.0.swap_remove(place).cut_at);
-            let cut_at = earlier.or_else(|| timeout.map(|timeout| now.plus(timeout)));
-            self.0.push(Entry { service: service.clone(), backend, removed: true, cut_at });
+            match self.0.iter_mut().find(|entry| entry.backend.id == backend.id) {
+                Some(entry) => entry.removed |= removed,
+                None => {
+                    self.0.push(Entry { service: service.clone(), backend, removed, cut_at });
+                }
+            }
         }
     }
 
@@ -49,13 +61,7 @@ impl Retiring {
         timeout: Option<Duration>,
         now: Tick,
     ) {
-        for backend in backends {
-            if self.0.iter().any(|entry| entry.backend.id == backend.id) {
-                continue;
-            }
-            let cut_at = timeout.map(|timeout| now.plus(timeout));
-            self.0.push(Entry { service: service.clone(), backend, removed: false, cut_at });
-        }
+        self.enter(service, backends, false, timeout.map(|timeout| now.plus(timeout)));
     }
 
     /// The operator wants them back.
