@@ -191,7 +191,9 @@ fn an_address_may_arrive_later() {
 fn addresses_are_added_to_an_interface_and_taken_away() {
     let Some(net) = Net::new() else { return };
     let server = Nginx::start(&net, 1);
-    let with_vip = |document: String| format!("dataplane: {{vip: {{interface: lo}}}}\n{document}");
+    let with_vip = |document: String| {
+        format!("dataplane: {{vip: {{interface: lo}}}}\n{document}    drainTimeout: 300ms\n")
+    };
     let text =
         with_vip(document(&[&server]).replace("[10.77.0.100]", "[10.77.0.102, \"fd77::102\"]"));
     let mut fairway = Fairway::start(&net, &text);
@@ -316,7 +318,7 @@ fn orders_say_what_they_did_not_find_and_what_must_wait() {
     fairway.write(&(document(&[&server]) + "shutdown: {drainTimeout: 7s}\n"));
     let output = fairway.cli(&["reload"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    let want = "`shutdown` changed, and takes effect at the next start";
+    let want = "changed, in effect from the next start on: `shutdown`";
     assert!(output.status.success() && text.contains(want), "{text}");
     assert!(fairway.status().unwrap()["troubles"].to_string().contains(want));
 }

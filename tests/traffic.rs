@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use socket2::SockRef;
 
 use fairway_tests::http::{Outcome, ask, connect, get, load};
 use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, VIP4, VIP6, all, wait_for};
@@ -114,6 +116,81 @@ fn slow_start_grows_a_share_over_its_window() {
         assert!((share - want).abs() < 0.08, "{shares:?} of {thirds:?}");
     }
     assert_eq!(fairway.state_of(&addr).unwrap(), "up");
+}
+
+/// A server on the servers' host that does `serve` with each connection.
+fn server(net: &Net, addr: SocketAddr, serve: fn(TcpStream)) {
+    let (ready, started) = std::sync::mpsc::channel();
+    net.on(Host::Servers, || {
+        let listener = TcpListener::bind(addr).unwrap();
+        thread::spawn(move || {
+            ready.send(()).unwrap();
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || serve(stream));
+            }
+        });
+    });
+    started.recv().unwrap();
+}
+
+#[test]
+fn half_closes_and_resets_pass_between_hosts() {
+    let Some(net) = Net::new() else { return };
+    // The IPv6 address serves as a backend of the IPv4 VIP, too.
+    let addr: SocketAddr = "[fd78::2]:9000".parse().unwrap();
+    server(&net, addr, |mut stream| {
+        let mut text = String::new();
+        match stream.read_to_string(&mut text) {
+            // Everything was read up to the client's end, and the reply comes after it.
+            Ok(_) if text.starts_with("client first") => stream.write_all(b"late").unwrap(),
+            _ => {}
+        }
+    });
+    let second: SocketAddr = "[fd78::2]:9001".parse().unwrap();
+    server(&net, second, |mut stream| {
+        stream.write_all(b"early").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "after your end");
+    });
+    let third: SocketAddr = "[fd78::2]:9002".parse().unwrap();
+    server(&net, third, |mut stream| {
+        stream.read_exact(&mut [0]).unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    });
+    let service = |n: u16| {
+        format!(
+            "  - name: s{n}\n    addresses: [{VIP4}]\n    ports: [{{port: {n}, targetPort: {n}}}]\n    \
+             backends: [\"fd78::2\"]\n    healthCheck: {{type: none}}\n"
+        )
+    };
+    let text = format!("services:\n{}{}{}", service(9000), service(9001), service(9002));
+    let fairway = Fairway::start(&net, &text);
+    net.on(Host::Client, || {
+        let at = |port| connect(SocketAddr::new(VIP4.into(), port)).unwrap();
+        let mut text = String::new();
+        let mut client = at(9000);
+        client.write_all(b"client first").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "late");
+
+        let mut client = at(9001);
+        text.clear();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early");
+        client.write_all(b"after your end").unwrap();
+        drop(client);
+
+        let mut client = at(9002);
+        client.write_all(b"x").unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    });
+    let ended = |service: usize, reason: &str| fairway.services()[service]["ends"][reason] == 1;
+    wait_for("the ends are counted", || {
+        ended(0, "client_closed") && ended(1, "backend_closed") && ended(2, "backend_reset")
+    });
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub struct DataplaneDoc {
     pub connection_buffer: Option<At<Size>>,
     /// Connections of the process; `auto` is what the limit of descriptors allows.
     pub max_connections: Option<At<Auto>>,
+    /// Sessions of datagrams of the process; `auto` is what an eighth of the descriptors allows.
+    pub max_udp_sessions: Option<At<Auto>>,
     /// Clients that affinity and client limits remember. Default: 262144.
     pub client_table: Option<At<u32>>,
     /// io_uring.
@@ -228,7 +230,7 @@ pub struct ServiceDoc {
     /// Who serves when none of `backends` can.
     #[serde(default)]
     pub backup_backends: Vec<At<BackendDoc>>,
-    /// How backends are checked. Default: a TCP connect every 2s.
+    /// How backends are checked. Default: a TCP connect every 2s; on UDP ports, nothing.
     #[serde(default)]
     pub health_check: Option<At<HealthCheckDoc>>,
     /// Below this share of healthy backends all are used. Default: 0%, never.
@@ -246,6 +248,9 @@ pub struct ServiceDoc {
     /// How long a connection may do nothing.
     #[serde(default)]
     pub timeouts: TimeoutsDoc,
+    /// Sessions of datagrams, on UDP ports.
+    #[serde(default)]
+    pub udp: UdpDoc,
     /// Upper bounds.
     #[serde(default)]
     pub limits: LimitsDoc,
@@ -574,6 +579,17 @@ pub struct TimeoutsDoc {
     pub idle: Option<At<Time>>,
     /// With one direction closed. Default: 1m.
     pub half_closed: Option<At<Time>>,
+}
+
+/// Sessions of datagrams: a client's address and port, and what it addressed.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct UdpDoc {
+    /// How long a session lasts without a datagram. Default: 30s.
+    pub idle_timeout: Option<At<Time>>,
+    /// Replies to each of a client's datagrams after which its session ends: 1 for DNS. Default:
+    /// any number; the session ends by its timeout.
+    pub responses: Option<At<u32>>,
 }
 
 /// Upper bounds. Default: none.

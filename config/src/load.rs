@@ -26,11 +26,7 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
     let file: File = path.into();
     let text = std::fs::read_to_string(path).map_err(|error| {
         let mut problems = Problems { files: vec![path.into()], ..Problems::default() };
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "; `--config` or FAIRWAY_CONFIG names another path",
-            _ => "",
-        };
-        problems.push(&file, Place::default(), format!("cannot be read: {error}{hint}"));
+        problems.push(&file, Place::default(), format!("cannot be read: {error}"));
         problems
     })?;
     load_text(&file, &text)

@@ -58,6 +58,8 @@ pub struct Process {
     pub credit_bytes: u32,
     /// Connections of the process; none is what descriptors allow.
     pub max_connections: Option<u32>,
+    /// Sessions of datagrams of the process; none is what descriptors allow.
+    pub max_udp_sessions: Option<u32>,
     /// Clients that affinity and client limits remember.
     pub client_table: u32,
     /// io_uring features that are not to be used.

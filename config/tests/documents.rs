@@ -189,8 +189,16 @@ fn errors_of_whole_services() {
             "4:20: `90-80` is not a port (443) or a range of ports (8000-8099): port range 90-80 ends before it starts",
         ),
         (
-            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 53, protocol: UDP}]\n",
-            "4:34: `UDP` is not carried by mode `proxy` yet",
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 53, protocol: SCTP}]\n",
+            "4:34: `SCTP` is not carried by mode `proxy`",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 53, protocol: UDP}]\n    udp: {responses: 0}\n",
+            "5:22: `responses` is 0; it is at least 1",
+        ),
+        (
+            "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 53, name: b/c}]\n",
+            "4:30: `b/c`: no `/` in the name of a port",
         ),
         (
             "services:\n  - name: a\n    addresses: [192.0.2.1]\n    ports: [{port: 1000-1064, targetPort: 1}]\n",

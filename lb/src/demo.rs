@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 
@@ -93,10 +94,15 @@ async fn watch(
     println!("{:>4}  {:>8}  {:<32}  {:>8}  {:>8}", "s", "requests", "share", "p50", "p99");
     let mut ticks = interval(Duration::from_secs(1));
     ticks.tick().await;
+    // Whoever ends the demo ends its Fairway with it.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     for second in 1.. {
         tokio::select! {
             _ = ticks.tick() => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
             ended = fairway.wait() => anyhow::bail!("fairway ended: {}", ended?),
         }
         load.print(second, backends);

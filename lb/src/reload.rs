@@ -102,7 +102,13 @@ pub(crate) async fn run(
         if waiting.is_empty() {
             continue;
         }
-        let outcome = Outcome { problems, waiting: in_force(&control).await };
+        let outcome = match in_force(&control).await {
+            Some(waiting) => Outcome { problems, waiting },
+            None => Outcome {
+                problems: vec!["the process is stopping; nothing new is applied".into()],
+                waiting: Vec::new(),
+            },
+        };
         for sender in waiting {
             // Nobody waits any more when the caller has gone.
             let _ = sender.send(outcome.clone());
@@ -110,19 +116,21 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until the control loop has published what it was sent; returns what waits for a restart.
-async fn in_force(control: &Sender<Input>) -> Vec<&'static str> {
+/// Waits until the control loop has published what it was sent; returns what waits for a restart,
+/// or none when the process is stopping.
+async fn in_force(control: &Sender<Input>) -> Option<Vec<&'static str>> {
     let (sender, receiver) = oneshot::channel();
     let publish = Box::new(move |control: &mut Control| {
         control.publish();
         // Nobody waits any more when the process stops.
-        let _ = sender.send(control.config.waiting.clone());
+        let waiting = (!control.is_stopping()).then(|| control.config.waiting.clone());
+        let _ = sender.send(waiting);
     });
     if control.send(Input::Ask(publish)).is_err() {
-        return Vec::new();
+        return None;
     }
-    // An error is a loop that has stopped: then nothing is in force.
-    receiver.await.unwrap_or_default()
+    // An error is a loop that has stopped.
+    receiver.await.ok().flatten()
 }
 
 fn rewatch(watcher: &mut Option<Watcher>, files: &[PathBuf]) {

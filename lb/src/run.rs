@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
-use crate::cli::{EXIT_CONFIG, EXIT_FAILURE};
+use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::control::{Control, Input, Interface, Listeners, Tproxy};
 use crate::health::Checker;
 use crate::reload::{self, Reload};
@@ -42,11 +42,8 @@ pub(crate) fn run(path: PathBuf) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("{problems}");
-            let count = problems.list.len();
-            eprintln!(
-                "fairway: {count} error{} in the configuration",
-                if count == 1 { "" } else { "s" }
-            );
+            eprintln!("fairway: {} in the configuration", counted(problems.list.len(), "error"));
+            hint_at_config(&path);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -98,6 +95,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         .map_err(|error| format!("metrics cannot be set up: {error}"))?;
     describe_metrics();
 
+    let cpus = allowed_cpus();
     let count = worker_count(&process);
     let budgets = budgets(&process, count);
     let (sender, inputs) = unbounded();
@@ -111,11 +109,22 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut publisher = Publisher::new();
     let mut workers = Vec::with_capacity(count);
     for worker in 0..count {
-        let cpu = process.pin_cpus.then_some(worker);
+        let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
         let reader = publisher.reader();
         let handle = WorkerHandle::spawn(worker, cpu, Arc::clone(&shared), reader, features);
         workers.push(handle.map_err(|error| error.to_string())?);
     }
+    runtime.spawn({
+        let registry = registry.clone();
+        async move {
+            // Histograms gather samples until they are folded, by a scrape or here.
+            let mut ticks = tokio::time::interval(Duration::from_secs(5));
+            loop {
+                ticks.tick().await;
+                registry.run_upkeep();
+            }
+        }
+    });
     let interface = process.vip_interface.clone().map(Interface::new);
     let health = sender.clone();
     let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {
@@ -232,6 +241,15 @@ fn disabled(process: &Process) -> Vec<Feature> {
     process.disabled.iter().map(feature).collect()
 }
 
+/// The CPUs that this process may run on, by number.
+fn allowed_cpus() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None);
+    set.map_or_else(
+        |_| Vec::new(),
+        |set| (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
+    )
+}
+
 fn worker_count(process: &Process) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     process.workers.map_or(cores, |workers| workers as usize)
@@ -248,10 +266,12 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
     let rest = descriptors - for_control;
     let for_listeners = match process.listen {
         ListenDoc::PerAddress => (rest / 4).min(4096 * workers as u64),
-        ListenDoc::Tproxy => 2 * workers as u64,
+        ListenDoc::Tproxy => 4 * workers as u64,
     };
     let for_pipes = (rest - for_listeners) / 10;
-    let room = rest - for_listeners - for_pipes;
+    // A session of datagrams is a socket.
+    let for_udp = process.max_udp_sessions.map_or(u64::MAX, u64::from).min(descriptors / 8);
+    let room = rest - for_listeners - for_pipes - for_udp;
     // A connection is two sockets, three while a second backend is being tried.
     let most = process.max_connections.map_or(u64::MAX, u64::from).min(room * 2 / 5);
     if let Some(asked) = process.max_connections.filter(|asked| u64::from(*asked) > most) {
@@ -264,6 +284,7 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
         for_control,
         for_listeners,
         for_pipes,
+        for_udp,
         for_connections: room,
         most_connections: most,
         listeners_open: 0,
@@ -279,6 +300,7 @@ fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {
         credit_bytes: process.credit_bytes,
         splice_after_bytes: SPLICE_AFTER,
         max_connections: share(budgets.most_connections),
+        max_udp_sessions: share(budgets.for_udp),
         max_pipes: share(budgets.for_pipes / 2),
         log: match process.log_connections {
             ConnectionsDoc::Off => ConnectionLog::Off,

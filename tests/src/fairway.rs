@@ -174,7 +174,7 @@ fn whole(folder: &Path, document: &str) -> String {
     let mut text = format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
     let older = std::env::var("FAIRWAY_TEST_SHAPE").is_ok_and(|shape| shape == "6.1");
     if older && !document.contains("dataplane:") {
-        text += "dataplane: {uring: {disable: [cappedReceive, splice]}}\n";
+        text += "dataplane: {uring: {disable: [cappedReceive]}}\n";
     }
     text + document
 }

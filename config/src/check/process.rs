@@ -25,7 +25,8 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         dataplane.buffer_memory.as_ref(),
         256 << 20,
         256 * buffer_bytes,
-        16 << 30,
+        // Buffers are numbered with 16 bits.
+        u64::from(u16::MAX) * buffer_bytes,
     );
     let credit = size(
         findings,
@@ -56,6 +57,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         buffers: u16::try_from(memory / buffer_bytes).unwrap_or(u16::MAX),
         credit_bytes: credit as u32,
         max_connections: dataplane.max_connections.as_ref().and_then(|at| at.value.0),
+        max_udp_sessions: dataplane.max_udp_sessions.as_ref().and_then(|at| at.value.0),
         client_table,
         disabled: dataplane.uring.disable.clone(),
         admin_socket: absolute(base, socket),

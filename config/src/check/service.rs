@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fairway_core::{
     AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits, PassiveEjection,
-    Policy, Protocol, Retry, Scheduler, TableSize, Timeouts, Weight,
+    Policy, Protocol, Retry, Scheduler, TableSize, Timeouts, Udp, Weight,
 };
 
 use super::Findings;
@@ -88,7 +88,10 @@ pub(crate) fn service(
             policy: Arc::clone(&policy),
             backends,
             backup_backends,
-            check: check.clone(),
+            // A TCP connect says nothing of a UDP port; a check that is written is wanted.
+            check: check
+                .clone()
+                .filter(|_| doc.health_check.is_some() || protocol == Protocol::Tcp),
             panic_percent,
             slow_start,
             origin,
@@ -172,6 +175,9 @@ fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
     for port in ports {
         if let Some(name) = &port.value.name {
             self::name(name, findings);
+            if name.value.contains('/') {
+                findings.add(name.place, format!("`{}`: no `/` in the name of a port", name.value));
+            }
         }
         let label = label(&port.value);
         if !seen.insert(label.clone()) {
@@ -184,12 +190,9 @@ fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
 fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
     match port.protocol {
         None | Some(At { value: ProtocolDoc::Tcp, .. }) => Some(Protocol::Tcp),
-        Some(At { place, value }) => {
-            let word = if value == ProtocolDoc::Udp { "UDP" } else { "SCTP" };
-            findings.add(
-                place,
-                format!("`{word}` is not carried by mode `proxy` yet; this version carries TCP"),
-            );
+        Some(At { value: ProtocolDoc::Udp, .. }) => Some(Protocol::Udp),
+        Some(At { place, value: ProtocolDoc::Sctp }) => {
+            findings.add(place, "`SCTP` is not carried by mode `proxy`; it carries TCP and UDP");
             None
         }
     }
@@ -324,6 +327,7 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         affinity,
         retry: retry(doc, timeouts.connect, findings),
         timeouts,
+        udp: udp(doc, findings),
         limits: limits(doc, findings),
         passive: PassiveEjection {
             failures: doc.ejection.failures.unwrap_or(5),
@@ -333,6 +337,17 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         allow: set(&doc.load_balancer_source_ranges),
         deny: set(&doc.deny_source_ranges) as AddrSet,
         drain_timeout: Some(findings.time("drainTimeout", doc.drain_timeout.as_ref(), "5m")),
+    }
+}
+
+fn udp(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Udp {
+    let responses = doc.udp.responses;
+    if let Some(at) = responses.filter(|at| at.value == 0) {
+        findings.add(at.place, "`responses` is 0; it is at least 1, or absent for any number");
+    }
+    Udp {
+        idle: findings.time("idleTimeout", doc.udp.idle_timeout.as_ref(), "30s"),
+        responses: responses.map(|at| at.value),
     }
 }
 

@@ -3,7 +3,6 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use crate::BackendId;
 use crate::hash::mixed;
 
 /// The part of its flows that a backend takes: less than all in slow start, or when an agent on
@@ -25,12 +24,6 @@ impl Share {
     #[must_use]
     pub fn part(self) -> f64 {
         f64::from(self.0) / f64::from(Self::FULL.0)
-    }
-
-    /// A share of this share.
-    #[must_use]
-    pub fn times(self, other: Self) -> Self {
-        Self(((u64::from(self.0) * u64::from(other.0)) >> 16) as u32)
     }
 
     /// In 65536ths, to weigh loads with.
@@ -129,15 +122,14 @@ impl Admission {
         self.standing(member).admits()
     }
 
-    /// Whether `member`, the backend `id`, takes the flow that starts at `flow`: all that fall to
+    /// Whether `member`, the backend with this [`crate::Backend::key`], takes the flow that starts at `flow`: all that fall to
     /// it, but for the part that its share leaves out. As a share grows, flows come to it and
     /// none leaves it.
     #[must_use]
-    pub fn takes(&self, member: u16, id: BackendId, flow: u64) -> bool {
+    pub fn takes(&self, member: u16, key: u64, flow: u64) -> bool {
         let state = self.standing(member);
         state.admits()
-            && (state.share == Share::FULL
-                || mixed(flow ^ mixed(u64::from(id.slot))) >> 48 < u64::from(state.share.0))
+            && (state.share == Share::FULL || mixed(flow ^ key) >> 48 < u64::from(state.share.0))
     }
 
     /// How `member` stands.
@@ -187,7 +179,7 @@ impl Admission {
 mod tests {
     use super::*;
 
-    const ID: BackendId = BackendId { slot: 7, epoch: core::num::NonZeroU32::MIN };
+    const KEY: u64 = 0x1234_5678_9abc_def0;
     const BAD: Standing = Standing { failed: true, ..Standing::GOOD };
     const DRAINING: Standing = Standing { draining: true, ..Standing::GOOD };
     const GOOD: Standing = Standing::GOOD;
@@ -236,12 +228,12 @@ mod tests {
         let at = |part| Admission::new([GOOD, starting(part)].into_iter().map(|s| (1, s)));
         let taken = |part: f64| -> Vec<u64> {
             let admission = at(part);
-            (0..20_000).filter(|flow| admission.takes(1, ID, mixed(*flow))).collect()
+            (0..20_000).filter(|flow| admission.takes(1, KEY, mixed(*flow))).collect()
         };
         let (tenth, half) = (taken(0.1), taken(0.5));
         assert!(tenth.iter().all(|flow| half.contains(flow)), "a flow left as the share grew");
         assert!((1800..2200).contains(&tenth.len()), "{}", tenth.len());
         assert!((9700..10_300).contains(&half.len()), "{}", half.len());
-        assert!((0..100).all(|flow| at(0.1).takes(0, ID, flow)), "the others take all of theirs");
+        assert!((0..100).all(|flow| at(0.1).takes(0, KEY, flow)), "the others take all of theirs");
     }
 }

@@ -16,6 +16,8 @@ pub struct Backend {
     pub id: BackendId,
     /// Where it is.
     pub addr: BackendAddr,
+    /// A hash of its address, the same on every box: draws the flows of its share.
+    pub key: u64,
     /// Each worker's counts.
     pub counters: PerWorker<BackendCounters>,
     /// Connections that are open or being opened, over all workers.
@@ -38,6 +40,7 @@ impl Backend {
         Arc::new(Self {
             id,
             addr,
+            key: addr.key(),
             counters: PerWorker::new(workers),
             places: Places::default(),
             streak: FailureStreak::default(),

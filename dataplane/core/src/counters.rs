@@ -109,6 +109,10 @@ reasons! {
         Shutdown = "shutdown",
         /// The kernel refused us something: a socket, a port, memory.
         LocalError = "local_error",
+        /// A session of datagrams had as many replies as were expected.
+        Answered = "answered",
+        /// A session of datagrams made room for a newer one.
+        Evicted = "evicted",
     }
 }
 
@@ -143,6 +147,20 @@ reasons! {
         Local = "local",
         /// The one before took longer than `hedgeAfter`; it was not given up.
         Hedge = "hedge",
+    }
+}
+
+reasons! {
+    /// Why a datagram was dropped.
+    DatagramDrop {
+        /// The socket to its receiver was full.
+        SocketFull = "socket_full",
+        /// It was longer than a datagram can be.
+        Truncated = "truncated",
+        /// No backend took it.
+        Unreachable = "unreachable",
+        /// Its session had ended.
+        NoSession = "no_session",
     }
 }
 
@@ -244,7 +262,7 @@ impl PerWorker<BackendCounters> {
 /// What one worker counts of a service.
 #[derive(Debug, Default)]
 pub struct ServiceCounters {
-    /// Connections accepted.
+    /// Connections accepted, sessions of datagrams begun.
     pub accepted: Counter,
     /// Bytes received from clients.
     pub rx_bytes: Counter,
@@ -256,8 +274,14 @@ pub struct ServiceCounters {
     pub retries: [Counter; RetryCause::ALL.len()],
     /// Limits hit, by [`LimitKind`].
     pub limits: [Counter; LimitKind::ALL.len()],
-    /// Connections that used panic mode or a backup pool.
+    /// Connections that went to a backup pool.
     pub backup: Counter,
+    /// Datagrams received from clients.
+    pub rx_datagrams: Counter,
+    /// Datagrams sent to clients.
+    pub tx_datagrams: Counter,
+    /// Dropped datagrams, by [`DatagramDrop`].
+    pub datagram_drops: [Counter; DatagramDrop::ALL.len()],
     /// Time from starting a connect to its success.
     pub connect_time: Histogram,
     /// Position in the round of round robin; not a statistic.
@@ -281,6 +305,12 @@ pub struct ServiceTotals {
     pub limits: [u64; LimitKind::ALL.len()],
     /// Connections that went to a backup pool.
     pub backup: u64,
+    /// Datagrams received from clients.
+    pub rx_datagrams: u64,
+    /// Datagrams sent to clients.
+    pub tx_datagrams: u64,
+    /// Dropped datagrams, by [`DatagramDrop`].
+    pub datagram_drops: [u64; DatagramDrop::ALL.len()],
     /// Connects by duration, a count for each bound of [`Histogram::BOUNDS_MS`] and the rest.
     pub connect_buckets: [u64; Histogram::BOUNDS_MS.len() + 1],
     /// Sum of connect times, in microseconds.
@@ -299,6 +329,9 @@ impl PerWorker<ServiceCounters> {
             add_each(&mut sum.ends, &own.ends);
             add_each(&mut sum.retries, &own.retries);
             add_each(&mut sum.limits, &own.limits);
+            sum.rx_datagrams += own.rx_datagrams.get();
+            sum.tx_datagrams += own.tx_datagrams.get();
+            add_each(&mut sum.datagram_drops, &own.datagram_drops);
             own.connect_time.add_to(&mut sum.connect_buckets, &mut sum.connect_sum_us);
             sum
         })

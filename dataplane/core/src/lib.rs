@@ -37,12 +37,12 @@ pub use affinity::AffinityTable;
 pub use backend::{Backend, FailureStreak};
 pub use clients::{ClientTable, Refusal};
 pub use counters::{
-    BackendCounters, BackendTotals, Counter, EndReason, FailureCause, Histogram, LimitKind,
-    PerWorker, RetryCause, ServiceCounters, ServiceTotals,
+    BackendCounters, BackendTotals, Counter, DatagramDrop, EndReason, FailureCause, Histogram,
+    LimitKind, PerWorker, RetryCause, ServiceCounters, ServiceTotals,
 };
 pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
-pub use policy::{Affinity, Limits, PassiveEjection, Policy, Retry, Scheduler, Timeouts};
+pub use policy::{Affinity, Limits, PassiveEjection, Policy, Retry, Scheduler, Timeouts, Udp};
 pub use select::{Pick, Tried};
 pub use service::{BuildError, Member, Pool, Service, ServiceState};
 pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};

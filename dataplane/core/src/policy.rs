@@ -44,7 +44,8 @@ pub struct Retry {
     pub on_reset_before_reply: bool,
     /// Most candidates a connection may try, the first included; none means every candidate.
     pub attempts: Option<u16>,
-    /// From accepting to the last chance of a candidate.
+    /// From accepting, or from the failure of a backend that had been reached, to the last chance
+    /// of a candidate.
     pub deadline: Duration,
     /// After this long, the next candidate is started beside the slow one.
     pub hedge_after: Option<Duration>,
@@ -61,6 +62,16 @@ pub struct Timeouts {
     pub idle: Duration,
     /// With one direction closed and nothing moving in the other.
     pub half_closed: Duration,
+}
+
+/// Sessions of datagrams: a client's address and port, and what it addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Udp {
+    /// How long a session lasts without a datagram.
+    pub idle: Duration,
+    /// Replies to each of the client's datagrams after which the session ends; none means any
+    /// number.
+    pub responses: Option<u32>,
 }
 
 /// Upper bounds; none means unlimited.
@@ -100,6 +111,8 @@ pub struct Policy {
     pub retry: Retry,
     /// How long a connection may do nothing.
     pub timeouts: Timeouts,
+    /// Sessions of datagrams.
+    pub udp: Udp,
     /// Upper bounds.
     pub limits: Limits,
     /// Ejection by failed connects.

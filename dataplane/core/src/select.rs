@@ -12,10 +12,16 @@ use alloc::vec::Vec;
 
 use crate::hash::mixed;
 use crate::service::Layout;
-use crate::{Admission, Backend, BackendId, EndReason, Member, Pool, Scheduler, Service, Share};
+use crate::{
+    Admission, Backend, BackendAddr, BackendId, EndReason, Member, Pool, Scheduler, Service, Share,
+};
 
 /// Slots that are looked at before the list of the admitted is.
 const WALK: u64 = 16;
+
+/// Turns of a round that are looked at before the list of the admitted is: with every backend at
+/// its limit, a long round costs no more.
+const TURNS: u64 = 64;
 
 /// A selected backend. A place on it has been taken: pay it back with [`Backend::close`].
 #[derive(Debug)]
@@ -142,6 +148,24 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Whether a flow that is on the backend `id` at `addr` may stay there: it is here, admitted,
+    /// and no backup that the primary pool can do without. Costs a binary search.
+    #[must_use]
+    pub fn keeps(&self, id: BackendId, addr: BackendAddr) -> bool {
+        let find = |pool: &Pool| {
+            let place = pool.members().binary_search_by_key(&addr, |m| m.backend.addr).ok()?;
+            (pool.members()[place].backend.id == id).then_some(place as u16)
+        };
+        match find(&self.primary) {
+            Some(place) => self.admission.admits(place),
+            None => find(&self.backup).is_some_and(|place| {
+                self.backup_admission.admits(place) && self.admission.admitted() == 0
+            }),
+        }
+    }
+}
+
 struct Search<'a, 't> {
     service: &'a Service,
     pool: &'a Pool,
@@ -190,13 +214,10 @@ impl<'a> Search<'a, '_> {
     /// taken yet.
     fn eligible(&self, index: u16) -> Option<&'a Member> {
         let member = &self.pool.members()[usize::from(index)];
-        let takes = self.admission.takes(index, member.backend.id, self.start);
-        (takes && self.has_room(member)).then_some(member)
-    }
-
-    fn has_room(&self, member: &Member) -> bool {
-        !self.tried.contains(member.backend.id)
-            && self.limit.is_none_or(|limit| member.backend.active() < limit)
+        let fits = self.admission.takes(index, member.backend.key, self.start)
+            && !self.tried.contains(member.backend.id)
+            && self.limit.is_none_or(|limit| member.backend.active() < limit);
+        fits.then_some(member)
     }
 
     fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
@@ -241,7 +262,7 @@ impl<'a> Search<'a, '_> {
             members.filter(|(_, member)| accept(member))
         };
         in_order()
-            .filter(|(index, member)| self.admission.takes(*index, member.backend.id, self.start))
+            .filter(|(index, member)| self.admission.takes(*index, member.backend.key, self.start))
             .find_map(|(_, member)| self.open(member))
             .or_else(|| in_order().find_map(|(_, member)| self.open(member)))
     }
@@ -291,7 +312,7 @@ impl<'a> Search<'a, '_> {
             return None;
         };
         let round = turns.len() as u64;
-        for passed in 0..round {
+        for passed in 0..round.min(TURNS) {
             let turn = turns.at(self.start % round + passed);
             let member = turn.and_then(|index| self.eligible(index));
             if let Some(backend) = member.and_then(|member| self.open(member)) {
@@ -329,13 +350,12 @@ impl<'a> Search<'a, '_> {
             let Some(index) = self.admission.nth((self.start % count) + n) else {
                 continue;
             };
-            let member = &self.pool.members()[usize::from(index)];
-            if !self.has_room(member) {
+            // While all are idle there is nothing to compare: the share alone holds it back then.
+            let Some(member) = self.eligible(index) else {
                 continue;
-            }
+            };
             let share = self.admission.standing(index).share;
-            let idle = scheduler == Scheduler::NeverQueue && member.backend.active() == 0;
-            if idle && share == Share::FULL {
+            if scheduler == Scheduler::NeverQueue && member.backend.active() == 0 {
                 return Some(member);
             }
             if best.is_none_or(|best| heavier(best, (member, share), counted)) {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     HashPolicy, Limits, PassiveEjection, Policy, Protocol, Retry, ServiceId, ServiceState,
-    Standing, Timeouts, Weight,
+    Standing, Timeouts, Udp, Weight,
 };
 use alloc::collections::BTreeMap;
 use core::num::{NonZeroU16, NonZeroU32};
@@ -26,6 +26,7 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
             replay_bytes: 0,
         },
         timeouts: Timeouts { connect: SECOND, idle: SECOND, half_closed: SECOND },
+        udp: Udp { idle: SECOND, responses: None },
         limits: Limits::default(),
         passive: PassiveEjection { failures: 0, base: SECOND, max: SECOND },
         allow: crate::AddrSet::default(),
@@ -344,5 +345,21 @@ fn a_starting_backend_is_spared_by_every_scheduler_and_still_a_last_candidate() 
         let mut order = candidates(&service, 5);
         order.sort_unstable();
         assert_eq!(order, [0, 1, 2, 3], "{scheduler:?}: a retry may go there");
+    }
+}
+
+#[test]
+fn an_idle_pool_spares_a_starting_backend_too() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1; 2]);
+        starting(&mut service, 0.1);
+        let taken = (0..4000u64).filter(|n| {
+            let start = service.start(mixed(*n), mixed(n ^ 7), 0);
+            let pick = service.select(start, &Tried::NONE, 0).unwrap();
+            pick.backend.close();
+            pick.backend.id.slot == 0
+        });
+        let taken = taken.count();
+        assert!((100..320).contains(&taken), "{scheduler:?}: {taken} of 4000");
     }
 }

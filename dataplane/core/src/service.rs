@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::backend::Places;
 use crate::{
@@ -135,6 +135,8 @@ pub struct ServiceState {
     pub table_generation: AtomicU64,
     /// How long that took, in microseconds.
     pub table_build_us: AtomicU64,
+    /// Too few backends are healthy, so all are used; the control loop writes it.
+    pub panic: AtomicBool,
     active: Places,
 }
 
@@ -146,6 +148,7 @@ impl ServiceState {
             counters: PerWorker::new(workers),
             table_generation: AtomicU64::new(0),
             table_build_us: AtomicU64::new(0),
+            panic: AtomicBool::new(false),
             active: Places::default(),
         })
     }

@@ -21,21 +21,22 @@ pub(crate) enum Refused {
     ByService,
 }
 
-/// Lets the client at `peer` in to what it dialled, or counts why not.
+/// Lets the client at `peer` in to what it dialled by `protocol`, or counts why not.
 ///
 /// On success, a place on the service and on the backend is taken.
 pub(crate) fn admit(
     peer: SocketAddr,
     dialled: SocketAddr,
+    protocol: Protocol,
     cx: &mut Cx<'_>,
 ) -> Result<(Admitted, Rc<HeldBackend>), Refused> {
     let snapshot = cx.snapshot;
-    let service = snapshot.lookup(VipAddr(dialled), Protocol::Tcp).ok_or(Refused::NoService)?;
+    let service = snapshot.lookup(VipAddr(dialled), protocol).ok_or(Refused::NoService)?;
     let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
     admitted(service, peer, dialled, counters, cx).map_err(|reason| {
         counters.ends[reason as usize].inc();
-        cx.shared.connection_ended(reason, || ConnectionRecord {
+        cx.shared.connection_ended(false, || ConnectionRecord {
             service: Arc::clone(&service.name),
             client: peer,
             vip: dialled,

@@ -10,9 +10,10 @@ use std::rc::Rc;
 use fairway_core::{EndReason, FailureCause, RetryCause, Tick};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::held::HeldBackend;
-use crate::listen::UNSENT_BYTES;
+use crate::held::{HeldBackend, HeldService};
+use crate::listen::{UNSENT_BYTES, keepalive};
 use crate::relay::Way;
+use crate::report::Shared;
 use crate::session::{Cx, End, Phase, Session, keep_affinity};
 use crate::token::{Leg, Op};
 
@@ -36,7 +37,7 @@ impl Session {
         // They only tune: a kernel that refuses them still connects.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
-        let _ = SockRef::from(&socket).set_keepalive(true);
+        let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive());
         state.end = End::new(socket.into());
         state.connecting = true;
         state.end.asked();
@@ -108,17 +109,8 @@ impl Session {
     }
 
     fn count_failure(&self, leg: Leg, cause: FailureCause, cx: &Cx<'_>) {
-        let Some(backend) = &self.legs[leg.index()].backend else {
-            return;
-        };
-        backend.counters.of(cx.worker).failures[cause as usize].inc();
-        let Some(admitted) = &self.admitted else {
-            return;
-        };
-        let limit = admitted.service.policy.passive.failures;
-        let of_backend = !matches!(cause, FailureCause::Local | FailureCause::ResetBeforeReply);
-        if of_backend && backend.streak.failed(limit) {
-            cx.shared.backend_failed(admitted.service.id, backend.id, cause, backend.streak.len());
+        if let (Some(backend), Some(admitted)) = (&self.legs[leg.index()].backend, &self.admitted) {
+            count_failure(backend, &admitted.service, cause, cx.shared, cx.worker);
         }
     }
 
@@ -169,6 +161,8 @@ impl Session {
     /// from the start.
     pub(crate) fn replay(&mut self, leg: Leg, cx: &mut Cx<'_>) {
         self.count_failure(leg, FailureCause::ResetBeforeReply, cx);
+        // The time for another candidate counts from the failure: the connection may be old.
+        self.searching_since = cx.now;
         self.legs[leg.index()].close(cx.ring, true);
         self.live = None;
         self.phase = Phase::Connecting;
@@ -240,8 +234,25 @@ impl Session {
     }
 }
 
+/// Counts a failed attempt to reach `backend`, and tells the control plane when it was one too
+/// many.
+pub(crate) fn count_failure(
+    backend: &HeldBackend,
+    service: &HeldService,
+    cause: FailureCause,
+    shared: &Shared,
+    worker: usize,
+) {
+    backend.counters.of(worker).failures[cause as usize].inc();
+    let limit = service.policy.passive.failures;
+    let of_backend = !matches!(cause, FailureCause::Local | FailureCause::ResetBeforeReply);
+    if of_backend && backend.streak.failed(limit) {
+        shared.backend_failed(service.id, backend.id, cause, backend.streak.len());
+    }
+}
+
 /// What a failed connect says of the backend. Errors of this box say nothing of it.
-fn cause_of(error: i32) -> FailureCause {
+pub(crate) fn cause_of(error: i32) -> FailureCause {
     match error {
         libc::ECONNREFUSED | libc::ECONNRESET => FailureCause::Refused,
         libc::ETIMEDOUT => FailureCause::Timeout,

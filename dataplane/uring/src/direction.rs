@@ -1,7 +1,7 @@
 //! One direction of a session: bytes that were received and wait to be sent.
 //!
 //! At most one send is under way, and nothing is received while bytes wait beyond the credit: a
-//! slow reader therefore stops its sender, and memory is bounded (see [`Direction::MOST_CHUNKS`]).
+//! slow reader therefore stops its sender, and memory is bounded.
 
 use std::collections::VecDeque;
 
@@ -21,6 +21,8 @@ pub(crate) struct Direction {
     pub(crate) sending: bool,
     /// A receive is under way.
     pub(crate) receiving: bool,
+    /// The sink has just said that it has room.
+    pub(crate) room: bool,
     /// The source has said that nothing more comes.
     pub(crate) ended: bool,
     /// The sink has been told so.

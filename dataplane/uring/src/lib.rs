@@ -14,6 +14,7 @@ mod session;
 mod splice;
 mod sys;
 mod token;
+mod udp;
 mod wheel;
 mod worker;
 

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
+use fairway_core::Protocol as Transport;
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+
+use crate::sys::tell_destination;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -23,9 +27,12 @@ pub struct ListenerKey(pub u64);
 pub enum ListenError {
     /// Another process has the port.
     #[error(
-        "port {port} of {ip} is taken by another process; `ss -ltnp 'sport = :{port}'` names it"
+        "port {port} of {ip} is taken by another process; `ss -lnp{} 'sport = :{port}'` names it",
+        if *transport == Transport::Udp { 'u' } else { 't' }
     )]
     InUse {
+        /// The protocol.
+        transport: Transport,
         /// The address.
         ip: IpAddr,
         /// The port.
@@ -58,9 +65,9 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    fn of(error: io::Error, addr: SocketAddr, remedy: &'static str) -> Self {
+    fn of(error: io::Error, addr: SocketAddr, transport: Transport, remedy: &'static str) -> Self {
         match error.raw_os_error() {
-            Some(libc::EADDRINUSE) => Self::InUse { ip: addr.ip(), port: addr.port() },
+            Some(libc::EADDRINUSE) => Self::InUse { transport, ip: addr.ip(), port: addr.port() },
             Some(libc::EACCES | libc::EPERM) => Self::Permission { addr, remedy },
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                 Self::Resources { addr, error }
@@ -72,26 +79,27 @@ impl ListenError {
 
 /// A socket that listens on `addr`, one of several on it (`SO_REUSEPORT`), whether or not the
 /// address is on this machine yet (`IP_FREEBIND`).
-pub fn open_listener(addr: SocketAddr) -> Result<Socket, ListenError> {
+pub fn open_listener(addr: SocketAddr, transport: Transport) -> Result<Socket, ListenError> {
     let remedy = "grant CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start";
     let open = || -> io::Result<Socket> {
-        let socket = prepared(addr)?;
+        let socket = shared(addr, transport)?;
         match addr {
             SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
             SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
         socket.bind(&SockAddr::from(addr))?;
-        socket.listen(BACKLOG)?;
+        start_listening(&socket, transport)?;
         Ok(socket)
     };
-    open().map_err(|error| ListenError::of(error, addr, remedy))
+    open().map_err(|error| ListenError::of(error, addr, transport, remedy))
 }
 
 /// Whether nobody listens on `addr`, by whatever options.
-pub fn probe(addr: SocketAddr) -> Result<(), ListenError> {
+pub fn probe(addr: SocketAddr, transport: Transport) -> Result<(), ListenError> {
     let bind = || -> io::Result<()> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
+        let socket = unbound(addr, transport)?;
+        // For TCP it leaves out connections in TIME-WAIT; for UDP it would let us share the port.
+        socket.set_reuse_address(transport == Transport::Tcp)?;
         match addr {
             SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
             SocketAddr::V6(_) => {
@@ -102,40 +110,77 @@ pub fn probe(addr: SocketAddr) -> Result<(), ListenError> {
         socket.bind(&SockAddr::from(addr))
     };
     let remedy = "grant CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start";
-    bind().map_err(|error| ListenError::of(error, addr, remedy))
+    bind().map_err(|error| ListenError::of(error, addr, transport, remedy))
 }
 
-/// A socket that takes the connections to any address that nftables hands to `port`
+/// A socket that takes the connections or datagrams to any address that nftables hands to `port`
 /// (`IP_TRANSPARENT`). Needs CAP_NET_ADMIN.
-pub fn open_transparent(ipv6: bool, port: u16) -> Result<Socket, ListenError> {
+pub fn open_transparent(
+    ipv6: bool,
+    port: u16,
+    transport: Transport,
+) -> Result<Socket, ListenError> {
     let ip = if ipv6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
     let addr = SocketAddr::new(ip, port);
     let remedy = "transparent sockets need CAP_NET_ADMIN";
     let open = || -> io::Result<Socket> {
-        let socket = prepared(addr)?;
-        if ipv6 {
-            socket.set_ip_transparent_v6(true)?;
-        } else {
-            socket.set_ip_transparent_v4(true)?;
+        let socket = shared(addr, transport)?;
+        make_transparent(&socket, ipv6)?;
+        if transport == Transport::Udp {
+            tell_destination(&socket, ipv6)?;
         }
         socket.bind(&SockAddr::from(addr))?;
-        socket.listen(BACKLOG)?;
+        start_listening(&socket, transport)?;
         Ok(socket)
     };
-    open().map_err(|error| ListenError::of(error, addr, remedy))
+    open().map_err(|error| ListenError::of(error, addr, transport, remedy))
 }
 
-fn prepared(addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+/// A socket that replies to datagrams leave from, whether or not `vip` is an address of this
+/// machine: datagrams to it arrive at the transparent socket all the same.
+pub(crate) fn open_reply(vip: SocketAddr) -> io::Result<Socket> {
+    let socket = shared(vip, Transport::Udp)?;
+    make_transparent(&socket, vip.is_ipv6())?;
+    socket.bind(&vip.into())?;
+    Ok(socket)
+}
+
+fn make_transparent(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    if ipv6 { socket.set_ip_transparent_v6(true) } else { socket.set_ip_transparent_v4(true) }
+}
+
+/// A socket that may share its address with others of this process.
+fn shared(addr: SocketAddr, transport: Transport) -> io::Result<Socket> {
+    let socket = unbound(addr, transport)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    Ok(socket)
+}
+
+fn unbound(addr: SocketAddr, transport: Transport) -> io::Result<Socket> {
+    let (kind, protocol) = match transport {
+        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+    };
+    Socket::new(Domain::for_address(addr), kind, Some(protocol))
+}
+
+/// Peers that are gone without a word are noticed well before the idle timeout.
+pub(crate) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(300))
+}
+
+fn start_listening(socket: &Socket, transport: Transport) -> io::Result<()> {
+    if transport == Transport::Udp {
+        // Datagrams arrive from the bind on.
+        return Ok(());
+    }
     // Accepted sockets inherit what is set here.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    socket
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(std::time::Duration::from_secs(300)))?;
-    Ok(socket)
+    socket.set_tcp_keepalive(&keepalive())?;
+    socket.listen(BACKLOG)
 }

@@ -66,6 +66,11 @@ impl Session {
         if self.should_splice(way, cx) && self.switch_to_splice(way, cx) {
             return self.run_pipe(way, cx);
         }
+        // With few buffers left, a sink that has no room gets none of them.
+        let room = std::mem::take(&mut self.direction(way).room);
+        if cx.ring.is_low() && !room && !self.direction(way).broken && self.live.is_some() {
+            return self.wait_for_sink(way, cx);
+        }
         let op = match way {
             Way::Up => Some(Op::ClientReceive),
             Way::Down => self.live.map(Op::LegReceive),
@@ -457,6 +462,7 @@ impl Session {
             self.direction(way).receiving = false;
         } else {
             self.direction(way).sending = false;
+            self.direction(way).room = true;
         }
         self.pump(way, cx);
     }

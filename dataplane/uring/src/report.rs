@@ -25,6 +25,8 @@ pub struct Settings {
     pub splice_after_bytes: u64,
     /// Most connections of a worker.
     pub max_connections: u32,
+    /// Most sessions of datagrams of a worker; the oldest idle one makes room for another.
+    pub max_udp_sessions: u32,
     /// Most spliced directions of a worker; each takes two descriptors.
     pub max_pipes: u32,
     /// Which ended connections are reported.
@@ -165,10 +167,9 @@ impl Shared {
 
     pub(crate) fn connection_ended(
         &self,
-        reason: EndReason,
+        in_order: bool,
         record: impl FnOnce() -> ConnectionRecord,
     ) {
-        let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
         let wanted = match self.settings.log {
             ConnectionLog::Off => false,
             ConnectionLog::Errors => !in_order,
@@ -188,6 +189,8 @@ pub type SharedStats = std::sync::Arc<crossbeam_utils::CachePadded<WorkerStats>>
 pub struct WorkerStats {
     /// Open connections.
     pub connections: AtomicU64,
+    /// Sessions of datagrams.
+    pub udp_sessions: AtomicU64,
     /// Listeners that accept.
     pub listeners: AtomicU64,
     /// Whether accepting is paused.

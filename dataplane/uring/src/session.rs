@@ -19,7 +19,7 @@ use socket2::SockRef;
 
 use crate::direction::Direction;
 use crate::held::{Held, HeldBackend, HeldService};
-use crate::report::{ConnectionRecord, Shared};
+use crate::report::{ConnectionRecord, Shared, WorkerStats};
 use crate::sys::Ring;
 use crate::token::{Leg, Op, Token};
 use crate::wheel::{Timer, Wheel};
@@ -31,6 +31,7 @@ pub(crate) struct Cx<'a> {
     pub(crate) held: &'a mut Held,
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) shared: &'a Shared,
+    pub(crate) stats: &'a WorkerStats,
     /// Sessions whose receive found no buffer.
     pub(crate) starved: &'a mut Vec<u32>,
     /// To be set when the kernel has no socket left.
@@ -173,6 +174,8 @@ pub(crate) struct Session {
     pub(crate) first_end: Option<EndReason>,
     pub(crate) active_at: Tick,
     began: Tick,
+    /// Since when a backend is being looked for.
+    pub(crate) searching_since: Tick,
     timer_at: Tick,
 }
 
@@ -195,6 +198,7 @@ impl Session {
             first_end: None,
             active_at: Tick(0),
             began: Tick(0),
+            searching_since: Tick(0),
             timer_at: Tick(u64::MAX),
         }
     }
@@ -212,6 +216,7 @@ impl Session {
         self.client = End::new(client);
         self.replayable = retry.on_reset_before_reply;
         self.began = cx.now;
+        self.searching_since = cx.now;
         self.active_at = cx.now;
         self.admitted = Some(admitted);
         self.hedge_at = retry.hedge_after.map(|after| cx.now.plus(after));
@@ -251,12 +256,12 @@ impl Session {
         self.admitted.as_ref().map(|admitted| admitted.service.id)
     }
 
-    /// Whether a leg is on one of `backends`.
+    /// Whether a leg is on one of `backends`, which are in order.
     pub(crate) fn is_on(&self, backends: &[BackendId]) -> bool {
         self.legs
             .iter()
             .filter_map(|leg| leg.backend.as_ref())
-            .any(|backend| backends.contains(&backend.id))
+            .any(|backend| backends.binary_search(&backend.id).is_ok())
     }
 
     /// A timer fired: is it the one that counts, and what is due?
@@ -307,7 +312,7 @@ impl Session {
     }
 
     pub(crate) fn retry_deadline(&self) -> Option<Tick> {
-        Some(self.began.plus(self.admitted.as_ref()?.service.policy.retry.deadline))
+        Some(self.searching_since.plus(self.admitted.as_ref()?.service.policy.retry.deadline))
     }
 
     /// Ends the session; with `reset`, both peers get RST.
@@ -329,7 +334,8 @@ impl Session {
         if admitted.tracked {
             cx.shared.clients.close(service.id, admitted.peer.ip());
         }
-        cx.shared.connection_ended(reason, || ConnectionRecord {
+        let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
+        cx.shared.connection_ended(in_order, || ConnectionRecord {
             service: Arc::clone(&service.name),
             client: admitted.peer,
             vip: admitted.dialled,

@@ -6,6 +6,8 @@
 //! | 32..56 | generation of the index, so that a late completion finds nobody |
 //! | 56..64 | what was asked |
 
+use crate::sys::DATAGRAM_TOKEN;
+
 /// What was asked of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -28,6 +30,12 @@ pub(crate) enum Op {
     LegReadable(Leg),
     /// A backend has room again.
     LegWritable(Leg),
+    /// Datagrams from clients.
+    DatagramIn,
+    /// Datagrams from a backend.
+    DatagramReply,
+    /// A datagram is out; the index is that of its parcel.
+    DatagramSent,
 }
 
 /// One of the two connections to backends that a session may have at a time.
@@ -52,6 +60,9 @@ pub(crate) struct Token {
     pub(crate) generation: u32,
 }
 
+/// From here on requests receive datagrams: the ring's [`DATAGRAM_TOKEN`].
+const RECEIVES_DATAGRAMS: u64 = DATAGRAM_TOKEN >> 56;
+
 /// Generations wrap here.
 pub(crate) const GENERATIONS: u32 = 1 << 24;
 
@@ -70,6 +81,9 @@ impl Token {
             Op::LegSend(which) => leg(10, which),
             Op::LegReadable(which) => leg(12, which),
             Op::LegWritable(which) => leg(14, which),
+            Op::DatagramSent => 16,
+            Op::DatagramIn => RECEIVES_DATAGRAMS,
+            Op::DatagramReply => RECEIVES_DATAGRAMS + 1,
         };
         op << 56 | u64::from(self.generation % GENERATIONS) << 32 | u64::from(self.index)
     }
@@ -89,6 +103,9 @@ impl Token {
             10 | 11 => Op::LegSend(leg),
             12 | 13 => Op::LegReadable(leg),
             14 | 15 => Op::LegWritable(leg),
+            16 => Op::DatagramSent,
+            RECEIVES_DATAGRAMS => Op::DatagramIn,
+            129 => Op::DatagramReply,
             _ => return None,
         };
         let generation = (packed >> 32) as u32 % GENERATIONS;
@@ -112,7 +129,8 @@ mod tests {
             ]
         });
         let plain = [Op::Accept, Op::Wake, Op::ClientReceive, Op::ClientSend, Op::ClientReadable];
-        for op in legs.chain(plain).chain([Op::ClientWritable]) {
+        let datagrams = [Op::DatagramIn, Op::DatagramReply, Op::DatagramSent];
+        for op in legs.chain(plain).chain([Op::ClientWritable]).chain(datagrams) {
             let token = Token { op, index: u32::MAX - 1, generation: GENERATIONS - 1 };
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use fairway_core::publish::Reader;
-use fairway_core::{BackendId, EndReason, ServiceId, Snapshot, Tick};
+use fairway_core::{BackendId, EndReason, Protocol, Snapshot, Tick};
 use socket2::{SockRef, Socket};
 
 use crate::accept::{Refused, admit};
@@ -19,6 +19,7 @@ use crate::report::{Shared, SharedStats};
 use crate::session::{Cx, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
+use crate::udp::Datagrams;
 use crate::wheel::{Timer, Wheel};
 use crate::{ListenerKey, SetupError};
 
@@ -33,13 +34,15 @@ const PRUNE: Duration = Duration::from_secs(1);
 /// What the control plane asks of a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Accept on this socket. Its `vip` is the address that clients dialled, none when each
+    /// Accept on this socket, or take its datagrams. Its `vip` is the address that clients dialled, none when each
     /// connection must be asked (transparent sockets).
     Listen {
         /// Names the listener.
         key: ListenerKey,
         /// A listening socket.
         socket: Socket,
+        /// What it speaks.
+        protocol: Protocol,
         /// The address it listens on.
         vip: Option<SocketAddr>,
     },
@@ -50,15 +53,8 @@ pub enum Command {
     },
     /// End the connections on these backends.
     EndBackends {
-        /// The backends.
+        /// The backends, in order.
         backends: Vec<BackendId>,
-        /// The reason in counters and logs.
-        reason: EndReason,
-    },
-    /// End every connection of a service.
-    EndService {
-        /// The service.
-        service: ServiceId,
         /// The reason in counters and logs.
         reason: EndReason,
     },
@@ -93,6 +89,7 @@ struct Parts {
 
 pub(crate) struct Worker {
     parts: Parts,
+    datagrams: Datagrams,
     commands: Receiver<Command>,
     wake: OwnedFd,
     listeners: Vec<Listener>,
@@ -132,6 +129,7 @@ impl Worker {
                 stats,
                 worker,
             },
+            datagrams: Datagrams::new(now),
             commands,
             wake,
             listeners: Vec::new(),
@@ -152,7 +150,8 @@ impl Worker {
         let mut due = Vec::new();
         self.arm_wake();
         loop {
-            let sleep = self.parts.wheel.sleep(self.now);
+            let wheels = [&self.parts.wheel, &self.datagrams.wheel];
+            let sleep = wheels.into_iter().filter_map(|wheel| wheel.sleep(self.now)).min();
             let sleep = if self.paused { Some(sleep.unwrap_or(PAUSE).min(PAUSE)) } else { sleep };
             self.parts.ring.wait(sleep)?;
             self.now = self.parts.shared.clock.now();
@@ -165,7 +164,12 @@ impl Worker {
             for timer in due.drain(..) {
                 self.fire(timer, snapshot);
             }
+            self.datagrams.wheel.advance(self.now, &mut due);
+            for timer in due.drain(..) {
+                self.datagrams.fire(timer, &mut self.parts.cx(0, self.now, snapshot));
+            }
             self.feed_starved(snapshot);
+            self.datagrams.feed(&mut self.parts.cx(0, self.now, snapshot));
             if std::mem::take(&mut self.parts.exhausted) {
                 self.resume_at = self.now.plus(PAUSE);
                 self.pause_accepting();
@@ -174,9 +178,10 @@ impl Worker {
             self.show();
             if self.now >= self.prune_at {
                 self.prune_at = self.now.plus(PRUNE);
+                self.datagrams.prune(&mut self.parts.cx(0, self.now, snapshot));
                 self.parts.held.prune(snapshot);
             }
-            if self.stopping && self.open == 0 {
+            if self.stopping && self.open == 0 && self.datagrams.is_over() {
                 return Ok(());
             }
         }
@@ -189,6 +194,10 @@ impl Worker {
         match token.op {
             Op::Accept => self.accept_done(token, completion, snapshot),
             Op::Wake => self.obey(snapshot),
+            Op::DatagramIn | Op::DatagramReply | Op::DatagramSent => {
+                let cx = &mut self.parts.cx(token.index, self.now, snapshot);
+                self.datagrams.complete(token, completion, cx);
+            }
             _ => self.session_event(token, completion, snapshot),
         }
     }
@@ -213,7 +222,7 @@ impl Worker {
             Op::LegReadable(leg) => session.ready(Way::Down, Some(leg), true, &mut cx),
             Op::LegWritable(leg) => session.ready(Way::Up, Some(leg), false, &mut cx),
             Op::Connect(leg) => session.connected(leg, completion.result, &mut cx),
-            Op::Accept | Op::Wake => {}
+            _ => {}
         }
         self.free_if_over(token.index, snapshot);
     }
@@ -298,7 +307,7 @@ impl Worker {
         };
         let index = self.free.last().copied().unwrap_or(self.sessions.len() as u32);
         let mut cx = self.parts.cx(index, self.now, snapshot);
-        let (admitted, pick) = match admit(peer, vip, &mut cx) {
+        let (admitted, pick) = match admit(peer, vip, Protocol::Tcp, &mut cx) {
             Ok(admitted) => admitted,
             Err(Refused::NoService) => {
                 self.parts.stats.no_service.inc();
@@ -378,21 +387,32 @@ impl Worker {
         self.arm_wake();
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Listen { key, socket, vip } => self.listen(key, socket, vip),
-                Command::Unlisten { key } => {
-                    self.unlisten(|listener| listener.key == key, snapshot)
+                Command::Listen { key, socket, protocol: Protocol::Udp, vip } => {
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.listen(key, socket, vip, cx);
                 }
-                Command::StopAccepting => self.unlisten(|_| true, snapshot),
+                Command::Listen { key, socket, vip, .. } => self.listen(key, socket, vip),
+                Command::Unlisten { key } => {
+                    self.unlisten(|listener| listener.key == key, snapshot);
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.unlisten(|listener| listener == key, cx);
+                }
+                Command::StopAccepting => {
+                    self.unlisten(|_| true, snapshot);
+                    self.datagrams.refuse();
+                }
                 Command::EndBackends { backends, reason } => {
                     self.end(reason, snapshot, |session| session.is_on(&backends));
-                }
-                Command::EndService { service, reason } => {
-                    self.end(reason, snapshot, |session| session.service() == Some(service));
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.end_backends(&backends, reason, cx);
                 }
                 Command::Stop => {
                     self.stopping = true;
                     self.unlisten(|_| true, snapshot);
                     self.end(EndReason::Shutdown, snapshot, |_| true);
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.end_all(EndReason::Shutdown, cx);
+                    self.datagrams.unlisten(|_| true, cx);
                 }
             }
         }
@@ -433,7 +453,8 @@ impl Worker {
         }
     }
 
-    /// Takes what waits in the listener's queue, then closes it: no client is lost.
+    /// Takes what waits in the listener's queue, then closes it: whoever had connected is served
+    /// while the service is there, and refused when it is gone.
     fn close_listener(&mut self, index: usize, snapshot: &Snapshot) {
         let listener = &mut self.listeners[index];
         let vip = listener.vip;
@@ -463,6 +484,7 @@ impl Worker {
         let buffers = self.parts.ring.buffers();
         stats.batches.inc();
         stats.connections.store(u64::from(self.open), Relaxed);
+        stats.udp_sessions.store(self.datagrams.len() as u64, Relaxed);
         stats.buffers_used.store((buffers.count() - buffers.free()) as u64, Relaxed);
         stats.paused.store(self.paused, Relaxed);
     }
@@ -476,6 +498,7 @@ impl Parts {
             held: &mut self.held,
             snapshot,
             shared: &self.shared,
+            stats: &self.stats,
             starved: &mut self.starved,
             exhausted: &mut self.exhausted,
             pipes: &mut self.pipes,

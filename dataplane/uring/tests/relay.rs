@@ -1,154 +1,22 @@
 //! A real worker between real sockets on loopback.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod fixture;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fairway_core::publish::Publisher;
-use fairway_core::{
-    AddrSet, Backend, BackendAddr, BackendId, EndReason, FailureCause, Frontend, HashPolicy,
-    Limits, Member, PassiveEjection, Policy, Pool, PortRange, Protocol, Retry, RetryCause,
-    Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder, Standing, Timeouts, Weight,
-};
+use fairway_core::{EndReason, FailureCause, Protocol, RetryCause};
 use fairway_uring::{
-    Clock, Command, ConnectionLog, Event, Feature, Features, ListenerKey, Settings, Shared,
-    WorkerHandle, open_listener,
+    Clock, Command, Event, Feature, Features, ListenerKey, Shared, WorkerHandle, open_listener,
 };
 use socket2::SockRef;
 
-const SECOND: Duration = Duration::from_secs(1);
-
-fn policy() -> Policy {
-    Policy {
-        scheduler: Scheduler::RoundRobin,
-        hash: HashPolicy::default(),
-        affinity: None,
-        retry: Retry {
-            on_connect: true,
-            on_reset_before_reply: false,
-            attempts: None,
-            deadline: 5 * SECOND,
-            hedge_after: None,
-            replay_bytes: 16 << 10,
-        },
-        timeouts: Timeouts { connect: SECOND, idle: 10 * SECOND, half_closed: 5 * SECOND },
-        limits: Limits::default(),
-        passive: PassiveEjection { failures: 3, base: SECOND, max: SECOND },
-        allow: AddrSet::default(),
-        deny: AddrSet::default(),
-        drain_timeout: None,
-    }
-}
-
-/// A worker with one service over `backends`, in their order.
-struct Proxy {
-    vip: SocketAddr,
-    worker: WorkerHandle,
-    shared: Arc<Shared>,
-    state: Arc<ServiceState>,
-    members: Vec<Arc<Backend>>,
-    events: crossbeam_channel::Receiver<Event>,
-    _publisher: Publisher,
-}
-
-impl Proxy {
-    fn start(backends: &[SocketAddr], policy: Policy, disable: &[Feature]) -> Self {
-        let (sender, events) = crossbeam_channel::unbounded();
-        let settings = Settings {
-            hash_seed: 0,
-            buffer_bytes: 16 << 10,
-            buffers: 512,
-            credit_bytes: 64 << 10,
-            splice_after_bytes: 256 << 10,
-            max_connections: 1000,
-            max_pipes: 100,
-            log: ConnectionLog::All,
-        };
-        let sink = Box::new(move |event| sender.send(event).is_ok());
-        let shared = Arc::new(Shared::new(settings, Clock::start(), 100, sink));
-        let mut publisher = Publisher::new();
-        let members: Vec<_> = backends
-            .iter()
-            .enumerate()
-            .map(|(n, addr)| {
-                let id = BackendId { slot: n as u32, epoch: NonZeroU32::MIN };
-                Backend::new(id, BackendAddr::new(addr.ip(), NonZeroU16::new(addr.port())), 1)
-            })
-            .collect();
-        let pool = |backends: &[Arc<Backend>]| {
-            let members = backends.iter().cloned();
-            let members = members.map(|backend| Member { backend, weight: Weight::ONE });
-            Arc::new(Pool::build(members.collect(), &policy.scheduler).unwrap())
-        };
-        let socket = open_listener((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let vip = socket.local_addr().unwrap().as_socket().unwrap();
-        let (primary, backup) = (pool(&members), pool(&[]));
-        let state = ServiceState::new(1);
-        let service = Arc::new(Service {
-            id: ServiceId(1),
-            name: "test/tcp".into(),
-            protocol: Protocol::Tcp,
-            admission: primary.admission(|_| Standing::GOOD),
-            backup_admission: backup.admission(|_| Standing::GOOD),
-            primary,
-            backup,
-            policy: Arc::new(policy),
-            state: Arc::clone(&state),
-        });
-        let ports = PortRange::single(NonZeroU16::new(vip.port()).unwrap());
-        let frontend = Frontend { ip: vip.ip(), ports, protocol: Protocol::Tcp };
-        let mut builder = SnapshotBuilder::from(&publisher.current());
-        builder.insert(&[frontend], &service);
-        publisher.publish(builder.finish());
-        let features = Features::detect(disable).unwrap();
-        let reader = publisher.reader();
-        let worker = WorkerHandle::spawn(0, None, Arc::clone(&shared), reader, features).unwrap();
-        worker.send(Command::Listen { key: ListenerKey(1), socket, vip: Some(vip) });
-        Self { vip, worker, shared, state, members, events, _publisher: publisher }
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.vip).unwrap();
-        stream.set_read_timeout(Some(10 * SECOND)).unwrap();
-        stream.set_write_timeout(Some(10 * SECOND)).unwrap();
-        stream
-    }
-
-    /// The reason with which the next connection ends.
-    fn end(&self) -> EndReason {
-        loop {
-            match self.events.recv_timeout(10 * SECOND).expect("a connection ends") {
-                Event::ConnectionEnded(record) => return record.reason,
-                Event::BackendFailed { .. } => {}
-                Event::WorkerEnded { error, .. } => panic!("worker ended: {error:?}"),
-            }
-        }
-    }
-
-    fn retries(&self, cause: RetryCause) -> u64 {
-        self.state.counters.totals().retries[cause as usize]
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.worker.send(Command::Stop);
-        self.worker.join();
-        if !thread::panicking() {
-            assert_eq!(self.state.active(), 0, "places on the service");
-            for member in &self.members {
-                assert_eq!(member.active(), 0, "places on {}", member.addr);
-            }
-            assert_eq!(self.worker.stats.connections.load(Relaxed), 0);
-            assert_eq!(self.shared.lost_events.load(Relaxed), 0);
-        }
-    }
-}
+use fixture::{Proxy, SECOND, policy};
 
 /// A server on a port of its own that treats each connection with `serve`, in a thread each.
 fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
@@ -576,11 +444,12 @@ fn a_worker_that_panics_says_so() {
     let mut proxy = Proxy::start(&[echo()], policy(), &[]);
     let shared = Arc::new(Shared::new(proxy.shared.settings, Clock::start(), 100, sink));
     let features = Features::detect(&[]).unwrap();
-    let reader = proxy._publisher.reader();
+    let reader = proxy.publisher.reader();
     let mut worker = WorkerHandle::spawn(0, None, shared, reader, features).unwrap();
-    let socket = open_listener(proxy.vip).unwrap();
+    let socket = open_listener(proxy.vip, Protocol::Tcp).unwrap();
     proxy.worker.send(Command::StopAccepting);
-    worker.send(Command::Listen { key: ListenerKey(9), socket, vip: Some(proxy.vip) });
+    let protocol = Protocol::Tcp;
+    worker.send(Command::Listen { key: ListenerKey(9), socket, protocol, vip: Some(proxy.vip) });
     // The first worker may still take one.
     let died = loop {
         drop(TcpStream::connect(proxy.vip));
@@ -618,8 +487,8 @@ fn a_client_that_sends_byte_by_byte_pins_few_buffers() {
 fn a_taken_port_is_an_error_that_names_it() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let _holder = TcpListener::bind(taken).unwrap();
-    let error = open_listener(taken).unwrap_err().to_string();
+    let error = open_listener(taken, Protocol::Tcp).unwrap_err().to_string();
     assert!(error.contains(&format!("sport = :{}", taken.port())), "{error}");
     let free: SocketAddr = (IpAddr::from([127, 255, 0, 9]), 0).into();
-    assert!(open_listener(free).is_ok(), "an address that is not configured");
+    assert!(open_listener(free, Protocol::Tcp).is_ok(), "an address that is not configured");
 }

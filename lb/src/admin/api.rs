@@ -120,10 +120,14 @@ async fn status(State(admin): State<Admin>) -> Result<Response, Response> {
     Ok(Json(status).into_response())
 }
 
+fn no_service(name: &str) -> String {
+    format!("no service `{name}` here; `fairway services` lists them")
+}
+
 /// An error for a service that is not here.
 async fn known(admin: &Admin, service: Option<&String>) -> Result<(), Response> {
     let Some(name) = service.cloned() else { return Ok(()) };
-    let message = format!("no service `{name}` here; `fairway services` lists them\n");
+    let message = format!("{}\n", no_service(&name));
     match admin.ask(move |control| control.knows(&name)).await? {
         true => Ok(()),
         false => Err((StatusCode::NOT_FOUND, message).into_response()),
@@ -162,9 +166,16 @@ async fn order(
     out: bool,
 ) -> Result<Response, Response> {
     let DrainRequest { backend, service } = request;
-    known(&admin, service.as_ref()).await?;
     let what = backend.clone();
-    let found = admin.ask(move |c| c.drain(service.as_deref(), &backend, out)).await?;
+    let unknown = service.clone();
+    let found = admin.ask(move |c| match &service {
+        Some(name) if !c.knows(name) => None,
+        service => Some(c.drain(service.as_deref(), &backend, out)),
+    });
+    let Some(found) = found.await? else {
+        let message = no_service(&unknown.unwrap_or_default());
+        return Ok(Json(Answer { ok: false, message, details: Vec::new() }).into_response());
+    };
     let verb = if out { "drains" } else { "takes new connections" };
     let answer = if found.is_empty() {
         Answer {

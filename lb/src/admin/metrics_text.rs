@@ -6,8 +6,8 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
 use fairway_core::{
-    BackendTotals, EndReason, FailureCause, Histogram, LimitKind, Member, RetryCause, Service,
-    ServiceTotals, Snapshot, Standing,
+    BackendTotals, DatagramDrop, EndReason, FailureCause, Histogram, LimitKind, Member, RetryCause,
+    Service, ServiceTotals, Snapshot, Standing,
 };
 use fairway_uring::{Shared, SharedStats, WorkerStats};
 
@@ -155,6 +155,23 @@ fn write_services(out: &mut String, services: &[OfService<'_>]) {
         &limits,
         |totals| &totals.limits,
     );
+    counter(
+        out,
+        "fairway_service_received_datagrams_total",
+        "Datagrams received from clients.",
+        |s| s.1.rx_datagrams,
+    );
+    counter(out, "fairway_service_sent_datagrams_total", "Datagrams sent to clients.", |s| {
+        s.1.tx_datagrams
+    });
+    let drops: Vec<_> = DatagramDrop::ALL.iter().map(|drop| drop.label()).collect();
+    by_label(
+        out,
+        ("fairway_service_dropped_datagrams_total", "reason", "Datagrams that went nowhere."),
+        services,
+        &drops,
+        |totals| &totals.datagram_drops,
+    );
     write_connect_times(out, services);
 }
 
@@ -195,6 +212,12 @@ fn write_states(out: &mut String, services: &[OfService<'_>]) {
             }
         }
     }
+    let panic = (
+        "fairway_service_panic",
+        "gauge",
+        "Whether too few backends are healthy, so that all are used.",
+    );
+    by_service(out, panic, services, false, |s| u64::from(s.0.state.panic.load(Relaxed)));
     let generation = (
         "fairway_service_table_generation",
         "gauge",
@@ -264,6 +287,9 @@ fn write_workers(out: &mut String, workers: &[SharedStats], shared: &Shared) {
     };
     write("fairway_worker_connections", "gauge", "Open connections.", |w| {
         w.connections.load(Relaxed)
+    });
+    write("fairway_worker_udp_sessions", "gauge", "Sessions of datagrams.", |w| {
+        w.udp_sessions.load(Relaxed)
     });
     write("fairway_worker_listeners", "gauge", "Listening sockets.", |w| w.listeners.load(Relaxed));
     write("fairway_worker_accepting", "gauge", "Whether the worker accepts.", |w| {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fairway_config::ServiceKey;
-use fairway_core::{EndReason, FailureCause, LimitKind, RetryCause, Share};
+use fairway_core::{DatagramDrop, EndReason, FailureCause, LimitKind, RetryCause, Share};
 use fairway_uring::Features;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,7 @@ pub(crate) struct Status {
     pub(crate) backends_down: usize,
     pub(crate) checks: usize,
     pub(crate) connections: u64,
+    pub(crate) udp_sessions: u64,
     pub(crate) budgets: Budgets,
     pub(crate) per_backend_metrics: bool,
     pub(crate) uring_features: Vec<String>,
@@ -58,6 +59,7 @@ pub(crate) struct Budgets {
     pub(crate) for_control: u64,
     pub(crate) for_listeners: u64,
     pub(crate) for_pipes: u64,
+    pub(crate) for_udp: u64,
     pub(crate) for_connections: u64,
     pub(crate) most_connections: u64,
     pub(crate) listeners_open: u64,
@@ -95,6 +97,9 @@ pub(crate) struct ServiceView {
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) retries: BTreeMap<String, u64>,
     pub(crate) limits_hit: BTreeMap<String, u64>,
+    pub(crate) received_datagrams: u64,
+    pub(crate) sent_datagrams: u64,
+    pub(crate) dropped_datagrams: BTreeMap<String, u64>,
     pub(crate) written_at: String,
     pub(crate) troubles: Vec<String>,
 }
@@ -152,6 +157,11 @@ impl Control {
                 };
                 troubles.push(format!("service {key} {why}"));
             }
+            if live.panic {
+                troubles.push(format!(
+                    "service {key}: panic mode: too few healthy backends, so all are used"
+                ));
+            }
             for trouble in self.listeners.troubles(&live.spec.frontends) {
                 troubles.push(format!("service {key}: {trouble}"));
             }
@@ -191,6 +201,7 @@ impl Control {
             backends_down: self.services.values().flat_map(|s| s.all()).filter(down).count(),
             checks: self.checker.len(),
             connections: self.connections(),
+            udp_sessions: self.workers.iter().map(|w| w.stats.udp_sessions.load(Relaxed)).sum(),
             budgets: Budgets { listeners_open, ..fixed.budgets },
             per_backend_metrics: per_backend,
             uring_features: fixed.features.names().map(Into::into).collect(),
@@ -224,6 +235,11 @@ impl Control {
                 ends: above_zero(&totals.ends, label),
                 retries: above_zero(&totals.retries, |n| RetryCause::ALL[n].label()),
                 limits_hit: above_zero(&totals.limits, |n| LimitKind::ALL[n].label()),
+                received_datagrams: totals.rx_datagrams,
+                sent_datagrams: totals.tx_datagrams,
+                dropped_datagrams: above_zero(&totals.datagram_drops, |n| {
+                    DatagramDrop::ALL[n].label()
+                }),
                 written_at: format!("{}:{}", spec.origin.file.display(), spec.origin.place.line),
                 troubles: self.listeners.troubles(&spec.frontends),
             }
@@ -240,7 +256,9 @@ impl Control {
                 views.extend(backends.iter().map(|live| self.backend_view(key, live, backup)));
             }
         }
-        for (key, backend) in self.retiring.removed().filter(|(key, _)| wanted(key)) {
+        let mut removed: Vec<_> = self.retiring.removed().filter(|(key, _)| wanted(key)).collect();
+        removed.sort_by_key(|(key, backend)| (*key, backend.addr));
+        for (key, backend) in removed {
             let totals = backend.counters.totals();
             views.push(BackendView {
                 service: key.to_string(),

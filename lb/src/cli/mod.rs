@@ -64,8 +64,8 @@ enum Command {
     Schema,
     /// See Fairway work: three backends, a load, a failure, on loopback
     Demo {
-        /// Stop after this many seconds; default: at Ctrl-C
-        #[arg(long, value_name = "N")]
+        /// Stop after this many seconds, 3 or more; default: at Ctrl-C
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(3..))]
         seconds: Option<u64>,
     },
     /// The state of the process
@@ -223,13 +223,14 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
     } else {
         report.problems.iter().for_each(|problem| eprintln!("{problem}"));
         eprintln!("{}", counted(report.problems.len(), "error"));
+        hint_at_config(path);
     }
     ExitCode::from(if report.ok { 0 } else { EXIT_CONFIG })
 }
 
 /// What a configuration gives up, said before it is run.
 fn notes(config: &fairway_config::Config) -> Vec<String> {
-    use fairway_core::{Frontend, Scheduler};
+    use fairway_core::{Frontend, Protocol, Scheduler};
     let mut notes = Vec::new();
     for (key, spec) in &config.services {
         let policy = &spec.policy;
@@ -240,6 +241,23 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
         };
         if let Some(why) = local {
             notes.push(format!("service {key}: {why}; another box may choose other backends"));
+        }
+        if policy.limits.backend_connections.is_some() {
+            notes.push(format!(
+                "service {key}: `backendConnections` counts the connections of this box; another \
+                 box passes other flows on"
+            ));
+        }
+        if spec.slow_start.is_some() {
+            notes.push(format!(
+                "service {key}: `slowStart` follows the time at which this box saw a backend come"
+            ));
+        }
+        if spec.protocol == Protocol::Udp && spec.check.is_none() {
+            notes.push(format!(
+                "service {key} has no health check: a UDP port needs one of its own kind; ICMP \
+                 errors are noticed all the same"
+            ));
         }
         if spec.backends.is_empty() && spec.backup_backends.is_empty() {
             notes.push(format!("service {key} has no backends; its clients will be refused"));
@@ -282,8 +300,15 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
     notes
 }
 
+/// For who started us without a document.
+pub(crate) fn hint_at_config(path: &std::path::Path) {
+    if !path.exists() {
+        eprintln!("`--config` or FAIRWAY_CONFIG names another path");
+    }
+}
+
 /// `1 service`, `2 services`.
-fn counted(count: usize, what: &str) -> String {
+pub(crate) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 

@@ -70,15 +70,18 @@ pub(crate) fn status(status: &Status) -> String {
     row("checks", status.checks.to_string());
     let budgets = &status.budgets;
     row("connections", format!("{} of {}", status.connections, budgets.most_connections));
+    row("udp sessions", format!("{} of {}", status.udp_sessions, budgets.for_udp));
     row("listeners", budgets.listeners_open.to_string());
     row(
         "descriptors",
         format!(
-            "{}: {} control, {} listeners, {} pipes, {} connections",
+            "at most {}: {} for control, {} for listeners, {} for pipes, {} for UDP sessions, {} \
+             for connections (2 each, 3 while connecting)",
             budgets.descriptors,
             budgets.for_control,
             budgets.for_listeners,
             budgets.for_pipes,
+            budgets.for_udp,
             budgets.for_connections
         ),
     );
@@ -103,7 +106,7 @@ pub(crate) fn status(status: &Status) -> String {
         })
         .collect();
     let head =
-        ["worker", "connections#", "listeners#", "accepts", "pauses#", "buffers#", "starved#"];
+        ["worker", "connections#", "listeners#", "accepts", "pauses#", "buffers used#", "starved#"];
     out.push('\n');
     out += &table(&head, &workers);
     if !status.config.problems.is_empty() {

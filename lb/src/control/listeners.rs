@@ -3,15 +3,21 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use fairway_core::{Frontend, Tick};
+use fairway_core::{Frontend, Protocol, Tick};
 use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener, probe};
 
 use super::tproxy::Tproxy;
-use super::vip::Interface;
+use super::vip::{Interface, run};
 
 /// From one try to the next.
 const RETRY_MS: u64 = 250;
+/// From one look for lost addresses to the next.
+const VERIFY: Duration = Duration::from_secs(5);
+
+/// A protocol, an address and a port.
+type Socket = (Protocol, SocketAddr);
 
 /// How one address and port is listened on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,15 +28,27 @@ pub(crate) enum Listening {
     Failed(String),
 }
 
+/// A service's listeners change from some frontends to others.
+pub(crate) struct Relisten {
+    pub(crate) old: Vec<Frontend>,
+    pub(crate) new: Vec<Frontend>,
+    /// How long connections to the old ones may go on; none is for ever.
+    pub(crate) linger: Option<Duration>,
+}
+
+/// How long an address stays for connections that may go on for ever.
+const LONGEST_LINGER: Duration = Duration::from_secs(24 * 3600);
+
 /// The listeners of all workers.
 pub(crate) struct Listeners {
-    per_address: BTreeMap<SocketAddr, Listening>,
+    per_address: BTreeMap<Socket, Listening>,
     tproxy: Option<Tproxy>,
     interface: Option<Interface>,
     next_key: u64,
     /// Most listening sockets.
     budget: usize,
     retry_at: Tick,
+    verify_at: Tick,
     /// Addresses in use, with the number of frontends on each.
     addresses: BTreeMap<IpAddr, usize>,
     missing: HashSet<IpAddr>,
@@ -45,6 +63,7 @@ impl Listeners {
             next_key: 0,
             budget,
             retry_at: Tick(0),
+            verify_at: Tick(0),
             addresses: BTreeMap::new(),
             missing: HashSet::new(),
         }
@@ -57,17 +76,15 @@ impl Listeners {
 
     /// Makes the changes, each from some frontends to others; what is in both stays as it is,
     /// also when it moves from one service to another.
-    pub(crate) fn change(
-        &mut self,
-        changes: &[(Vec<Frontend>, Vec<Frontend>)],
-        workers: &[WorkerHandle],
-    ) {
+    pub(crate) fn change(&mut self, changes: &[Relisten], now: Tick, workers: &[WorkerHandle]) {
         // Counted, because one batch may add and remove a frontend several times.
         let mut net: HashMap<Frontend, i32> = HashMap::new();
-        for (old, new) in changes {
-            old.iter().for_each(|frontend| *net.entry(*frontend).or_default() -= 1);
-            new.iter().for_each(|frontend| *net.entry(*frontend).or_default() += 1);
+        for change in changes {
+            change.old.iter().for_each(|frontend| *net.entry(*frontend).or_default() -= 1);
+            change.new.iter().for_each(|frontend| *net.entry(*frontend).or_default() += 1);
         }
+        let linger = changes.iter().filter_map(|change| change.linger).max();
+        let gone_at = now.plus(linger.unwrap_or(LONGEST_LINGER));
         let of_sign = |sign: i32| -> Vec<Frontend> {
             net.iter().filter(|(_, n)| n.signum() == sign).map(|(f, _)| *f).collect()
         };
@@ -78,15 +95,15 @@ impl Listeners {
         if let Some(tproxy) = &mut self.tproxy {
             tproxy.change(&removed, &added);
         } else {
-            for addr in removed.iter().flat_map(sockets) {
-                self.close(addr, workers);
+            for socket in removed.iter().flat_map(sockets) {
+                self.close(socket, workers);
             }
-            for addr in added.iter().flat_map(sockets) {
-                self.open(addr, workers);
+            for socket in added.iter().flat_map(sockets) {
+                self.open(socket, workers);
             }
         }
         for frontend in &removed {
-            self.leave_address(frontend.ip);
+            self.leave_address(frontend.ip, gone_at);
         }
     }
 
@@ -100,21 +117,40 @@ impl Listeners {
         }
         self.retry_at = Tick(now.0 + RETRY_MS);
         if let Some(interface) = &mut self.interface {
-            interface.retry();
+            interface.tend(now);
         }
-        let failed = |(addr, state): (&SocketAddr, &Listening)| {
-            matches!(state, Listening::Failed(_)).then_some(*addr)
+        let failed = |(socket, state): (&Socket, &Listening)| {
+            matches!(state, Listening::Failed(_)).then_some(*socket)
         };
         let failed: Vec<_> = self.per_address.iter().filter_map(failed).collect();
-        for addr in failed {
-            self.open(addr, workers);
+        for socket in failed {
+            self.open(socket, workers);
         }
         let missing: Vec<_> = self.missing.iter().copied().filter(|ip| is_local(*ip)).collect();
         for ip in missing {
             self.missing.remove(&ip);
             tracing::info!(%ip, "address has arrived on this machine");
         }
+        if now >= self.verify_at {
+            self.verify_at = now.plus(VERIFY);
+            self.look_for_lost();
+        }
         self.show();
+    }
+
+    /// Addresses may go while they are in use.
+    fn look_for_lost(&mut self) {
+        if self.tproxy.is_some() {
+            return;
+        }
+        let lost: Vec<_> = self.addresses.keys().copied().filter(|ip| !is_local(*ip)).collect();
+        for ip in lost {
+            match &mut self.interface {
+                Some(interface) => interface.add(ip),
+                None if self.missing.insert(ip) => tracing::warn!(%ip, "{}", missing_text(ip)),
+                None => {}
+            }
+        }
     }
 
     fn show(&self) {
@@ -129,7 +165,7 @@ impl Listeners {
     /// Whether something waits for the next try.
     pub(crate) fn is_waiting(&self) -> bool {
         let failed = |state: &Listening| matches!(state, Listening::Failed(_));
-        let unset = self.interface.as_ref().is_some_and(|i| !i.failed().is_empty());
+        let unset = self.interface.as_ref().is_some_and(Interface::is_waiting);
         unset
             || !self.missing.is_empty()
             || self.per_address.values().any(failed)
@@ -147,14 +183,18 @@ impl Listeners {
             if let Some(why) = unset {
                 troubles.push(format!("{} cannot be added: {why}", frontend.ip));
             }
-            for addr in sockets(frontend) {
-                if let Some(Listening::Failed(why)) = self.per_address.get(&addr) {
+            for socket in sockets(frontend) {
+                if let Some(Listening::Failed(why)) = self.per_address.get(&socket) {
                     troubles.push(why.clone());
                 }
             }
         }
-        if let Some(why) = self.tproxy.as_ref().and_then(Tproxy::trouble) {
-            troubles.push(why.to_owned());
+        if let Some(tproxy) = &self.tproxy {
+            troubles.extend(tproxy.trouble().map(ToOwned::to_owned));
+            let unserved = frontends.iter().find(|frontend| !tproxy.serves(frontend.ip));
+            troubles.extend(unserved.map(|frontend| {
+                format!("{} is not served: this kernel has no transparent IPv6", frontend.ip)
+            }));
         }
         troubles
     }
@@ -190,7 +230,7 @@ impl Listeners {
         }
     }
 
-    fn leave_address(&mut self, ip: IpAddr) {
+    fn leave_address(&mut self, ip: IpAddr, gone_at: Tick) {
         let Some(users) = self.addresses.get_mut(&ip) else { return };
         *users -= 1;
         if *users > 0 {
@@ -199,12 +239,13 @@ impl Listeners {
         self.addresses.remove(&ip);
         self.missing.remove(&ip);
         if let Some(interface) = &mut self.interface {
-            interface.remove(ip);
+            interface.leave(ip, gone_at);
         }
     }
 
-    fn open(&mut self, addr: SocketAddr, workers: &[WorkerHandle]) {
-        let again = self.per_address.contains_key(&addr);
+    fn open(&mut self, socket: Socket, workers: &[WorkerHandle]) {
+        let (protocol, addr) = socket;
+        let again = self.per_address.contains_key(&socket);
         let sockets = if self.sockets(workers.len()) + workers.len() > self.budget {
             Err(format!(
                 "no descriptors left to listen on {addr}: {} are for listeners; raise \
@@ -213,9 +254,9 @@ impl Listeners {
             ))
         } else {
             // With SO_REUSEPORT alone, a second Fairway would quietly share the port.
-            let free = probe(addr);
+            let free = probe(addr, protocol);
             let opened: Result<Vec<_>, _> =
-                free.and_then(|()| workers.iter().map(|_| open_listener(addr)).collect());
+                free.and_then(|()| workers.iter().map(|_| open_listener(addr, protocol)).collect());
             opened.map_err(|error| error.to_string())
         };
         let state = match sockets {
@@ -223,7 +264,7 @@ impl Listeners {
                 self.next_key += 1;
                 let key = ListenerKey(self.next_key);
                 for (worker, socket) in workers.iter().zip(sockets) {
-                    worker.send(Command::Listen { key, socket, vip: Some(addr) });
+                    worker.send(Command::Listen { key, socket, protocol, vip: Some(addr) });
                 }
                 if again {
                     tracing::info!(%addr, "listening after all");
@@ -237,11 +278,11 @@ impl Listeners {
                 Listening::Failed(why)
             }
         };
-        self.per_address.insert(addr, state);
+        self.per_address.insert(socket, state);
     }
 
-    fn close(&mut self, addr: SocketAddr, workers: &[WorkerHandle]) {
-        if let Some(Listening::Open(key)) = self.per_address.remove(&addr) {
+    fn close(&mut self, socket: Socket, workers: &[WorkerHandle]) {
+        if let Some(Listening::Open(key)) = self.per_address.remove(&socket) {
             for worker in workers {
                 worker.send(Command::Unlisten { key });
             }
@@ -249,9 +290,9 @@ impl Listeners {
     }
 }
 
-fn sockets(frontend: &Frontend) -> impl Iterator<Item = SocketAddr> + use<> {
-    let ip = frontend.ip;
-    frontend.ports.iter().map(move |port| SocketAddr::new(ip, port))
+fn sockets(frontend: &Frontend) -> impl Iterator<Item = Socket> + use<> {
+    let Frontend { ip, protocol, .. } = *frontend;
+    frontend.ports.iter().map(move |port| (protocol, SocketAddr::new(ip, port)))
 }
 
 fn missing_text(ip: IpAddr) -> String {
@@ -262,7 +303,20 @@ fn missing_text(ip: IpAddr) -> String {
     )
 }
 
-/// Whether `ip` is an address of this machine: only those can be bound without IP_FREEBIND.
+/// Whether `ip` is an address of this machine: only those can be bound without IP_FREEBIND, but
+/// where the kernel is told to let any address be bound; then its routes are asked.
 fn is_local(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+    UdpSocket::bind((ip, 0)).is_ok() && (!binds_anything(ip) || routes_here(ip))
+}
+
+fn binds_anything(ip: IpAddr) -> bool {
+    let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
+    let switch = format!("/proc/sys/net/{family}/ip_nonlocal_bind");
+    std::fs::read_to_string(switch).is_ok_and(|text| text.trim() != "0")
+}
+
+fn routes_here(ip: IpAddr) -> bool {
+    // Without the command, the bind is all that is known.
+    run("ip", &["-o", "route", "get", &ip.to_string()], "")
+        .map_or(true, |route| route.starts_with("local "))
 }

@@ -1,6 +1,7 @@
 //! A service as the control loop knows it: what is configured, how its backends stand, and the
 //! [`Service`] that follows. Pure: time is an argument, nothing is sent anywhere.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -123,6 +124,8 @@ pub(crate) struct Replaced {
     pub(crate) live: Live,
     /// Backends that are no longer configured.
     pub(crate) retired: Vec<Arc<Backend>>,
+    /// The table was built anew.
+    pub(crate) rebuilt: bool,
 }
 
 impl Live {
@@ -139,30 +142,23 @@ impl Live {
         workers: usize,
         health: impl Fn(&CheckTarget) -> Option<Option<Box<str>>>,
     ) -> Result<Replaced, BuildError> {
-        let (state, pools, mut old) = match previous {
+        let panic = previous.as_ref().is_some_and(|live| live.panic);
+        let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
+        let (state, pools) = match previous {
             Some(live) => {
+                let old = live.backends.into_iter().chain(live.backups);
+                known.extend(old.map(|live| (live.backend.addr, live)));
                 let pools = (live.spec.policy.scheduler, live.primary, live.backup);
-                (live.state, Some(pools), [live.backends, live.backups].into_iter().flatten())
+                (live.state, Some(pools))
             }
-            None => {
-                (ServiceState::new(workers), None, [Vec::new(), Vec::new()].into_iter().flatten())
-            }
-        };
-        let mut known: Vec<LiveBackend> = old.by_ref().collect();
-        known.sort_by_key(|live| live.backend.addr);
-        let mut known: Vec<Option<LiveBackend>> = known.into_iter().map(Some).collect();
-        let mut take = |addr: BackendAddr| {
-            let place = known.binary_search_by_key(&addr, |live| {
-                live.as_ref().map_or(addr, |live| live.backend.addr)
-            });
-            place.ok().and_then(|place| known[place].take_if(|live| live.backend.addr == addr))
+            None => (ServiceState::new(workers), None),
         };
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
         let mut join = |specs: &[BackendSpec]| -> Vec<LiveBackend> {
             specs
                 .iter()
-                .map(|spec| match take(spec.addr) {
+                .map(|spec| match known.remove(&spec.addr) {
                     Some(live) => LiveBackend {
                         name: spec.name.clone(),
                         zone: spec.zone.clone(),
@@ -191,13 +187,17 @@ impl Live {
         };
         let started = Instant::now();
         let same_scheduler = before == Some(scheduler);
+        let old = primary.clone();
         let primary = pool(&backends, &spec.backends, primary, same_scheduler, &scheduler)?;
         let backup = pool(&backups, &spec.backup_backends, backup, same_scheduler, &scheduler)?;
-        let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        state.table_build_us.store(took, Relaxed);
-        let retired = known.into_iter().flatten().map(|live| live.backend).collect();
-        let live = Self { id, spec, backends, backups, primary, backup, state, panic: false };
-        Ok(Replaced { live, retired })
+        let rebuilt = old.is_none_or(|old| !Arc::ptr_eq(&old, &primary));
+        if rebuilt {
+            let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            state.table_build_us.store(took, Relaxed);
+        }
+        let retired = known.into_values().map(|live| live.backend).collect();
+        let live = Self { id, spec, backends, backups, primary, backup, state, panic };
+        Ok(Replaced { live, retired, rebuilt })
     }
 
     /// The service as workers are to see it now.
@@ -206,6 +206,7 @@ impl Live {
         let (total, out) = (self.backends.len(), self.backends.iter().filter(out).count());
         let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
+        self.state.panic.store(panic, Relaxed);
         let standing = |live: &LiveBackend| {
             let Standing { failed, ejected, draining, share } = live.standing();
             let share = if panic { Share::FULL } else { share };

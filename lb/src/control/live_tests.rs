@@ -34,7 +34,8 @@ fn backends_keep_their_identity_through_changes() {
     let kept = Arc::clone(&first.backends[1].backend);
     assert_eq!(kept.addr.to_string(), "10.0.0.2:80");
     let _ = kept.try_open(None);
-    let Replaced { live, retired } = build(Some(first), backends("10.0.0.2, 10.0.0.3"), &mut ids);
+    let Replaced { live, retired, .. } =
+        build(Some(first), backends("10.0.0.2, 10.0.0.3"), &mut ids);
     assert!(Arc::ptr_eq(&live.backends[0].backend, &kept), "same object, so same load");
     assert_eq!(retired.len(), 1);
     assert_eq!(retired[0].addr.to_string(), "10.0.0.1:80");
@@ -107,7 +108,7 @@ fn a_backend_that_moves_to_the_backups_keeps_its_identity() {
     let first = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
     let moved = Arc::clone(&first.backends[1].backend);
     let text = "    backends: [10.0.0.1]\n    backupBackends: [10.0.0.2]\n";
-    let Replaced { live, retired } = build(Some(first), spec(text), &mut ids);
+    let Replaced { live, retired, .. } = build(Some(first), spec(text), &mut ids);
     assert!(Arc::ptr_eq(&live.backups[0].backend, &moved) && retired.is_empty());
 }
 
@@ -134,4 +135,17 @@ fn new_and_returning_backends_begin_slowly() {
     live.backends[1].down = None;
     assert!(live.grow(Tick(74 * SECOND)) && !live.is_starting());
     assert_eq!(share(&mut live), 1.0);
+}
+
+#[test]
+fn a_backup_below_its_primaries_keeps_its_identity() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.5, 10.0.0.9]\n    backupBackends: [10.0.0.1, 10.0.0.7]\n";
+    let first = build(None, spec(text), &mut ids).live;
+    let ids_of = |live: &Live| live.all().map(|live| live.backend.id).collect::<Vec<_>>();
+    let before = ids_of(&first);
+    let text = format!("{text}    timeouts: {{idle: 5m}}\n");
+    let Replaced { live, retired, rebuilt } = build(Some(first), spec(&text), &mut ids);
+    assert_eq!(ids_of(&live), before);
+    assert!(retired.is_empty() && !rebuilt);
 }

@@ -28,7 +28,7 @@ use self::live::{Replaced, checked_at};
 use self::retire::Retiring;
 use crate::health::{CheckTarget, Checker, HealthEvent, Transition};
 
-pub(crate) use self::listeners::Listeners;
+pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::{Live, LiveBackend};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;
@@ -72,7 +72,7 @@ pub(crate) struct ConfigState {
 /// Says which sections wait for a restart.
 pub(crate) fn waiting_text(sections: &[&str]) -> String {
     let list: Vec<_> = sections.iter().map(|section| format!("`{section}`")).collect();
-    format!("{} changed, and takes effect at the next start", list.join(", "))
+    format!("changed, in effect from the next start on: {}", list.join(", "))
 }
 
 /// The loop's state.
@@ -101,7 +101,7 @@ pub(crate) struct Control {
     vacated: Vec<(Vec<Frontend>, ServiceId)>,
     rebuilt: HashSet<ServiceKey>,
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
-    relisten: Vec<(Vec<Frontend>, Vec<Frontend>)>,
+    relisten: Vec<Relisten>,
     stop: Stop,
     /// Why a worker ended that should not have.
     failure: Option<String>,
@@ -280,7 +280,7 @@ impl Control {
         let (ids, checked) = (&mut self.ids, &self.checked);
         let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
         let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
-        let Replaced { mut live, retired } = match built {
+        let Replaced { mut live, retired, rebuilt } = match built {
             Ok(replaced) => replaced,
             // `config` has refused both kinds of it.
             Err(error) => {
@@ -297,7 +297,11 @@ impl Control {
         }
         self.retiring.add(&key, retired, drain, now);
         self.recheck(&key, &old_targets, live.standing_of_targets().collect());
-        self.relisten.push((old_frontends.clone(), spec.frontends.clone()));
+        self.relisten.push(Relisten {
+            old: old_frontends.clone(),
+            new: spec.frontends.clone(),
+            linger: drain,
+        });
         let gone: Vec<_> =
             old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
         if !gone.is_empty() {
@@ -305,7 +309,9 @@ impl Control {
         }
         self.keys.insert(id, key.clone());
         self.services.insert(key.clone(), live);
-        self.rebuilt.insert(key.clone());
+        if rebuilt {
+            self.rebuilt.insert(key.clone());
+        }
         self.dirty.insert(key);
     }
 
@@ -313,9 +319,10 @@ impl Control {
         let Some(live) = self.services.remove(key) else { return };
         let targets: Vec<_> = live.targets().collect();
         self.recheck(key, &targets, Vec::new());
-        self.relisten.push((live.spec.frontends.clone(), Vec::new()));
         let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
         let drain = live.spec.policy.drain_timeout;
+        let old = live.spec.frontends.clone();
+        self.relisten.push(Relisten { old, new: Vec::new(), linger: drain });
         self.retiring.add(key, backends, drain, self.clock.now());
         self.keys.remove(&live.id);
         self.ejected.remove(key);
@@ -417,6 +424,8 @@ impl Control {
             self.stop = Stop::Done;
             return;
         }
+        // What was to be listened on is, before workers are told to stop.
+        self.publish();
         let drain = self.process.shutdown_drain;
         tracing::info!(?drain, "stopping: no new connections, the open ones may go on");
         for worker in &self.workers {
@@ -518,7 +527,7 @@ impl Control {
         }
         // Closed before opened: an address and port may have moved between services.
         let changes = std::mem::take(&mut self.relisten);
-        self.listeners.change(&changes, &self.workers);
+        self.listeners.change(&changes, self.clock.now(), &self.workers);
         tracing::debug!(generation = snapshot.generation, "published");
     }
 
@@ -532,15 +541,16 @@ impl Control {
                 continue;
             }
             let timeout = live.spec.policy.drain_timeout;
-            let mut hit = Vec::new();
+            let (mut hit, mut back) = (Vec::new(), Vec::new());
             for live in live.all_mut().filter(|live| is_backend(live, backend)) {
+                if live.drained.is_some() && !out {
+                    back.push(live.backend.id);
+                }
                 live.drained = out.then(|| live.drained.unwrap_or(now));
                 hit.push(Arc::clone(&live.backend));
             }
-            if !out {
-                live.start_slowly(now, |live| hit.iter().any(|b| b.id == live.backend.id));
-                self.starting.extend(live.is_starting().then(|| key.clone()));
-            }
+            live.start_slowly(now, |live| back.contains(&live.backend.id));
+            self.starting.extend(live.is_starting().then(|| key.clone()));
             let drained: Vec<_> =
                 hit.iter().map(|backend| format!("{key} {}", backend.addr)).collect();
             if hit.is_empty() {

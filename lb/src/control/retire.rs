@@ -3,6 +3,7 @@
 //! A backend that was removed from the configuration is kept until its last connection has ended;
 //! one that the operator drains stays configured. Both are cut when their drain timeout is over.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use fairway_core::{Backend, BackendId, Tick};
 use super::ids::Ids;
 
 #[derive(Default)]
-pub(crate) struct Retiring(Vec<Entry>);
+pub(crate) struct Retiring(HashMap<BackendId, Entry>);
 
 struct Entry {
     service: ServiceKey,
@@ -35,24 +36,6 @@ impl Retiring {
         self.enter(service, backends, true, timeout.map(|timeout| now.plus(timeout)));
     }
 
-    /// An earlier drain of a backend goes on with its own time.
-    fn enter(
-        &mut self,
-        service: &ServiceKey,
-        backends: Vec<Arc<Backend>>,
-        removed: bool,
-        cut_at: Option<Tick>,
-    ) {
-        for backend in backends {
-            match self.0.iter_mut().find(|entry| entry.backend.id == backend.id) {
-                Some(entry) => entry.removed |= removed,
-                None => {
-                    self.0.push(Entry { service: service.clone(), backend, removed, cut_at });
-                }
-            }
-        }
-    }
-
     /// Backends of `service` that the operator drains.
     pub(crate) fn drain(
         &mut self,
@@ -64,17 +47,38 @@ impl Retiring {
         self.enter(service, backends, false, timeout.map(|timeout| now.plus(timeout)));
     }
 
-    /// The operator wants them back.
-    pub(crate) fn undrain(&mut self, backends: &[Arc<Backend>]) {
-        self.0.retain(|entry| {
-            entry.removed || !backends.iter().any(|backend| backend.id == entry.backend.id)
-        });
+    /// An earlier drain of a backend goes on with its own time.
+    fn enter(
+        &mut self,
+        service: &ServiceKey,
+        backends: Vec<Arc<Backend>>,
+        removed: bool,
+        cut_at: Option<Tick>,
+    ) {
+        for backend in backends {
+            let entry = self.0.entry(backend.id).or_insert_with(|| Entry {
+                service: service.clone(),
+                backend,
+                removed,
+                cut_at,
+            });
+            entry.removed |= removed;
+        }
     }
 
-    /// Backends whose time is over; each is named once.
+    /// The operator wants them back.
+    pub(crate) fn undrain(&mut self, backends: &[Arc<Backend>]) {
+        for backend in backends {
+            if self.0.get(&backend.id).is_some_and(|entry| !entry.removed) {
+                self.0.remove(&backend.id);
+            }
+        }
+    }
+
+    /// Backends whose time is over, in order; each is named once.
     pub(crate) fn due(&mut self, now: Tick) -> Vec<BackendId> {
         let mut due = Vec::new();
-        for entry in &mut self.0 {
+        for entry in self.0.values_mut() {
             if entry.cut_at.is_some_and(|at| at <= now) {
                 entry.cut_at = None;
                 if entry.backend.active() > 0 {
@@ -84,23 +88,21 @@ impl Retiring {
                 }
             }
         }
+        due.sort_unstable();
         due
     }
 
     /// Forgets removed backends that nobody uses any more, and gives their ids back.
     pub(crate) fn collect(&mut self, ids: &mut Ids) {
-        let mut kept = Vec::with_capacity(self.0.len());
-        for mut entry in self.0.drain(..) {
-            if !entry.removed {
-                kept.push(entry);
-                continue;
-            }
-            if let Err(backend) = ids.release(entry.backend) {
-                entry.backend = backend;
-                kept.push(entry);
+        let unused = |entry: &Entry| entry.removed && Arc::strong_count(&entry.backend) == 1;
+        let done: Vec<_> = self.0.extract_if(|_, entry| unused(entry)).collect();
+        for (id, entry) in done {
+            let Entry { service, backend, removed, cut_at } = entry;
+            // Nobody else can have it: the count was one, and it was ours.
+            if let Err(backend) = ids.release(backend) {
+                self.0.insert(id, Entry { service, backend, removed, cut_at });
             }
         }
-        self.0 = kept;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -109,7 +111,8 @@ impl Retiring {
 
     /// Removed backends with open connections: service, address, connections.
     pub(crate) fn removed(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Backend>)> {
-        self.0.iter().filter(|entry| entry.removed).map(|entry| (&entry.service, &entry.backend))
+        let entries = self.0.values().filter(|entry| entry.removed);
+        entries.map(|entry| (&entry.service, &entry.backend))
     }
 }
 

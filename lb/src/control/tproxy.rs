@@ -2,12 +2,13 @@
 //!
 //! A table of our own holds a set of address · port for each family; a rule marks what matches
 //! and gives it to our sockets; marked packets are routed to this machine whatever their address.
+//! Connections that are open go on when their address leaves the set: their own sockets claim them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use fairway_core::{Frontend, Tick};
+use fairway_core::{Frontend, Protocol, Tick};
 use fairway_uring::{Command, ListenError, ListenerKey, WorkerHandle, open_transparent};
 
 use super::vip::run;
@@ -22,10 +23,17 @@ const RETRY_MS: u64 = 1000;
 /// From one look whether our table is still there to the next.
 const VERIFY_MS: u64 = 5000;
 
+/// Ports of our sockets of one family.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ports {
+    tcp: u16,
+    udp: u16,
+}
+
 /// The nftables side of transparent listening.
 pub(crate) struct Tproxy {
     /// Ports of our sockets, by family; no IPv6 where the kernel has none.
-    ports: (u16, Option<u16>),
+    ports: (Ports, Option<Ports>),
     /// What the sets are to hold.
     wanted: BTreeSet<Frontend>,
     /// Changes that have not reached the kernel.
@@ -61,7 +69,7 @@ impl Tproxy {
     /// Gathers changes and never sends them.
     pub(crate) fn detached() -> Self {
         Self {
-            ports: (0, None),
+            ports: (Ports::default(), None),
             wanted: BTreeSet::new(),
             pending: String::new(),
             trouble: Some("detached".into()),
@@ -116,9 +124,12 @@ impl Tproxy {
     }
 
     /// Table, sets with all that is wanted, rules and routes, from nothing.
+    ///
+    /// The table is replaced in one transaction, so that open connections miss no packet.
     fn rebuild(&mut self) -> Result<(), String> {
-        forget();
-        let mut text = table(self.ports.0, self.ports.1);
+        forget_routes();
+        let mut text = format!("table inet {TABLE} {{}}\ndelete table inet {TABLE}\n");
+        text += &table(self.ports.0, self.ports.1);
         elements(&mut text, "add", self.wanted.iter());
         run("nft", &["-f", "-"], &text)?;
         for (family, all) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
@@ -139,6 +150,11 @@ impl Tproxy {
 
     pub(crate) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
+    }
+
+    /// Whether addresses of this family are served at all.
+    pub(crate) fn serves(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() || self.ports.1.is_some() || self.sockets == 0
     }
 
     pub(crate) fn sockets(&self) -> usize {
@@ -163,23 +179,29 @@ fn elements<'f>(text: &mut String, verb: &str, frontends: impl Iterator<Item = &
     }
 }
 
-/// One socket a worker, all on the port that the first one gets.
-fn listen(ipv6: bool, workers: &[WorkerHandle]) -> Result<(u16, usize), ListenError> {
-    let mut port = 0;
-    for worker in workers {
-        let socket = open_transparent(ipv6, port)?;
-        if let Some(addr) = socket.local_addr().ok().and_then(|addr| addr.as_socket()) {
-            port = addr.port();
+/// A socket for each worker and protocol; those of one protocol on the port that the first gets.
+fn listen(ipv6: bool, workers: &[WorkerHandle]) -> Result<(Ports, usize), ListenError> {
+    let mut ports = Ports::default();
+    for (protocol, port) in [(Protocol::Tcp, &mut ports.tcp), (Protocol::Udp, &mut ports.udp)] {
+        for worker in workers {
+            let socket = open_transparent(ipv6, *port, protocol)?;
+            if let Some(addr) = socket.local_addr().ok().and_then(|addr| addr.as_socket()) {
+                *port = addr.port();
+            }
+            let key = ListenerKey(u64::MAX - u64::from(ipv6) - 2 * u64::from(protocol.number()));
+            worker.send(Command::Listen { key, socket, protocol, vip: None });
         }
-        let key = ListenerKey(u64::MAX - u64::from(ipv6));
-        worker.send(Command::Listen { key, socket, vip: None });
     }
-    Ok((port, workers.len()))
+    Ok((ports, 2 * workers.len()))
 }
 
 /// Takes away what an earlier process may have left. What is not there is no error.
 fn forget() {
     let _ = run("nft", &["delete", "table", "inet", TABLE], "");
+    forget_routes();
+}
+
+fn forget_routes() {
     for family in ["-4", "-6"] {
         while run("ip", &[family, "rule", "delete", "fwmark", MARK, "lookup", ROUTES], "").is_ok() {
         }
@@ -187,20 +209,30 @@ fn forget() {
     }
 }
 
-fn table(v4_port: u16, v6_port: Option<u16>) -> String {
-    let v6_rule = v6_port.map_or_else(String::new, |port| {
-        format!(
-            "    ip6 daddr . tcp dport @vips6 tproxy ip6 to [::1]:{port} meta mark set {MARK} accept\n"
-        )
-    });
+fn table(v4: Ports, v6: Option<Ports>) -> String {
+    let mut rules = String::new();
+    let mut rule = |family: &str, set: &str, to: &str, ports: Ports| {
+        for (protocol, port) in [("tcp", ports.tcp), ("udp", ports.udp)] {
+            // Writing into a String cannot fail.
+            let _ = writeln!(
+                rules,
+                "    {family} daddr . meta l4proto . {protocol} dport @{set} tproxy {family} to \
+                 {to}:{port} meta mark set {MARK} accept"
+            );
+        }
+    };
+    rule("ip", "vips4", "127.0.0.1", v4);
+    if let Some(v6) = v6 {
+        rule("ip6", "vips6", "[::1]", v6);
+    }
     format!(
         "table inet {TABLE} {{
-  set vips4 {{ type ipv4_addr . inet_service; flags interval; }}
-  set vips6 {{ type ipv6_addr . inet_service; flags interval; }}
+  set vips4 {{ type ipv4_addr . inet_proto . inet_service; flags interval; }}
+  set vips6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
-    ip daddr . tcp dport @vips4 tproxy ip to 127.0.0.1:{v4_port} meta mark set {MARK} accept
-{v6_rule}  }}
+    meta l4proto tcp socket transparent 1 meta mark set {MARK} accept
+{rules}  }}
 }}
 "
     )
@@ -208,13 +240,14 @@ fn table(v4_port: u16, v6_port: Option<u16>) -> String {
 
 fn element(frontend: &Frontend) -> String {
     let ip: IpAddr = frontend.ip;
-    format!("{ip} . {}", frontend.ports)
+    let protocol = frontend.protocol.to_string().to_lowercase();
+    format!("{ip} . {protocol} . {}", frontend.ports)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fairway_core::{PortRange, Protocol};
+    use fairway_core::PortRange;
     use std::num::NonZeroU16;
 
     #[test]
@@ -231,9 +264,9 @@ mod tests {
         );
         assert_eq!(
             tproxy.pending,
-            "delete element inet fairway vips4 { 192.0.2.1 . 443 }\n\
-             add element inet fairway vips4 { 192.0.2.2 . 80-90, 192.0.2.3 . 443 }\n\
-             add element inet fairway vips6 { 2001:db8::1 . 443 }\n"
+            "delete element inet fairway vips4 { 192.0.2.1 . tcp . 443 }\n\
+             add element inet fairway vips4 { 192.0.2.2 . tcp . 80-90, 192.0.2.3 . tcp . 443 }\n\
+             add element inet fairway vips6 { 2001:db8::1 . tcp . 443 }\n"
         );
     }
 }

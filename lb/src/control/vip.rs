@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 
+use fairway_core::Tick;
+
 /// An interface that carries the services' addresses.
 pub(crate) struct Interface {
     name: String,
@@ -11,17 +13,20 @@ pub(crate) struct Interface {
     added: BTreeSet<IpAddr>,
     /// Those that the kernel refused, and what it said.
     failed: BTreeMap<IpAddr, String>,
+    /// Those that no service has any more, and until when connections to them may go on.
+    leaving: BTreeMap<IpAddr, Tick>,
 }
 
 impl Interface {
     pub(crate) fn new(name: String) -> Self {
-        Self { name, added: BTreeSet::new(), failed: BTreeMap::new() }
+        Self { name, added: BTreeSet::new(), failed: BTreeMap::new(), leaving: BTreeMap::new() }
     }
 
     pub(crate) fn add(&mut self, ip: IpAddr) {
         let again = self.failed.remove(&ip).is_some();
+        self.leaving.remove(&ip);
         match self.run("add", ip) {
-            Ok(()) => {
+            Ok(_) => {
                 self.added.insert(ip);
                 tracing::info!(%ip, interface = self.name, "address added");
             }
@@ -36,10 +41,28 @@ impl Interface {
         }
     }
 
-    /// Tries again what the kernel refused.
-    pub(crate) fn retry(&mut self) {
+    /// Tries again what the kernel refused, and takes away what has had its time.
+    pub(crate) fn tend(&mut self, now: Tick) {
         for ip in self.failed.keys().copied().collect::<Vec<_>>() {
             self.add(ip);
+        }
+        let due = self.leaving.iter().filter(|(_, at)| **at <= now).map(|(ip, _)| *ip);
+        for ip in due.collect::<Vec<_>>() {
+            self.leaving.remove(&ip);
+            self.remove(ip);
+        }
+    }
+
+    /// Whether something is to be done later.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.failed.is_empty() || !self.leaving.is_empty()
+    }
+
+    /// No service has `ip` any more; it goes at `at`.
+    pub(crate) fn leave(&mut self, ip: IpAddr, at: Tick) {
+        self.failed.remove(&ip);
+        if self.added.contains(&ip) {
+            self.leaving.insert(ip, at);
         }
     }
 
@@ -48,13 +71,12 @@ impl Interface {
         &self.failed
     }
 
-    pub(crate) fn remove(&mut self, ip: IpAddr) {
-        self.failed.remove(&ip);
+    fn remove(&mut self, ip: IpAddr) {
         if !self.added.remove(&ip) {
             return;
         }
         match self.run("delete", ip) {
-            Ok(()) => tracing::info!(%ip, interface = self.name, "address removed"),
+            Ok(_) => tracing::info!(%ip, interface = self.name, "address removed"),
             Err(why) => tracing::warn!(%ip, interface = self.name, "cannot remove address: {why}"),
         }
     }
@@ -65,7 +87,7 @@ impl Interface {
         }
     }
 
-    fn run(&self, verb: &str, ip: IpAddr) -> Result<(), String> {
+    fn run(&self, verb: &str, ip: IpAddr) -> Result<String, String> {
         let prefix = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
         let mut arguments = vec!["address", verb, &prefix, "dev", &self.name];
         if verb == "add" && ip.is_ipv6() {
@@ -76,14 +98,14 @@ impl Interface {
     }
 }
 
-/// Runs a command of the system; an error is what it printed.
-pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), String> {
+/// Runs a command of the system and returns what it printed; an error is what it complained of.
+pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, String> {
     use std::io::Write;
     let missing = |error: std::io::Error| format!("`{program}` cannot be run: {error}");
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(missing)?;
@@ -93,7 +115,7 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> Result<(), 
     }
     let output = child.wait_with_output().map_err(missing)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }

@@ -32,6 +32,12 @@ impl Chunk {
         self.start = (self.start + sent).min(self.end);
     }
 
+    /// Keeps `len` bytes from `offset` on.
+    pub(super) fn narrow(&mut self, offset: u32, len: u32) {
+        self.start = (self.start + offset).min(self.end);
+        self.end = (self.start + len).min(self.end);
+    }
+
     /// Makes all bytes unsent again.
     pub(crate) fn rewind(&mut self) {
         self.start = 0;

@@ -5,9 +5,13 @@
 #![allow(unsafe_code)]
 
 mod buffers;
+mod datagram;
+mod options;
 mod probe;
 mod ring;
 
 pub(crate) use buffers::Chunk;
+pub(crate) use datagram::{Datagram, Parcel};
+pub(crate) use options::{join_datagrams, tell_destination};
 pub use probe::{Feature, Features, SetupError};
-pub(crate) use ring::{Completion, Ring, accepted};
+pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};

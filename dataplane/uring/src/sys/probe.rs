@@ -2,8 +2,14 @@
 
 use std::fmt;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
+use io_uring::squeue::Entry;
+use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
+use rustix::pipe::{SpliceFlags, splice};
 
 /// A part of io_uring that is used when it is there and can be switched off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,9 +61,9 @@ impl Features {
         let mut ring = super::ring::build(8, 8)?;
         let wanted = |feature| !disabled.contains(&feature);
         Ok(Self {
-            multishot_accept: wanted(Feature::MultishotAccept),
+            multishot_accept: wanted(Feature::MultishotAccept) && has_multishot_accept(&mut ring),
             capped_receive: wanted(Feature::CappedReceive) && has_capped_receive(&mut ring),
-            splice: wanted(Feature::Splice),
+            splice: wanted(Feature::Splice) && has_splice(),
         })
     }
 
@@ -124,21 +130,43 @@ fn kernel_release() -> String {
 
 /// Kernels without it refuse the field that holds the cap.
 fn has_capped_receive(ring: &mut IoUring) -> bool {
-    let Ok((reader, _writer)) = std::os::unix::net::UnixStream::pair() else {
+    let Ok((reader, _writer)) = UnixStream::pair() else {
         return false;
     };
-    use std::os::fd::AsRawFd;
-    let fd = io_uring::types::Fd(reader.as_raw_fd());
-    let mut entry = opcode::RecvMulti::new(fd, 0).build().user_data(1);
+    let mut entry = opcode::RecvMulti::new(Fd(reader.as_raw_fd()), 0).build();
     super::ring::cap(&mut entry, 1);
-    // SAFETY: the entry names a live socket and no memory.
-    if unsafe { ring.submission().push(&entry) }.is_err() {
+    waits(ring, &entry)
+}
+
+/// Kernels without it refuse the flag.
+fn has_multishot_accept(ring: &mut IoUring) -> bool {
+    let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)) else {
+        return false;
+    };
+    waits(ring, &opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build())
+}
+
+/// A seccomp profile may hide the call.
+fn has_splice() -> bool {
+    let try_it = || -> io::Result<usize> {
+        let (source, mut client) = UnixStream::pair()?;
+        let (_reader, writer) = io::pipe()?;
+        io::Write::write_all(&mut client, b"x")?;
+        Ok(splice(&source, None, &writer, None, 1, SpliceFlags::NONBLOCK)?)
+    };
+    try_it().is_ok_and(|moved| moved == 1)
+}
+
+/// Whether the kernel takes a request that has nothing to do yet, and lets it wait.
+fn waits(ring: &mut IoUring, entry: &Entry) -> bool {
+    // SAFETY: the callers' entries name a socket that lives until this returns, and no memory.
+    if unsafe { ring.submission().push(&entry.clone().user_data(1)) }.is_err() {
         return false;
     }
     let timeout = io_uring::types::Timespec::new().nsec(1_000_000);
     let args = io_uring::types::SubmitArgs::new().timespec(&timeout);
-    // The supported case waits for data that never comes; the unsupported one fails at once. A
-    // ring without buffers answers ENOBUFS only once there is data.
+    // The supported case waits for what never comes; the unsupported one fails at once. A ring
+    // without buffers answers ENOBUFS only once there is data.
     let _ = ring.submitter().submit_with_args(1, &args);
     let refused = ring.completion().any(|cqe| cqe.result() == -libc::EINVAL);
     !refused

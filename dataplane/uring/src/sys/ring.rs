@@ -11,12 +11,19 @@ use io_uring::{IoUring, cqueue, opcode};
 use socket2::SockAddr;
 
 use super::buffers::{Buffers, Chunk};
+use super::datagram::{BUFFER_BYTES, Datagram, Outbox, Parcel, Shape};
 use super::{Features, SetupError};
 
 const SUBMISSIONS: u32 = 1024;
 const COMPLETIONS: u32 = 16_384;
-/// The group of the one buffer ring.
+/// The group of the buffers for streams.
 const GROUP: u16 = 0;
+/// The group of the buffers for datagrams.
+const DATAGRAMS: u16 = 1;
+/// Buffers for datagrams: each is in use from its receive to its send.
+const DATAGRAM_BUFFERS: u16 = 512;
+/// Set in the tokens of requests that receive datagrams.
+pub(crate) const DATAGRAM_TOKEN: u64 = 1 << 63;
 /// Completions of requests that nobody waits for.
 const NOBODY: u64 = u64::MAX;
 
@@ -31,6 +38,8 @@ pub(crate) struct Completion {
     pub(crate) more: bool,
     /// The received bytes of a receive.
     pub(crate) chunk: Option<Chunk>,
+    /// What a receive of datagrams brought.
+    pub(crate) datagram: Option<Datagram>,
 }
 
 /// A ring of one thread, with its receive buffers.
@@ -38,6 +47,9 @@ pub(crate) struct Ring {
     // Dropped before the buffers that its requests may write to.
     ring: IoUring,
     buffers: Buffers,
+    datagrams: Buffers,
+    shape: Shape,
+    outbox: Outbox,
     /// Addresses of connects since the last submission; the kernel copies them when submitted.
     addresses: Vec<SockAddr>,
     features: Features,
@@ -47,14 +59,26 @@ impl Ring {
     /// A ring with `buffers` receive buffers of `size` bytes. Call it on the thread that uses it.
     pub(crate) fn new(buffers: u16, size: u32, features: Features) -> Result<Self, SetupError> {
         let ring = build(SUBMISSIONS, COMPLETIONS)?;
-        let mut buffers = Buffers::map(buffers, size).map_err(SetupError::Resources)?;
-        let (address, entries) = buffers.ring();
-        // SAFETY: the mapping lives in `buffers`, which is dropped after the ring.
-        unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, GROUP, 0) }
-            .map_err(|error| SetupError::of(error, "provided buffer rings"))?;
-        buffers.refill();
-        let addresses = Vec::with_capacity(SUBMISSIONS as usize);
-        Ok(Self { ring, buffers, addresses, features })
+        let provide = |count, size, group| {
+            let mut buffers = Buffers::map(count, size).map_err(SetupError::Resources)?;
+            let (address, entries) = buffers.ring();
+            // SAFETY: the mapping lives in `buffers`, which is dropped after the ring.
+            unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, group, 0) }
+                .map_err(|error| SetupError::of(error, "provided buffer rings"))?;
+            buffers.refill();
+            Ok(buffers)
+        };
+        let buffers = provide(buffers, size, GROUP)?;
+        let datagrams = provide(DATAGRAM_BUFFERS, BUFFER_BYTES, DATAGRAMS)?;
+        Ok(Self {
+            ring,
+            buffers,
+            datagrams,
+            shape: Shape::new(),
+            outbox: Outbox::default(),
+            addresses: Vec::with_capacity(SUBMISSIONS as usize),
+            features,
+        })
     }
 
     /// Accepts on `fd`: one connection or, with `many` and the feature, any number.
@@ -90,6 +114,51 @@ impl Ring {
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build();
         self.push(entry.user_data(token));
+    }
+
+    /// Receives datagrams from `fd`, any number of them, until the completion that has no `more`.
+    /// The token must have [`DATAGRAM_TOKEN`] set.
+    pub(crate) fn receive_datagrams(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        let fd = Fd(fd.as_raw_fd());
+        let entry = opcode::RecvMsgMulti::new(fd, self.shape.as_ptr(), DATAGRAMS).build();
+        self.push(entry.user_data(token));
+    }
+
+    /// Sends a datagram or drops it: it never waits for room. `token` makes the request's token
+    /// of the number under which [`Self::sent_datagram`] gives the parcel back.
+    pub(crate) fn send_datagram(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        parcel: Parcel,
+        token: impl FnOnce(u32) -> u64,
+    ) {
+        let (number, header) = self.outbox.put(&self.datagrams, parcel);
+        let entry = opcode::SendMsg::new(Fd(fd.as_raw_fd()), header)
+            .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
+            .build();
+        self.push(entry.user_data(token(number)));
+    }
+
+    /// The parcel of a completed send.
+    pub(crate) fn sent_datagram(&mut self, number: u32) -> Option<Parcel> {
+        self.outbox.take(number)
+    }
+
+    /// The bytes of a datagram.
+    pub(crate) fn datagram_bytes(&self, chunk: &Chunk) -> &[u8] {
+        let (start, len) = self.datagrams.bytes(chunk);
+        // SAFETY: the bytes are mapped, and the kernel writes to them no more: the chunk is ours.
+        unsafe { std::slice::from_raw_parts(start, len as usize) }
+    }
+
+    /// Gives the buffer of a datagram back.
+    pub(crate) fn release_datagram(&mut self, chunk: Chunk) {
+        self.datagrams.release(chunk);
+    }
+
+    /// Whether a datagram would find no buffer.
+    pub(crate) fn lacks_datagram_buffers(&self) -> bool {
+        self.datagrams.is_starved()
     }
 
     /// Connects `fd` to `to`.
@@ -128,6 +197,7 @@ impl Ring {
     /// Submits everything and waits for a completion, for `timeout` at most.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.buffers.refill();
+        self.datagrams.refill();
         let spec = timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(spec) = &spec {
@@ -146,19 +216,29 @@ impl Ring {
 
     /// Moves what has completed to `out`.
     pub(crate) fn completions(&mut self, out: &mut Vec<Completion>) {
-        let Self { ring, buffers, .. } = self;
+        let Self { ring, buffers, datagrams, shape, .. } = self;
         for cqe in ring.completion() {
-            let result = u32::try_from(cqe.result()).map_err(|_| -cqe.result());
-            let chunk = cqueue::buffer_select(cqe.flags())
-                .map(|id| buffers.received(id, *result.as_ref().unwrap_or(&0)));
-            if cqe.user_data() == NOBODY {
-                if let Some(chunk) = chunk {
-                    buffers.release(chunk);
-                }
+            let token = cqe.user_data();
+            if token == NOBODY {
                 continue;
             }
+            let result = u32::try_from(cqe.result()).map_err(|_| -cqe.result());
+            let len = *result.as_ref().unwrap_or(&0);
+            let buffer = cqueue::buffer_select(cqe.flags());
+            let (mut chunk, mut datagram) = (None, None);
+            match buffer {
+                Some(id) if token & DATAGRAM_TOKEN != 0 => {
+                    let received = datagrams.received(id, len);
+                    match shape.open(datagrams, received) {
+                        Ok(opened) => datagram = Some(opened),
+                        Err(chunk) => datagrams.release(chunk),
+                    }
+                }
+                Some(id) => chunk = Some(buffers.received(id, len)),
+                None => {}
+            }
             let more = cqueue::more(cqe.flags());
-            out.push(Completion { token: cqe.user_data(), result, more, chunk });
+            out.push(Completion { token, result, more, chunk, datagram });
         }
     }
 
@@ -167,6 +247,11 @@ impl Ring {
     pub(crate) fn credit(&self, full: u32) -> u32 {
         let plenty = self.buffers.free() * 2 >= self.buffers.count();
         if plenty { full } else { self.buffers.size().min(full) }
+    }
+
+    /// Whether less than a quarter of the receive buffers is left.
+    pub(crate) fn is_low(&self) -> bool {
+        self.buffers.free() * 4 < self.buffers.count()
     }
 
     /// The receive buffers.
