@@ -239,7 +239,10 @@ fn transparent_listening_serves_ranges() {
         wait_for("the range serves", || serves(&net, vip).as_deref() == Some("s1"));
     }
     assert!(serves(&net, "192.0.2.1:3000".parse().unwrap()).is_none());
+    let mut open = net.on(Host::Client, || connect("192.0.2.1:2000".parse().unwrap())).unwrap();
+    assert_eq!(ask(&mut open, "/").unwrap(), "s1");
     fairway.apply(&document("4000-4099"));
+    assert_eq!(ask(&mut open, "/").unwrap(), "s1", "an open connection goes on");
     wait_for("the new range serves", || serves(&net, "192.0.2.1:4050".parse().unwrap()).is_some());
     assert!(serves(&net, "192.0.2.1:2000".parse().unwrap()).is_none());
     // Somebody restarts their firewall.
@@ -252,7 +255,8 @@ fn transparent_listening_serves_ranges() {
     });
     wait_for("and serves", || serves(&net, "192.0.2.1:4050".parse().unwrap()).is_some());
     let ruleset = net.exec(Host::Lb, "nft list table inet fairway");
-    assert!(ruleset.contains("192.0.2.1 . 4000-4099"), "{ruleset}");
+    assert!(ruleset.contains("192.0.2.1 . tcp . 4000-4099"), "{ruleset}");
+    drop(open);
     fairway.signal(Signal::TERM);
     fairway.wait();
     assert!(!net.exec(Host::Lb, "nft list ruleset").contains("fairway"), "it cleans up");

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use fairway_tests::http::get;
 use fairway_tests::{Host, Net, program};
 
 const BACKENDS: usize = 10;
@@ -65,6 +66,14 @@ fn process(net: &Net, services: usize) {
     let memory = memory.lines().find(|line| line.starts_with("VmHWM:")).unwrap_or("VmHWM: 0 kB");
     let kib: u64 = memory.split_whitespace().nth(1).unwrap().parse().unwrap();
     let name = format!("Fairway, process start to serving (wall), {} MiB", kib >> 10);
+    println!("{name:<52}  {:>14}", millis(took));
+    let (bytes, took) = net.on(Host::Lb, || {
+        let scrape = || get(([127, 0, 0, 1], 9180).into(), "/metrics").unwrap();
+        scrape();
+        let start = Instant::now();
+        (scrape().len(), start.elapsed())
+    });
+    let name = format!("Fairway, a scrape (wall), {:.1} MB", bytes as f64 / 1e6);
     println!("{name:<52}  {:>14}", millis(took));
     child.kill().unwrap();
     child.wait().unwrap();

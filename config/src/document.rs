@@ -52,7 +52,7 @@ pub struct DataplaneDoc {
     pub connection_buffer: Option<At<Size>>,
     /// Connections of the process; `auto` is what the limit of descriptors allows.
     pub max_connections: Option<At<Auto>>,
-    /// Sessions of datagrams of the process; `auto` is what an eighth of the descriptors allows.
+    /// Sessions of datagrams of the process; `auto` is a sixteenth of the descriptors.
     pub max_udp_sessions: Option<At<Auto>>,
     /// Clients that affinity and client limits remember. Default: 262144.
     pub client_table: Option<At<u32>>,
@@ -248,6 +248,9 @@ pub struct ServiceDoc {
     /// How long a connection may do nothing.
     #[serde(default)]
     pub timeouts: TimeoutsDoc,
+    /// Headers of the PROXY protocol, on TCP ports.
+    #[serde(default)]
+    pub proxy_protocol: Option<At<ProxyProtocolDoc>>,
     /// Sessions of datagrams, on UDP ports.
     #[serde(default)]
     pub udp: UdpDoc,
@@ -579,6 +582,44 @@ pub struct TimeoutsDoc {
     pub idle: Option<At<Time>>,
     /// With one direction closed. Default: 1m.
     pub half_closed: Option<At<Time>>,
+}
+
+/// Headers of the PROXY protocol, which say who the client is.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ProxyProtocolDoc {
+    /// Whether clients may or must begin with a header, of either version. Default: they do not.
+    pub accept: Option<At<AcceptDoc>>,
+    /// Proxies whose headers are believed; needed with `accept`.
+    pub trusted_sources: Vec<At<Prefix>>,
+    /// How long a header may take. Default: 3s.
+    pub timeout: Option<At<Time>>,
+    /// Version of the header that backends are sent. Default: none.
+    pub send: Option<At<HeaderVersionDoc>>,
+    /// Version 2 with a checksum. Default: false.
+    pub crc32c: Option<At<bool>>,
+    /// Version 2 with an id of the connection. Default: false.
+    pub unique_id: Option<At<bool>>,
+}
+
+/// Whether a header must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AcceptDoc {
+    /// Trusted sources may begin with one; others are what they seem.
+    Optional,
+    /// Connections without one are closed, and those of others too.
+    Required,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum HeaderVersionDoc {
+    /// A line of text.
+    V1,
+    /// Bytes.
+    V2,
 }
 
 /// Sessions of datagrams: a client's address and port, and what it addressed.

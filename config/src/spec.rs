@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
 use crate::document::{
@@ -201,6 +202,8 @@ pub struct CheckSpec {
     pub fall: u32,
     /// Whether a backend serves before its first checks.
     pub initially_up: bool,
+    /// Header of the PROXY protocol that begins a check, by which we speak for ourselves.
+    pub header: Option<HeaderFormat>,
 }
 
 /// What a check does.

@@ -270,7 +270,9 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
     };
     let for_pipes = (rest - for_listeners) / 10;
     // A session of datagrams is a socket.
-    let for_udp = process.max_udp_sessions.map_or(u64::MAX, u64::from).min(descriptors / 8);
+    let for_udp = process
+        .max_udp_sessions
+        .map_or(descriptors / 16, |asked| u64::from(asked).min((rest - for_listeners) / 2));
     let room = rest - for_listeners - for_pipes - for_udp;
     // A connection is two sockets, three while a second backend is being tried.
     let most = process.max_connections.map_or(u64::MAX, u64::from).min(room * 2 / 5);

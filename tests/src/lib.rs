@@ -144,7 +144,7 @@ fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces need root".into());
     }
-    for program in ["ip", "nginx", "nft", "sysctl", "dnsmasq", "iperf3"] {
+    for program in ["ip", "nginx", "nft", "sysctl", "dnsmasq", "iperf3", "haproxy"] {
         if Command::new(program).arg("-V").output().is_err() {
             return Some(format!("`{program}` is not installed; tests/run installs it"));
         }

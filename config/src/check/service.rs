@@ -6,16 +6,18 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{
-    AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits, PassiveEjection,
-    Policy, Protocol, Retry, Scheduler, TableSize, Timeouts, Udp, Weight,
+    AcceptHeader, AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits,
+    PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, TableSize,
+    Timeouts, Udp, Weight,
 };
 
 use super::Findings;
 use crate::Problems;
 use crate::document::{
-    AffinityDoc, BackendDoc, CheckTypeDoc, FieldsDoc, HealthCheckDoc, InitialDoc, ListenDoc,
-    ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
+    AcceptDoc, AffinityDoc, BackendDoc, CheckTypeDoc, FieldsDoc, HeaderVersionDoc, HealthCheckDoc,
+    InitialDoc, ListenDoc, ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
 use crate::spec::{BackendSpec, CheckSpec, Origin, Probe, ServiceKey, ServiceSpec, SlowStart};
 use crate::values::{Address, At, Prefix, Size, Time};
@@ -43,7 +45,7 @@ pub(crate) fn service(
         findings.add(at.place, format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0));
     }
     let slow_start = slow_start(doc, findings);
-    let check = check(doc, findings);
+    let check = check(doc, &policy, findings);
     let ports = &doc.ports.value;
     if ports.is_empty() {
         findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
@@ -327,6 +329,7 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         affinity,
         retry: retry(doc, timeouts.connect, findings),
         timeouts,
+        proxy_protocol: proxy_protocol(doc, findings),
         udp: udp(doc, findings),
         limits: limits(doc, findings),
         passive: PassiveEjection {
@@ -337,6 +340,50 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         allow: set(&doc.load_balancer_source_ranges),
         deny: set(&doc.deny_source_ranges) as AddrSet,
         drain_timeout: Some(findings.time("drainTimeout", doc.drain_timeout.as_ref(), "5m")),
+    }
+}
+
+fn proxy_protocol(doc: &ServiceDoc, findings: &mut Findings<'_>) -> ProxyProtocol {
+    let Some(At { place, value: doc_value }) = &doc.proxy_protocol else {
+        return ProxyProtocol::default();
+    };
+    let is_udp = |port: &At<PortDoc>| {
+        port.value.protocol.is_some_and(|protocol| protocol.value == ProtocolDoc::Udp)
+    };
+    if doc.ports.value.iter().all(is_udp) {
+        findings.add(*place, "`proxyProtocol` is for TCP ports, and there are none; remove it");
+    }
+    let timeout = findings.time("timeout", doc_value.timeout.as_ref(), "3s");
+    let trusted = &doc_value.trusted_sources;
+    if let (Some(accept), []) = (doc_value.accept, trusted.as_slice()) {
+        findings.add(
+            accept.place,
+            "whose headers are believed? Name the proxies in `trustedSources`, like 10.0.0.0/8",
+        );
+    }
+    if let (None, [first, ..]) = (doc_value.accept, trusted.as_slice()) {
+        findings.add(first.place, "`trustedSources` goes with `accept: optional` or `required`");
+    }
+    let v2 = doc_value.send.is_some_and(|send| send.value == HeaderVersionDoc::V2);
+    for (name, at) in [("crc32c", doc_value.crc32c), ("uniqueId", doc_value.unique_id)] {
+        if let Some(at) = at.filter(|at| at.value && !v2) {
+            findings.add(at.place, format!("`{name}` goes with `send: v2`"));
+        }
+    }
+    let is_on = |at: Option<At<bool>>| at.is_some_and(|at| at.value);
+    ProxyProtocol {
+        accept: doc_value.accept.map(|accept| AcceptHeader {
+            required: accept.value == AcceptDoc::Required,
+            trusted: trusted.iter().map(|at| at.value.0).collect(),
+            timeout,
+        }),
+        send: doc_value.send.map(|send| SendHeader {
+            format: match send.value {
+                HeaderVersionDoc::V1 => HeaderFormat::V1,
+                HeaderVersionDoc::V2 => HeaderFormat::V2 { crc32c: is_on(doc_value.crc32c) },
+            },
+            unique_id: is_on(doc_value.unique_id),
+        }),
     }
 }
 
@@ -461,7 +508,7 @@ fn limits(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Limits {
     }
 }
 
-fn check(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>> {
+fn check(doc: &ServiceDoc, policy: &Policy, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>> {
     let default = HealthCheckDoc::default();
     let check = doc.health_check.as_ref().map_or(&default, |at| &at.value);
     let kind = check.kind.as_ref().map_or(CheckTypeDoc::Tcp, |at| at.value);
@@ -500,6 +547,7 @@ fn check(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>
         rise,
         fall,
         initially_up: check.initial_state.unwrap_or_default() == InitialDoc::Up,
+        header: policy.proxy_protocol.send.map(|send| send.format),
     }))
 }
 

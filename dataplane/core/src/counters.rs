@@ -109,6 +109,8 @@ reasons! {
         Shutdown = "shutdown",
         /// The kernel refused us something: a socket, a port, memory.
         LocalError = "local_error",
+        /// The header of the PROXY protocol was malformed, late, or from somebody not trusted.
+        ProxyHeader = "proxy_header",
         /// A session of datagrams had as many replies as were expected.
         Answered = "answered",
         /// A session of datagrams made room for a newer one.

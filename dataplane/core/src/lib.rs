@@ -18,6 +18,7 @@ mod counters;
 mod hash;
 mod maglev;
 mod policy;
+pub mod proxy_header;
 #[cfg(feature = "std")]
 pub mod publish;
 mod select;
@@ -42,7 +43,10 @@ pub use counters::{
 };
 pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
-pub use policy::{Affinity, Limits, PassiveEjection, Policy, Retry, Scheduler, Timeouts, Udp};
+pub use policy::{
+    AcceptHeader, Affinity, Limits, PassiveEjection, Policy, ProxyProtocol, Retry, Scheduler,
+    SendHeader, Timeouts, Udp,
+};
 pub use select::{Pick, Tried};
 pub use service::{BuildError, Member, Pool, Service, ServiceState};
 pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};

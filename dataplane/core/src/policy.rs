@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use crate::proxy_header::HeaderFormat;
 use crate::{AddrSet, HashPolicy, TableSize};
 
 /// How the sequence of candidates of a flow is made.
@@ -64,6 +65,35 @@ pub struct Timeouts {
     pub half_closed: Duration,
 }
 
+/// Headers of the PROXY protocol on TCP connections.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyProtocol {
+    /// Which clients begin with a header; none do by default.
+    pub accept: Option<AcceptHeader>,
+    /// What backends are told.
+    pub send: Option<SendHeader>,
+}
+
+/// Who says by a header who the client is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcceptHeader {
+    /// A connection without a header is refused, and so is one of somebody else.
+    pub required: bool,
+    /// Proxies whose word is taken.
+    pub trusted: AddrSet,
+    /// How long the header may take.
+    pub timeout: Duration,
+}
+
+/// What backends are told of the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendHeader {
+    /// How it is written.
+    pub format: HeaderFormat,
+    /// With an id of the connection: the one that came with it, or a new one.
+    pub unique_id: bool,
+}
+
 /// Sessions of datagrams: a client's address and port, and what it addressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udp {
@@ -111,6 +141,8 @@ pub struct Policy {
     pub retry: Retry,
     /// How long a connection may do nothing.
     pub timeouts: Timeouts,
+    /// Headers of the PROXY protocol.
+    pub proxy_protocol: ProxyProtocol,
     /// Sessions of datagrams.
     pub udp: Udp,
     /// Upper bounds.

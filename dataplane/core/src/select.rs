@@ -312,15 +312,21 @@ impl<'a> Search<'a, '_> {
             return None;
         };
         let round = turns.len() as u64;
+        let mut used_up = 0;
         for passed in 0..round.min(TURNS) {
-            let turn = turns.at(self.start % round + passed);
-            let member = turn.and_then(|index| self.eligible(index));
+            let Some(index) = turns.at(self.start % round + passed) else { continue };
+            let member = self.eligible(index);
             if let Some(backend) = member.and_then(|member| self.open(member)) {
-                if passed > 0 && self.tried.is_empty() {
-                    self.service.state.counters.of(self.worker).cursor.add(passed);
+                if used_up > 0 && self.tried.is_empty() {
+                    self.service.state.counters.of(self.worker).cursor.add(used_up);
                 }
                 return Some(backend);
             }
+            // A turn that a starting backend leaves to the next costs the next no turn of its own.
+            let key = self.pool.members()[usize::from(index)].backend.key;
+            let left =
+                self.admission.admits(index) && !self.admission.takes(index, key, self.start);
+            used_up += u64::from(!left);
         }
         self.listed(self.start, |_| true)
     }
@@ -329,7 +335,7 @@ impl<'a> Search<'a, '_> {
         // A member that filled up between comparing and opening is passed over the next time,
         // as its load then reads as full.
         for _ in 0..4 {
-            let member = self.lightest(scheduler)?;
+            let Some(member) = self.lightest(scheduler) else { break };
             if let Some(backend) = self.open(member) {
                 return Some(backend);
             }

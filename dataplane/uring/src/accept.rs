@@ -5,50 +5,40 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{
-    EndReason, FlowKey, LimitKind, Protocol, Refusal, Service, ServiceCounters, Tried, VipAddr,
-};
+use fairway_core::{EndReason, FlowKey, LimitKind, Refusal, Service, ServiceCounters, Tried};
 
 use crate::held::HeldBackend;
 use crate::report::ConnectionRecord;
 use crate::session::{Admitted, Cx, keep_affinity, known_backend};
 
-/// Why a client is not let in.
-pub(crate) enum Refused {
-    /// Nobody listens there any more.
-    NoService,
-    /// The service counted why.
-    ByService,
-}
-
-/// Lets the client at `peer` in to what it dialled by `protocol`, or counts why not.
+/// Lets the client at `peer` in to `service`, which it dialled, or counts why not.
 ///
 /// On success, a place on the service and on the backend is taken.
 pub(crate) fn admit(
+    service: &Service,
     peer: SocketAddr,
     dialled: SocketAddr,
-    protocol: Protocol,
     cx: &mut Cx<'_>,
-) -> Result<(Admitted, Rc<HeldBackend>), Refused> {
-    let snapshot = cx.snapshot;
-    let service = snapshot.lookup(VipAddr(dialled), protocol).ok_or(Refused::NoService)?;
+) -> Option<(Admitted, Rc<HeldBackend>)> {
     let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
-    admitted(service, peer, dialled, counters, cx).map_err(|reason| {
-        counters.ends[reason as usize].inc();
-        cx.shared.connection_ended(false, || ConnectionRecord {
-            service: Arc::clone(&service.name),
-            client: peer,
-            vip: dialled,
-            backend: None,
-            reason,
-            attempts: 0,
-            rx_bytes: 0,
-            tx_bytes: 0,
-            duration: Duration::ZERO,
-        });
-        Refused::ByService
-    })
+    let admitted = admitted(service, peer, dialled, counters, cx);
+    admitted
+        .map_err(|reason| {
+            counters.ends[reason as usize].inc();
+            cx.shared.connection_ended(false, || ConnectionRecord {
+                service: Arc::clone(&service.name),
+                client: peer,
+                vip: dialled,
+                backend: None,
+                reason,
+                attempts: 0,
+                rx_bytes: 0,
+                tx_bytes: 0,
+                duration: Duration::ZERO,
+            });
+        })
+        .ok()
 }
 
 fn admitted(
@@ -100,13 +90,15 @@ fn admitted(
     if pick.backup {
         counters.backup.inc();
     }
-    let admitted = Admitted { peer, dialled, service: cx.held.service(service), start, tracked };
+    let service = cx.held.service(service);
+    let admitted =
+        Admitted { peer, dialled, service, start, tracked, destination: None, unique_id: None };
     keep_affinity(cx, &admitted, pick.backend.id);
     Ok((admitted, cx.held.backend(pick.backend)))
 }
 
 /// A number without pattern for random schedulers; not for secrets.
-fn random(cx: &Cx<'_>) -> u64 {
+pub(crate) fn random(cx: &Cx<'_>) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     thread_local!(static KEY: RandomState = RandomState::new());
     KEY.with(|key| key.hash_one((cx.shared.clock.micros(), cx.index, cx.worker)))

@@ -72,6 +72,9 @@ impl Session {
     }
 
     fn leg_won(&mut self, leg: Leg, cx: &mut Cx<'_>) {
+        if !self.announce(leg, cx) {
+            return self.leg_failed(leg, FailureCause::Refused, cx);
+        }
         for other in Leg::BOTH.into_iter().filter(|other| *other != leg) {
             self.legs[other.index()].close(cx.ring, true);
         }

@@ -86,9 +86,40 @@ impl Direction {
         self.queue.push_back(chunk);
     }
 
+    /// The first `most` bytes that wait.
+    pub(crate) fn peek(&self, ring: &Ring, most: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for chunk in &self.queue {
+            let room = most - bytes.len();
+            bytes.extend(ring.bytes(chunk).iter().take(room));
+        }
+        bytes
+    }
+
+    /// Drops the first `count` bytes that wait. Only while no send is under way.
+    pub(crate) fn skip(&mut self, ring: &mut Ring, mut count: u32) {
+        while count > 0
+            && let Some(first) = self.queue.front_mut()
+        {
+            let step = count.min(first.len());
+            first.cut(step);
+            count -= step;
+            if first.len() == 0
+                && let Some(chunk) = self.queue.pop_front()
+            {
+                ring.buffers().release(chunk);
+            }
+        }
+    }
+
     /// The chunk to send next.
     pub(crate) fn front(&self) -> Option<&Chunk> {
         self.queue.front()
+    }
+
+    /// Whether nothing has been received that is still here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
     }
 
     /// Whether nothing waits to be sent.

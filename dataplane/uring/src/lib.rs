@@ -6,6 +6,7 @@
 mod accept;
 mod connect;
 mod direction;
+mod greeting;
 mod held;
 mod listen;
 mod relay;

@@ -49,15 +49,16 @@ impl Session {
 
     /// Does what a direction can do now: send, pass the end on, receive again.
     pub(crate) fn pump(&mut self, way: Way, cx: &mut Cx<'_>) {
-        if self.phase == Phase::Closing {
-            return;
+        match self.phase {
+            Phase::Closing => return,
+            Phase::Greeting => return self.read_greeting(cx),
+            Phase::Connecting | Phase::Relaying => {}
         }
         if self.direction(way).pipe.is_some() {
             return self.run_pipe(way, cx);
         }
         self.send_next(way, cx);
         self.pass_end_on(way, cx);
-        let credit = cx.ring.credit(cx.shared.settings.credit_bytes);
         let direction = self.direction(way);
         let wants = direction.is_flushed() && !direction.ended && !direction.receiving;
         if self.phase == Phase::Closing || !wants {
@@ -71,6 +72,15 @@ impl Session {
         if cx.ring.is_low() && !room && !self.direction(way).broken && self.live.is_some() {
             return self.wait_for_sink(way, cx);
         }
+        self.receive(way, cx);
+    }
+
+    /// Receives from the source of a direction, if that is not under way.
+    pub(crate) fn receive(&mut self, way: Way, cx: &mut Cx<'_>) {
+        if self.direction(way).receiving {
+            return;
+        }
+        let credit = cx.ring.credit(cx.shared.settings.credit_bytes);
         let op = match way {
             Way::Up => Some(Op::ClientReceive),
             Way::Down => self.live.map(Op::LegReceive),
@@ -259,6 +269,9 @@ impl Session {
                 // What came before the reset still reaches the client.
                 self.down.ended = true;
                 self.pump(way, cx);
+            }
+            (Way::Up, _) if self.phase == Phase::Greeting => {
+                self.turn_away(EndReason::ClientReset, true, cx);
             }
             (Way::Up, _) => self.finish(EndReason::ClientReset, true, cx),
         }

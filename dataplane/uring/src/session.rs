@@ -1,11 +1,11 @@
 //! A session: one client's connection, from accept to close.
 //!
 //! ```text
-//! Connecting ──▶ Relaying ──▶ Closing ──▶ (free)
-//!     └──────────────┴───────────▲
+//! (Greeting) ──▶ Connecting ──▶ Relaying ──▶ Closing ──▶ (free)
+//!     └───────────────┴──────────────┴──────────▲
 //! ```
 //!
-//! `connect.rs` brings a session from Connecting to Relaying, `relay.rs` moves its bytes; here it
+//! `greeting.rs` reads a header of the PROXY protocol where one may come, `connect.rs` brings a session from Connecting to Relaying, `relay.rs` moves its bytes; here it
 //! begins, times out and ends. A descriptor is closed only when no request on it is under way.
 
 use std::net::SocketAddr;
@@ -14,10 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{BackendId, EndReason, Pick, ServiceId, Snapshot, Tick, Tried};
+use fairway_core::{BackendId, EndReason, Pick, Snapshot, Tick, Tried};
 use socket2::SockRef;
 
 use crate::direction::Direction;
+use crate::greeting::Greeting;
 use crate::held::{Held, HeldBackend, HeldService};
 use crate::report::{ConnectionRecord, Shared, WorkerStats};
 use crate::sys::Ring;
@@ -49,6 +50,8 @@ const FURTHEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
+    /// Not let in yet: a header is to say who the client is.
+    Greeting,
     Connecting,
     Relaying,
     Closing,
@@ -149,6 +152,10 @@ pub(crate) struct Admitted {
     pub(crate) start: u64,
     /// The client table counts this connection.
     pub(crate) tracked: bool,
+    /// What the client dialled at the proxy before us, as a header says.
+    pub(crate) destination: Option<SocketAddr>,
+    /// The id that a header gave it.
+    pub(crate) unique_id: Option<Box<[u8]>>,
 }
 
 pub(crate) struct Session {
@@ -159,6 +166,10 @@ pub(crate) struct Session {
     /// The leg that won.
     pub(crate) live: Option<Leg>,
     pub(crate) admitted: Option<Admitted>,
+    /// Set until the client's header is read.
+    pub(crate) greeting: Option<Box<Greeting>>,
+    /// Not among the free places.
+    pub(crate) used: bool,
     /// Candidates that were started.
     pub(crate) tried: Tried,
     /// The backend of the last leg that won, for the log.
@@ -188,6 +199,8 @@ impl Session {
             legs: Default::default(),
             live: None,
             admitted: None,
+            greeting: None,
+            used: false,
             tried: Tried::default(),
             backend: None,
             up: Direction::default(),
@@ -203,21 +216,30 @@ impl Session {
         }
     }
 
-    /// Begins with a client that was let in and its first candidate.
-    pub(crate) fn begin(
+    /// Counts the session's times from `now` on.
+    pub(crate) fn began_at(&mut self, now: Tick) {
+        (self.began, self.searching_since, self.active_at) = (now, now, now);
+    }
+
+    /// Takes over the socket of a client that was let in.
+    pub(crate) fn open(
         &mut self,
         client: OwnedFd,
         admitted: Admitted,
         backend: Rc<HeldBackend>,
         cx: &mut Cx<'_>,
     ) {
+        self.client = End::new(client);
+        self.began_at(cx.now);
+        self.begin(admitted, backend, cx);
+    }
+
+    /// Begins with a client that was let in and its first candidate.
+    pub(crate) fn begin(&mut self, admitted: Admitted, backend: Rc<HeldBackend>, cx: &mut Cx<'_>) {
         let retry = admitted.service.policy.retry;
         self.phase = Phase::Connecting;
-        self.client = End::new(client);
         self.replayable = retry.on_reset_before_reply;
-        self.began = cx.now;
         self.searching_since = cx.now;
-        self.active_at = cx.now;
         self.admitted = Some(admitted);
         self.hedge_at = retry.hedge_after.map(|after| cx.now.plus(after));
         self.pump(crate::relay::Way::Up, cx);
@@ -240,7 +262,9 @@ impl Session {
         }
         self.generation = (self.generation + 1) % crate::token::GENERATIONS;
         self.live = None;
+        self.used = false;
         self.admitted = None;
+        self.greeting = None;
         self.backend = None;
         self.tried.clear();
         self.nonblocking = false;
@@ -250,10 +274,6 @@ impl Session {
 
     pub(crate) fn token(&self, op: Op, cx: &Cx<'_>) -> u64 {
         Token { op, index: cx.index, generation: self.generation }.pack()
-    }
-
-    pub(crate) fn service(&self) -> Option<ServiceId> {
-        self.admitted.as_ref().map(|admitted| admitted.service.id)
     }
 
     /// Whether a leg is on one of `backends`, which are in order.
@@ -272,6 +292,7 @@ impl Session {
         self.timer_at = Tick(u64::MAX);
         match self.phase {
             Phase::Closing => return,
+            Phase::Greeting => self.greeting_timer(cx),
             Phase::Connecting => self.connecting_timer(cx),
             Phase::Relaying => {
                 if self.relay_deadline().is_some_and(|deadline| deadline <= cx.now) {
@@ -290,6 +311,7 @@ impl Session {
     /// Has the wheel wake the session for its next deadline, if it does not do so sooner.
     pub(crate) fn set_timer(&mut self, cx: &mut Cx<'_>) {
         let deadline = match self.phase {
+            Phase::Greeting => self.greeting_deadline(),
             Phase::Connecting => self.connecting_deadline(),
             Phase::Relaying => self.relay_deadline(),
             Phase::Closing => None,
@@ -319,6 +341,9 @@ impl Session {
     pub(crate) fn finish(&mut self, reason: EndReason, reset: bool, cx: &mut Cx<'_>) {
         if self.phase == Phase::Closing {
             return;
+        }
+        if self.phase == Phase::Greeting {
+            return self.turn_away(reason, reset, cx);
         }
         self.phase = Phase::Closing;
         self.client.close(cx.ring, reset);

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use fairway_core::publish::Reader;
-use fairway_core::{BackendId, EndReason, Protocol, Snapshot, Tick};
+use fairway_core::{BackendId, EndReason, Protocol, Snapshot, Tick, VipAddr};
 use socket2::{SockRef, Socket};
 
-use crate::accept::{Refused, admit};
+use crate::accept::admit;
+use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
 use crate::relay::Way;
 use crate::report::{Shared, SharedStats};
@@ -242,7 +243,7 @@ impl Worker {
         let Some(session) = self.sessions.get_mut(index as usize) else {
             return;
         };
-        if session.is_over() && session.service().is_some() {
+        if session.is_over() && session.used {
             session.recycle(&mut self.parts.cx(index, self.now, snapshot));
             self.free.push(index);
             self.open -= 1;
@@ -306,21 +307,32 @@ impl Worker {
             return;
         };
         let index = self.free.last().copied().unwrap_or(self.sessions.len() as u32);
+        let Some(service) = snapshot.lookup(VipAddr(vip), Protocol::Tcp) else {
+            self.parts.stats.no_service.inc();
+            return refuse(socket);
+        };
         let mut cx = self.parts.cx(index, self.now, snapshot);
-        let (admitted, pick) = match admit(peer, vip, Protocol::Tcp, &mut cx) {
-            Ok(admitted) => admitted,
-            Err(Refused::NoService) => {
-                self.parts.stats.no_service.inc();
+        let admitted = match welcome(service, peer) {
+            Welcome::ByHeader => None,
+            Welcome::AsItSeems => match admit(service, peer, vip, &mut cx) {
+                Some(admitted) => Some(admitted),
+                None => return refuse(socket),
+            },
+            Welcome::Refused => {
+                count_refusal(service, cx.worker);
                 return refuse(socket);
             }
-            Err(Refused::ByService) => return refuse(socket),
         };
         if self.free.pop().is_none() {
             self.sessions.push(Session::free(0));
         }
         self.open += 1;
         let session = &mut self.sessions[index as usize];
-        session.begin(socket, admitted, pick, &mut self.parts.cx(index, self.now, snapshot));
+        session.used = true;
+        match admitted {
+            Some((admitted, backend)) => session.open(socket, admitted, backend, &mut cx),
+            None => session.greet(socket, (peer, vip), service, &mut cx),
+        }
         self.free_if_over(index, snapshot);
         let most = self.parts.shared.settings.max_connections;
         if self.open >= most {
@@ -472,7 +484,7 @@ impl Worker {
     fn end(&mut self, reason: EndReason, snapshot: &Snapshot, which: impl Fn(&Session) -> bool) {
         for index in 0..self.sessions.len() as u32 {
             let session = &mut self.sessions[index as usize];
-            if session.service().is_some() && which(session) {
+            if session.used && which(session) {
                 session.finish(reason, true, &mut self.parts.cx(index, self.now, snapshot));
                 self.free_if_over(index, snapshot);
             }

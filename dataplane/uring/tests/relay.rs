@@ -16,7 +16,7 @@ use fairway_uring::{
 };
 use socket2::SockRef;
 
-use fixture::{Proxy, SECOND, policy};
+use fixture::{Proxy, SECOND, policy, read_error};
 
 /// A server on a port of its own that treats each connection with `serve`, in a thread each.
 fn server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
@@ -50,17 +50,6 @@ fn refusing() -> SocketAddr {
 
 fn reset(stream: TcpStream) {
     SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-}
-
-/// The error of the next read. A thread that had a ring is interrupted when the ring goes.
-fn read_error(stream: &mut TcpStream) -> std::io::Error {
-    loop {
-        match stream.read(&mut [0; 1]) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return error,
-            Ok(n) => panic!("read {n} bytes"),
-        }
-    }
 }
 
 /// Every shape in which kernels run the relay.

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 
 use fairway_config::{CheckSpec, Probe};
+use fairway_core::proxy_header;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -18,6 +20,14 @@ pub(crate) async fn probe(addr: SocketAddr, spec: &CheckSpec) -> ProbeResult {
         let stream = TcpStream::connect(addr)
             .await
             .map_err(|error| ProbeError(format!("connect to {addr}: {}", plain(&error))))?;
+        let mut stream = stream;
+        if let Some(format) = spec.header {
+            // A backend that wants a header wants it of a check, too; we speak for ourselves.
+            let header = proxy_header::write(format, None, None);
+            stream.write_all(&header).await.map_err(|error| {
+                ProbeError(format!("PROXY header to {addr}: {}", plain(&error)))
+            })?;
+        }
         match &spec.probe {
             Probe::Tcp => close(stream),
             Probe::Http { path, host, headers, statuses } => {
@@ -106,6 +116,7 @@ mod tests {
             rise: 1,
             fall: 1,
             initially_up: true,
+            header: None,
         }
     }
 

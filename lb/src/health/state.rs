@@ -80,6 +80,7 @@ mod tests {
             rise,
             fall,
             initially_up,
+            header: None,
         }
     }
 

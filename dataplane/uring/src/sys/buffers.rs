@@ -18,6 +18,9 @@ const READY: u16 = 128;
 #[must_use = "a chunk that is not released is lost to the pool"]
 pub(crate) struct Chunk {
     id: u16,
+    /// Where its bytes begin.
+    origin: u32,
+    /// Where those begin that are still to be sent.
     start: u32,
     end: u32,
 }
@@ -32,15 +35,21 @@ impl Chunk {
         self.start = (self.start + sent).min(self.end);
     }
 
+    /// Takes `count` bytes off the front for good: they are not made unsent again.
+    pub(crate) fn cut(&mut self, count: u32) {
+        self.advance(count);
+        self.origin = self.start;
+    }
+
     /// Keeps `len` bytes from `offset` on.
     pub(super) fn narrow(&mut self, offset: u32, len: u32) {
-        self.start = (self.start + offset).min(self.end);
+        self.cut(offset);
         self.end = (self.start + len).min(self.end);
     }
 
     /// Makes all bytes unsent again.
     pub(crate) fn rewind(&mut self) {
-        self.start = 0;
+        self.start = self.origin;
     }
 }
 
@@ -113,7 +122,7 @@ impl Buffers {
     /// Takes over buffer `id`, into which the kernel has put `len` bytes.
     pub(crate) fn received(&mut self, id: u16, len: u32) -> Chunk {
         self.ready -= 1;
-        Chunk { id, start: 0, end: len.min(self.size) }
+        Chunk { id, origin: 0, start: 0, end: len.min(self.size) }
     }
 
     pub(crate) fn release(&mut self, chunk: Chunk) {

@@ -254,6 +254,13 @@ impl Ring {
         self.buffers.free() * 4 < self.buffers.count()
     }
 
+    /// The bytes of a chunk that are still to be sent.
+    pub(crate) fn bytes(&self, chunk: &Chunk) -> &[u8] {
+        let (start, len) = self.buffers.bytes(chunk);
+        // SAFETY: the bytes are mapped and filled, and the kernel writes to them no more.
+        unsafe { std::slice::from_raw_parts(start, len as usize) }
+    }
+
     /// The receive buffers.
     pub(crate) fn buffers(&mut self) -> &mut Buffers {
         &mut self.buffers

@@ -8,7 +8,7 @@ use fairway_core::{EndReason, Protocol, Tried, VipAddr};
 
 use super::session::{Session, connect};
 use super::{Datagrams, Outlet};
-use crate::accept::{Refused, admit};
+use crate::accept::admit;
 use crate::connect::{cause_of, count_failure};
 use crate::held::HeldBackend;
 use crate::report::ConnectionRecord;
@@ -28,14 +28,12 @@ impl Datagrams {
         if self.refusing {
             return None;
         }
-        let (admitted, backend) = match admit(client, vip, Protocol::Udp, cx) {
-            Ok(admitted) => admitted,
-            Err(Refused::NoService) => {
-                cx.stats.no_service.inc();
-                return None;
-            }
-            Err(Refused::ByService) => return None,
+        let snapshot = cx.snapshot;
+        let Some(service) = snapshot.lookup(VipAddr(vip), Protocol::Udp) else {
+            cx.stats.no_service.inc();
+            return None;
         };
+        let (admitted, backend) = admit(service, client, vip, cx)?;
         if self.by_flow.len() >= cx.shared.settings.max_udp_sessions as usize
             && let Some(victim) = self.ages.victim()
         {

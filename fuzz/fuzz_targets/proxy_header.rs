@@ -1,0 +1,19 @@
+//! Any bytes are answered, in the same way however they arrive, and what is read can be written.
+#![no_main]
+
+use fairway_core::proxy_header::{HeaderFormat, Opening, read, write};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(Opening::Header(header, len)) = read(bytes) else { return };
+    assert!(len <= bytes.len());
+    for cut in [len / 2, len - 1] {
+        assert_eq!(read(&bytes[..cut]), Ok(Opening::Partial));
+    }
+    let format = HeaderFormat::V2 { crc32c: true };
+    let again = write(format, header.addresses, header.unique_id.as_deref());
+    let Ok(Opening::Header(second, _)) = read(&again) else { panic!("{again:?}") };
+    // Written addresses share a family; an id without bytes is none.
+    assert_eq!(second.addresses.is_some(), header.addresses.is_some());
+    assert_eq!(second.unique_id, header.unique_id.filter(|id| !id.is_empty()));
+});
