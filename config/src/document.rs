@@ -236,7 +236,7 @@ pub struct ServiceDoc {
     /// Below this share of healthy backends all are used. Default: 0%, never.
     #[serde(default)]
     pub panic_threshold: Option<At<Percent>>,
-    /// Ejection of backends that cannot be connected to.
+    /// Ejection of backends for what their traffic shows.
     #[serde(default)]
     pub ejection: EjectionDoc,
     /// A new or returning backend takes its flows little by little. Default: all at once.
@@ -475,14 +475,64 @@ pub struct HealthCheckDoc {
     pub fall: Option<At<u32>>,
     /// How a new backend starts. Default: `up`.
     pub initial_state: Option<InitialDoc>,
-    /// HTTP: the path. Default: `/`.
+    /// While the results of checks change: from one to the next. Default: as `interval`.
+    pub fast_interval: Option<At<Time>>,
+    /// Address that checks come from. Default: the kernel's choice.
+    pub source: Option<At<Address>>,
+    /// http, https: the path. Default: `/`.
     pub path: Option<At<String>>,
-    /// HTTP: the Host header. Default: the backend's address.
+    /// http, https: the Host header. Default: the backend's address.
     pub host: Option<At<String>>,
-    /// HTTP: further headers.
+    /// http, https: further headers.
     pub headers: Option<At<BTreeMap<String, String>>>,
-    /// HTTP: statuses that are good. Default: 200-399.
+    /// http, https: statuses that are good. Default: 200-399.
     pub expect_status: Option<At<Vec<At<Statuses>>>>,
+    /// https, tls, grpc: how the backend proves who it is. With `grpc`, its absence means
+    /// plain text.
+    pub tls: Option<At<TlsDoc>>,
+    /// tcp, udp: text that is sent first.
+    pub send: Option<At<String>>,
+    /// tcp, udp: bytes that are sent first, two hexadecimal digits each.
+    pub send_hex: Option<At<String>>,
+    /// tcp, udp: text that must be in the first 4 KiB of the answer.
+    pub expect: Option<At<String>>,
+    /// tcp, udp: the same as bytes, two hexadecimal digits each.
+    pub expect_hex: Option<At<String>>,
+    /// grpc: the service that is asked for. Default: the server as a whole.
+    pub service: Option<At<String>>,
+    /// dns: the name that is asked for.
+    pub query: Option<At<String>>,
+    /// dns: the type of record. Default: `A`.
+    pub record: Option<At<RecordDoc>>,
+    /// exec: a program and its arguments; no shell. It is told of the backend by
+    /// FAIRWAY_ADDRESS and FAIRWAY_PORT, and is good when it exits with 0.
+    pub command: Option<At<Vec<String>>>,
+}
+
+/// How a backend proves who it is.
+#[derive(Debug, Clone, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct TlsDoc {
+    /// Whether its certificate must be good. Default: true.
+    pub verify: Option<bool>,
+    /// The name in its certificate, and in the handshake (SNI). Default: its address.
+    pub server_name: Option<At<String>>,
+    /// Certificates (PEM) that sign its certificate. Default: those of this machine.
+    pub ca_file: Option<At<String>>,
+}
+
+/// A type of DNS record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum RecordDoc {
+    #[default]
+    A,
+    Aaaa,
+    Ns,
+    Soa,
+    Srv,
+    Txt,
 }
 
 /// A kind of check.
@@ -491,10 +541,24 @@ pub struct HealthCheckDoc {
 pub enum CheckTypeDoc {
     /// No checks.
     None,
-    /// A TCP connection can be made.
+    /// A TCP connection can be made and, with `expect`, answers.
     Tcp,
     /// An HTTP/1.1 GET is answered with a good status.
     Http,
+    /// The same over TLS.
+    Https,
+    /// A TLS handshake succeeds.
+    Tls,
+    /// The gRPC health service says SERVING.
+    Grpc,
+    /// A DNS query is answered without an error.
+    Dns,
+    /// A datagram is answered.
+    Udp,
+    /// An ICMP echo is answered.
+    Icmp,
+    /// A program ends well.
+    Exec,
 }
 
 /// How a new backend starts.
@@ -508,7 +572,7 @@ pub enum InitialDoc {
     Down,
 }
 
-/// Ejection of backends that cannot be connected to.
+/// Ejection of backends for what their traffic shows.
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct EjectionDoc {
@@ -518,6 +582,18 @@ pub struct EjectionDoc {
     pub base_time: Option<At<Time>>,
     /// Longest ejection. Default: 5m.
     pub max_time: Option<At<Time>>,
+    /// Most of a pool that may be ejected at a time, and one backend at least. Default: 50%.
+    pub max_ejection: Option<At<Percent>>,
+    /// Time over which rates and latencies are taken. Default: 10s.
+    pub window: Option<At<Time>>,
+    /// Connections of a backend within a window from which on it is judged. Default: 20.
+    pub min_samples: Option<At<u32>>,
+    /// Share of failed connects and early resets that ejects. Default: 50%; 0% is never.
+    pub failure_rate: Option<At<Percent>>,
+    /// A backend whose connects take this many times the pool's median is ejected. Default: never.
+    pub slow_factor: Option<At<u32>>,
+    /// Connects below this time are never slow. Default: 5ms.
+    pub slow_above: Option<At<Time>>,
 }
 
 /// How a new or returning backend takes its flows. They move to it alone, under every scheduler.

@@ -1,7 +1,7 @@
 //! What a configuration means: values that cannot be nonsense.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
 use crate::document::{
-    ConnectionsDoc, CurveDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, UringFeature,
+    ConnectionsDoc, CurveDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, RecordDoc,
+    UringFeature,
 };
 use crate::{File, Place};
 
@@ -129,6 +130,8 @@ pub struct ServiceSpec {
     pub check: Option<Arc<CheckSpec>>,
     /// Below this share of healthy backends, in hundredths, all are used.
     pub panic_percent: u32,
+    /// How backends are judged by their traffic.
+    pub outliers: Outliers,
     /// How new and returning backends begin; none is with everything at once.
     pub slow_start: Option<SlowStart>,
     /// Where it is written; two specs that differ only here are equal to the control loop.
@@ -147,7 +150,25 @@ impl ServiceSpec {
             && self.check == other.check
             && self.panic_percent == other.panic_percent
             && self.slow_start == other.slow_start
+            && self.outliers == other.outliers
     }
+}
+
+/// How backends are judged by their traffic, beside failed connects in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outliers {
+    /// Most of a pool that may be ejected at a time, in hundredths, and one backend at least.
+    pub max_ejected_percent: u32,
+    /// Time over which rates and latencies are taken.
+    pub window: Duration,
+    /// Connections of a backend within a window from which on it is judged.
+    pub min_samples: u32,
+    /// Share of failures that ejects, in hundredths; none is never.
+    pub failure_percent: Option<u32>,
+    /// Multiple of the pool's median connect time that ejects; none is never.
+    pub slow_factor: Option<u32>,
+    /// Connects below this time are never slow.
+    pub slow_above: Duration,
 }
 
 /// How a new or returning backend takes its flows.
@@ -192,6 +213,10 @@ pub struct CheckSpec {
     pub port: Option<u16>,
     /// From one check to the next.
     pub interval: Duration,
+    /// The same while results change.
+    pub fast_interval: Duration,
+    /// Address that checks come from; none is the kernel's choice.
+    pub source: Option<IpAddr>,
     /// By how much intervals vary, in hundredths.
     pub jitter_percent: u32,
     /// For one check.
@@ -209,19 +234,60 @@ pub struct CheckSpec {
 /// What a check does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Probe {
-    /// Makes a TCP connection.
-    Tcp,
-    /// Makes an HTTP/1.1 GET.
-    Http {
-        /// The path.
-        path: Box<str>,
-        /// The Host header; none is the backend's address.
-        host: Option<Box<str>>,
-        /// Further headers.
-        headers: Vec<(Box<str>, Box<str>)>,
-        /// Good statuses, both ends included.
-        statuses: Vec<(u16, u16)>,
+    /// Makes a TCP connection, and talks over it when there is something to say or to hear.
+    Tcp(Exchange),
+    /// Makes an HTTP/1.1 GET, over TLS when that is set.
+    Http(Http, Option<Tls>),
+    /// Makes a TLS handshake.
+    Tls(Tls),
+    /// Asks the gRPC health service for this service; the empty name is the server.
+    Grpc(Box<str>, Option<Tls>),
+    /// Asks a DNS server.
+    Dns {
+        /// The name.
+        query: Box<str>,
+        /// The type of record.
+        record: RecordDoc,
     },
+    /// Sends a datagram; any answer is good when nothing is expected.
+    Udp(Exchange),
+    /// Sends an ICMP echo request.
+    Icmp,
+    /// Runs a program: its path and its arguments.
+    Exec(Vec<Box<str>>),
+}
+
+/// What is sent and what must come back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Exchange {
+    /// Sent first; may be empty.
+    pub send: Box<[u8]>,
+    /// Must be in the answer; may be empty.
+    pub expect: Box<[u8]>,
+}
+
+/// An HTTP/1.1 GET.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Http {
+    /// The path.
+    pub path: Box<str>,
+    /// The Host header; none is the backend's address.
+    pub host: Option<Box<str>>,
+    /// Further headers.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    /// Good statuses, both ends included.
+    pub statuses: Vec<(u16, u16)>,
+}
+
+/// How a server proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// Whether its certificate must be good.
+    pub verify: bool,
+    /// The name in its certificate and in the handshake; none is its address.
+    pub server_name: Option<Box<str>>,
+    /// File of the certificates that sign its own; none is those of this machine.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// What changed from one set of services to the next.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fairway_config::{Config, Probe, load, load_text};
+use fairway_config::{Config, Exchange, Probe, load, load_text};
 use fairway_core::{Scheduler, Weight};
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
@@ -35,7 +35,10 @@ fn defaults() {
     assert!(policy.retry.on_connect && !policy.retry.on_reset_before_reply);
     assert_eq!(policy.timeouts.idle, Duration::from_secs(3600));
     let check = spec.check.as_ref().unwrap();
-    assert_eq!((check.probe.clone(), check.rise, check.fall), (Probe::Tcp, 2, 3));
+    assert_eq!(
+        (check.probe.clone(), check.rise, check.fall),
+        (Probe::Tcp(Exchange::default()), 2, 3)
+    );
     assert_eq!(config.process.metrics.to_string(), "127.0.0.1:9180");
 }
 

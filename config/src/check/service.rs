@@ -13,14 +13,14 @@ use fairway_core::{
     Timeouts, Udp, Weight,
 };
 
-use super::Findings;
+use super::{Findings, health};
 use crate::Problems;
 use crate::document::{
-    AcceptDoc, AffinityDoc, BackendDoc, CheckTypeDoc, FieldsDoc, HeaderVersionDoc, HealthCheckDoc,
-    InitialDoc, ListenDoc, ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
+    AcceptDoc, AffinityDoc, BackendDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc,
+    ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
-use crate::spec::{BackendSpec, CheckSpec, Origin, Probe, ServiceKey, ServiceSpec, SlowStart};
-use crate::values::{Address, At, Prefix, Size, Time};
+use crate::spec::{BackendSpec, Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
+use crate::values::{Address, At, Percent, Prefix, Size, Time};
 
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
@@ -45,14 +45,15 @@ pub(crate) fn service(
         findings.add(at.place, format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0));
     }
     let slow_start = slow_start(doc, findings);
-    let check = check(doc, &policy, findings);
+    let outliers = outliers(&doc.ejection, findings);
+    let check = health::check(doc, &policy, findings);
     let ports = &doc.ports.value;
     if ports.is_empty() {
         findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
     }
     labels(ports, findings);
     if let Some(check) = &check {
-        ports.iter().for_each(|port| check_port(doc, check, &port.value, findings));
+        ports.iter().for_each(|port| health::check_port(doc, check, &port.value, findings));
     }
     for (name, list) in [("backends", &doc.backends), ("backupBackends", &doc.backup_backends)] {
         if let Some(one_more) = list.get(MOST_BACKENDS) {
@@ -95,6 +96,7 @@ pub(crate) fn service(
                 .clone()
                 .filter(|_| doc.health_check.is_some() || protocol == Protocol::Tcp),
             panic_percent,
+            outliers,
             slow_start,
             origin,
         };
@@ -281,6 +283,31 @@ fn backends(
     }
     specs.sort_by_key(|spec| spec.addr);
     specs
+}
+
+fn outliers(doc: &EjectionDoc, findings: &mut Findings<'_>) -> Outliers {
+    let mut percent = |name: &str, at: Option<At<Percent>>, default: u32| {
+        if let Some(at) = at.filter(|at| at.value.0 > 100) {
+            findings.add(at.place, format!("`{name}` is {}%; it is 0% to 100%", at.value.0));
+        }
+        at.map_or(default, |at| at.value.0)
+    };
+    let max_ejected_percent = percent("maxEjection", doc.max_ejection, 50);
+    let failure_percent = percent("failureRate", doc.failure_rate, 50);
+    if let Some(at) = doc.slow_factor.filter(|at| at.value < 2) {
+        findings.add(at.place, format!("`slowFactor` is {}; it is 2 or more", at.value));
+    }
+    if let Some(at) = doc.min_samples.filter(|at| at.value == 0) {
+        findings.add(at.place, "`minSamples` is 0; at least 1 connection says something");
+    }
+    Outliers {
+        max_ejected_percent,
+        window: findings.time("window", doc.window.as_ref(), "10s"),
+        min_samples: doc.min_samples.map_or(20, |at| at.value.max(1)),
+        failure_percent: (failure_percent > 0).then_some(failure_percent),
+        slow_factor: doc.slow_factor.map(|at| at.value),
+        slow_above: findings.time("slowAbove", doc.slow_above.as_ref(), "5ms"),
+    }
 }
 
 fn slow_start(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<SlowStart> {
@@ -505,124 +532,5 @@ fn limits(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Limits {
         service_connections: limit("serviceConnections", limits.service_connections),
         client_connections: limit("clientConnections", limits.client_connections),
         client_rate: limit("clientConnectionsPerSecond", limits.client_connections_per_second),
-    }
-}
-
-fn check(doc: &ServiceDoc, policy: &Policy, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>> {
-    let default = HealthCheckDoc::default();
-    let check = doc.health_check.as_ref().map_or(&default, |at| &at.value);
-    let kind = check.kind.as_ref().map_or(CheckTypeDoc::Tcp, |at| at.value);
-    if kind != CheckTypeDoc::Http {
-        http_only(check, findings);
-    }
-    let mut count = |name: &str, written: Option<At<u32>>, default: u32| {
-        let Some(At { place, value }) = written else {
-            return default;
-        };
-        if value == 0 {
-            findings.add(place, format!("`{name}` is 0; at least 1 check decides"));
-        }
-        value.max(1)
-    };
-    let (rise, fall) = (count("rise", check.rise, 2), count("fall", check.fall, 3));
-    if let Some(at) = check.jitter.as_ref().filter(|at| at.value.0 > 100) {
-        findings.add(at.place, format!("`jitter` is {}%; it is 0% to 100%", at.value.0));
-    }
-    if let Some(at) = check.port.as_ref().filter(|at| at.value == 0) {
-        findings.add(at.place, "`port` is 0; ports are 1 to 65535");
-    }
-    let interval = findings.time("interval", check.interval.as_ref(), "2s");
-    let timeout = findings.time("timeout", check.timeout.as_ref(), "1s");
-    let probe = match kind {
-        CheckTypeDoc::None => return None,
-        CheckTypeDoc::Tcp => Probe::Tcp,
-        CheckTypeDoc::Http => http(check, findings),
-    };
-    Some(Arc::new(CheckSpec {
-        probe,
-        port: check.port.map(|at| at.value),
-        interval,
-        jitter_percent: check.jitter.map_or(10, |at| at.value.0),
-        timeout,
-        rise,
-        fall,
-        initially_up: check.initial_state.unwrap_or_default() == InitialDoc::Up,
-        header: policy.proxy_protocol.send.map(|send| send.format),
-    }))
-}
-
-fn http_only(check: &HealthCheckDoc, findings: &mut Findings<'_>) {
-    for (name, place) in [
-        ("path", check.path.as_ref().map(|at| at.place)),
-        ("host", check.host.as_ref().map(|at| at.place)),
-        ("headers", check.headers.as_ref().map(|at| at.place)),
-        ("expectStatus", check.expect_status.as_ref().map(|at| at.place)),
-    ] {
-        if let Some(place) = place {
-            findings
-                .add(place, format!("`{name}` belongs to `type: http`; set that, or remove it"));
-        }
-    }
-}
-
-fn http(check: &HealthCheckDoc, findings: &mut Findings<'_>) -> Probe {
-    let bad = |c: char| c.is_control() || c == ' ';
-    if let Some(at) = &check.path
-        && (!at.value.starts_with('/') || at.value.contains(bad))
-    {
-        findings.add(
-            at.place,
-            format!("`{}` is no path; it starts with `/`, without spaces", at.value),
-        );
-    }
-    if let Some(at) = check.host.as_ref().filter(|at| at.value.is_empty() || at.value.contains(bad))
-    {
-        findings.add(at.place, format!("`{}` is no host name", at.value));
-    }
-    if let Some(at) = &check.headers {
-        for (name, value) in &at.value {
-            let token = |c: char| c.is_ascii_alphanumeric() || "-_!#$%&'*+.^`|~".contains(c);
-            let fits = !name.is_empty() && name.chars().all(token);
-            if !fits || value.chars().any(char::is_control) {
-                findings.add(at.place, format!("`{name}: {value}` is no HTTP header"));
-            }
-        }
-    }
-    let statuses = match &check.expect_status {
-        None => vec![(200, 399)],
-        Some(at) => {
-            if at.value.is_empty() {
-                findings.absent(at.place, "`expectStatus` is empty; no answer would be good");
-            }
-            at.value.iter().map(|at| at.value.0).collect()
-        }
-    };
-    let headers = check.headers.iter().flat_map(|at| &at.value);
-    Probe::Http {
-        path: check.path.as_ref().map_or("/", |at| &at.value).into(),
-        host: check.host.as_ref().map(|at| at.value.as_str().into()),
-        headers: headers
-            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-            .collect(),
-        statuses,
-    }
-}
-
-/// A range keeps the dialled port, so its backends have no port that could be checked.
-fn check_port(doc: &ServiceDoc, check: &CheckSpec, port: &PortDoc, findings: &mut Findings<'_>) {
-    let no_port = |backend: &At<BackendDoc>| {
-        backend.value.address.value.port.is_none() && backend.value.port.is_none()
-    };
-    let needs = port.port.value.0.len() > 1
-        && port.target_port.is_none()
-        && check.port.is_none()
-        && doc.backends.iter().chain(&doc.backup_backends).any(no_port);
-    if needs {
-        let place = doc.health_check.as_ref().map_or(port.port.place, |at| at.place);
-        findings.add(
-            place,
-            "a check needs a port, and a range leaves it open; set `healthCheck.port`, or \
-             `healthCheck: {type: none}`",
-        );
     }
 }

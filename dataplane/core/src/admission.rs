@@ -26,6 +26,12 @@ impl Share {
         f64::from(self.0) / f64::from(Self::FULL.0)
     }
 
+    /// A share of this share.
+    #[must_use]
+    pub fn times(self, other: Self) -> Self {
+        Self(((u64::from(self.0) * u64::from(other.0)) >> 16) as u32)
+    }
+
     /// In 65536ths, to weigh loads with.
     pub(crate) fn parts(self) -> u64 {
         u64::from(self.0)

@@ -218,6 +218,8 @@ pub struct BackendCounters {
     pub rx_bytes: Counter,
     /// Bytes sent to it.
     pub tx_bytes: Counter,
+    /// Sum of the times that connecting took, in microseconds.
+    pub connect_us: Counter,
     /// Failed attempts, by [`FailureCause`].
     pub failures: [Counter; FailureCause::ALL.len()],
 }
@@ -231,6 +233,8 @@ pub struct BackendTotals {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
+    /// Sum of the times that connecting took, in microseconds.
+    pub connect_us: u64,
     /// Failed attempts, by [`FailureCause`].
     pub failures: [u64; FailureCause::ALL.len()],
 }
@@ -241,6 +245,7 @@ impl BackendTotals {
         self.connections += other.connections;
         self.rx_bytes += other.rx_bytes;
         self.tx_bytes += other.tx_bytes;
+        self.connect_us += other.connect_us;
         for (sum, count) in self.failures.iter_mut().zip(other.failures) {
             *sum += count;
         }
@@ -255,6 +260,7 @@ impl PerWorker<BackendCounters> {
             sum.connections += own.connections.get();
             sum.rx_bytes += own.rx_bytes.get();
             sum.tx_bytes += own.tx_bytes.get();
+            sum.connect_us += own.connect_us.get();
             add_each(&mut sum.failures, &own.failures);
             sum
         })

@@ -103,6 +103,44 @@ impl Service {
     /// Hashing, random and round-robin schedulers look at some slots, those that compare loads at
     /// every member of the pool.
     pub fn select(&self, start: u64, tried: &Tried, worker: usize) -> Result<Pick<'_>, EndReason> {
+        if let Some(pick) = self.search(start, tried, Some(worker)) {
+            return Ok(pick);
+        }
+        let admitted = self.admission.admitted() + self.backup_admission.admitted();
+        Err(match (admitted, tried.len()) {
+            (0, 0) => EndReason::NoBackend,
+            (_, 0) => EndReason::Limited,
+            _ => EndReason::ConnectFailed,
+        })
+    }
+
+    /// The candidates of the flow at `start` in the order in which it and its retries would try
+    /// them now. Takes no place and turns no round: for people who ask why.
+    #[must_use]
+    pub fn candidates(&self, start: u64) -> Vec<Pick<'_>> {
+        let (mut tried, mut order) = (Tried::default(), Vec::new());
+        while let Some(pick) = self.search(start, &tried, None) {
+            tried.insert(pick.backend.id);
+            order.push(pick);
+        }
+        order
+    }
+
+    /// The slots that a hashing scheduler looks at for the flow at `start`, and who owns each;
+    /// empty for other schedulers.
+    #[must_use]
+    pub fn slots(&self, start: u64) -> Vec<(u64, u16)> {
+        match (&self.policy.scheduler, self.primary.table()) {
+            (Scheduler::Maglev { .. }, Some(table)) => {
+                let size = u64::from(table.size());
+                let owned = |slot| Some((slot, table.owner(slot)?));
+                walk_of(start, size).take(WALK as usize).filter_map(owned).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn search(&self, start: u64, tried: &Tried, worker: Option<usize>) -> Option<Pick<'_>> {
         let limit = self.policy.limits.backend_connections;
         let searches = [
             (&*self.primary, &self.admission, false),
@@ -119,15 +157,7 @@ impl Service {
                 search.last_resort().map(|backend| Pick { backend, backup: *backup })
             })
         };
-        if let Some(pick) = admitted.or_else(last_resort) {
-            return Ok(pick);
-        }
-        let admitted = self.admission.admitted() + self.backup_admission.admitted();
-        Err(match (admitted, tried.len()) {
-            (0, 0) => EndReason::NoBackend,
-            (_, 0) => EndReason::Limited,
-            _ => EndReason::ConnectFailed,
-        })
+        admitted.or_else(last_resort)
     }
 
     /// Takes a place on the backend `id` if it is here, admitted and has one free.
@@ -172,7 +202,8 @@ struct Search<'a, 't> {
     admission: &'a Admission,
     tried: &'t Tried,
     limit: Option<u32>,
-    worker: usize,
+    /// Who asks; nobody takes a place.
+    worker: Option<usize>,
     /// Where the flow's sequence of candidates starts.
     start: u64,
 }
@@ -221,20 +252,17 @@ impl<'a> Search<'a, '_> {
     }
 
     fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
-        member.backend.try_open(self.limit).then_some(&member.backend)
+        let taken = self.worker.is_none() || member.backend.try_open(self.limit);
+        taken.then_some(&member.backend)
     }
 
     fn walk(&self, accept: impl Fn(&Member) -> bool) -> Option<&'a Arc<Backend>> {
         let table = self.pool.table()?;
-        let (hash, size) = (self.start, u64::from(table.size()));
-        let step = 1 + (hash / size) % (size - 1);
-        let mut slot = hash % size;
-        for _ in 0..WALK {
+        for slot in walk_of(self.start, u64::from(table.size())).take(WALK as usize) {
             let candidate = table.owner(slot).and_then(|owner| self.eligible(owner));
             if let Some(backend) = candidate.filter(|m| accept(m)).and_then(|m| self.open(m)) {
                 return Some(backend);
             }
-            slot = (slot + step) % size;
         }
         self.listed(self.start, accept)
     }
@@ -317,8 +345,8 @@ impl<'a> Search<'a, '_> {
             let Some(index) = turns.at(self.start % round + passed) else { continue };
             let member = self.eligible(index);
             if let Some(backend) = member.and_then(|member| self.open(member)) {
-                if used_up > 0 && self.tried.is_empty() {
-                    self.service.state.counters.of(self.worker).cursor.add(used_up);
+                if let Some(worker) = self.worker.filter(|_| self.tried.is_empty()) {
+                    self.service.state.counters.of(worker).cursor.add(used_up);
                 }
                 return Some(backend);
             }
@@ -370,6 +398,12 @@ impl<'a> Search<'a, '_> {
         }
         best.map(|(member, _)| member)
     }
+}
+
+/// The slots of a table of `size` that the flow with `hash` looks at, in order.
+fn walk_of(hash: u64, size: u64) -> impl Iterator<Item = u64> {
+    let step = 1 + (hash / size) % (size - 1);
+    core::iter::successors(Some(hash % size), move |slot| Some((slot + step) % size))
 }
 
 /// Whether `a` carries more for its part of its weight than `b`, with `counted` connections added

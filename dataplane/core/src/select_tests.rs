@@ -366,3 +366,21 @@ fn an_idle_pool_spares_a_starting_backend_too() {
         assert!((least..320).contains(&taken), "{scheduler:?}: {taken} of 4000");
     }
 }
+
+#[test]
+fn what_is_explained_is_what_happens() {
+    for scheduler in EVERY {
+        let mut service = service(scheduler, &[1, 2, 3, 4, 5]);
+        fail(&mut service, &[2]);
+        for start in [0, 3, 77, u64::MAX / 3] {
+            let explained: Vec<_> =
+                service.candidates(start).iter().map(|pick| pick.backend.id.slot).collect();
+            assert_eq!(explained, candidates(&service, start), "{scheduler:?} from {start}");
+            assert!(service.primary.members().iter().all(|m| m.backend.active() == 0));
+        }
+    }
+    let service = service(MAGLEV, &[1; 5]);
+    let (_, owner) = service.slots(1234)[0];
+    let first = service.candidates(1234)[0].backend.id;
+    assert_eq!(service.primary.members()[usize::from(owner)].backend.id, first);
+}

@@ -88,6 +88,7 @@ impl Session {
         let took = cx.shared.clock.micros().saturating_sub(state.started_us);
         let counters = admitted.service.state.counters.of(cx.worker);
         counters.connect_time.record(std::time::Duration::from_micros(took));
+        backend.counters.of(cx.worker).connect_us.add(took);
         if self.tried.len() > 1 {
             keep_affinity(cx, admitted, backend.id);
         }
@@ -111,7 +112,7 @@ impl Session {
         self.next_candidate(retry_cause(cause), cx);
     }
 
-    fn count_failure(&self, leg: Leg, cause: FailureCause, cx: &Cx<'_>) {
+    pub(crate) fn count_failure(&self, leg: Leg, cause: FailureCause, cx: &Cx<'_>) {
         if let (Some(backend), Some(admitted)) = (&self.legs[leg.index()].backend, &self.admitted) {
             count_failure(backend, &admitted.service, cause, cx.shared, cx.worker);
         }

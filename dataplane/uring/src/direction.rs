@@ -188,6 +188,11 @@ impl Direction {
         self.broken = false;
     }
 
+    /// Whether anything has been received in this direction.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.bytes > 0 || !self.queue.is_empty()
+    }
+
     /// Whether anything of this direction has been handed to the sink.
     pub(crate) fn has_sent(&self) -> bool {
         self.bytes > 0 || self.sending

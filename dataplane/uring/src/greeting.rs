@@ -20,8 +20,8 @@ use crate::token::Leg;
 /// Somebody who is trusted to say who the client is, and has not said it yet.
 pub(crate) struct Greeting {
     /// Where the connection comes from.
-    via: SocketAddr,
-    dialled: SocketAddr,
+    pub(crate) via: SocketAddr,
+    pub(crate) dialled: SocketAddr,
     service: Rc<HeldService>,
     until: Tick,
 }

@@ -5,7 +5,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use fairway_core::EndReason;
+use fairway_core::{EndReason, FailureCause};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::SockRef;
 
@@ -262,7 +262,10 @@ impl Session {
     fn source_failed(&mut self, way: Way, cx: &mut Cx<'_>) {
         match (way, self.live) {
             (Way::Down, Some(leg)) if self.can_replay() => self.replay(leg, cx),
-            (Way::Down, _) => {
+            (Way::Down, live) => {
+                if let Some(leg) = live.filter(|_| !self.down.has_moved()) {
+                    self.count_failure(leg, FailureCause::ResetBeforeReply, cx);
+                }
                 if let Some(end) = self.source(way) {
                     end.failed = true;
                 }

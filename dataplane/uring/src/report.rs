@@ -1,13 +1,13 @@
 //! What workers share with each other and tell the control plane.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use fairway_core::{
-    AffinityTable, BackendAddr, BackendId, ClientTable, Counter, EndReason, FailureCause,
-    ServiceId, Tick,
+    AddrSet, AffinityTable, BackendAddr, BackendId, ClientTable, Counter, EndReason, FailureCause,
+    Protocol, ServiceId, Tick,
 };
 
 /// Numbers that apply to every connection of every worker.
@@ -115,6 +115,62 @@ pub struct ConnectionRecord {
     pub tx_bytes: u64,
     /// From accept to close.
     pub duration: Duration,
+}
+
+/// An open connection or session of datagrams, for people.
+#[derive(Debug, Clone)]
+pub struct OpenConnection {
+    /// `name/port` of its service; none until its header is read.
+    pub service: Option<Arc<str>>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where it comes from.
+    pub client: SocketAddr,
+    /// What it dialled.
+    pub vip: SocketAddr,
+    /// The backend that serves it; none while one is being looked for.
+    pub backend: Option<BackendAddr>,
+    /// Candidates that were tried.
+    pub attempts: u32,
+    /// Bytes that reached the backend.
+    pub rx_bytes: u64,
+    /// Bytes that reached the client.
+    pub tx_bytes: u64,
+    /// Since it was accepted.
+    pub age: Duration,
+    /// Since something moved.
+    pub idle: Duration,
+}
+
+/// Which open connections are asked for; what is none does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionFilter {
+    /// Of services whose `name/port` is this, or whose name is.
+    pub service: Option<String>,
+    /// From these addresses; empty means all.
+    pub client: AddrSet,
+    /// On backends with this address, whatever their port.
+    pub backend: Option<IpAddr>,
+    /// At least this old.
+    pub older_than: Duration,
+    /// At most so many of each worker.
+    pub most: usize,
+}
+
+impl ConnectionFilter {
+    /// Whether `connection` is asked for.
+    #[must_use]
+    pub fn wants(&self, connection: &OpenConnection) -> bool {
+        let of_service = |wanted: &String| {
+            connection.service.as_deref().is_some_and(|key| {
+                key == wanted || key.rsplit_once('/').is_some_and(|(name, _)| name == wanted)
+            })
+        };
+        self.service.as_ref().is_none_or(of_service)
+            && (self.client.is_empty() || self.client.contains(connection.client.ip()))
+            && self.backend.is_none_or(|ip| connection.backend.is_some_and(|b| b.ip() == ip))
+            && connection.age >= self.older_than
+    }
 }
 
 /// Where events go. It must not block: a worker calls it. False means that it was lost.

@@ -14,13 +14,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{BackendId, EndReason, Pick, Snapshot, Tick, Tried};
+use fairway_core::{BackendId, EndReason, Pick, Protocol, Snapshot, Tick, Tried};
 use socket2::SockRef;
 
 use crate::direction::Direction;
 use crate::greeting::Greeting;
 use crate::held::{Held, HeldBackend, HeldService};
-use crate::report::{ConnectionRecord, Shared, WorkerStats};
+use crate::report::{ConnectionRecord, OpenConnection, Shared, WorkerStats};
 use crate::sys::Ring;
 use crate::token::{Leg, Op, Token};
 use crate::wheel::{Timer, Wheel};
@@ -282,6 +282,29 @@ impl Session {
             .iter()
             .filter_map(|leg| leg.backend.as_ref())
             .any(|backend| backends.binary_search(&backend.id).is_ok())
+    }
+
+    /// How it is shown to people; none once it is closing.
+    pub(crate) fn listed(&self, now: Tick) -> Option<OpenConnection> {
+        let (service, client, vip) = match (&self.admitted, &self.greeting) {
+            (Some(admitted), _) if self.phase != Phase::Closing => {
+                (Some(Arc::clone(&admitted.service.name)), admitted.peer, admitted.dialled)
+            }
+            (_, Some(greeting)) => (None, greeting.via, greeting.dialled),
+            _ => return None,
+        };
+        Some(OpenConnection {
+            service,
+            protocol: Protocol::Tcp,
+            client,
+            vip,
+            backend: self.live.and(self.backend.as_ref()).map(|backend| backend.addr),
+            attempts: self.tried.len() as u32,
+            rx_bytes: self.up.bytes,
+            tx_bytes: self.down.bytes,
+            age: now.since(self.began),
+            idle: now.since(self.active_at),
+        })
     }
 
     /// A timer fired: is it the one that counts, and what is due?

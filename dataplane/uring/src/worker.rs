@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use fairway_core::publish::Reader;
 use fairway_core::{BackendId, EndReason, Protocol, Snapshot, Tick, VipAddr};
 use socket2::{SockRef, Socket};
@@ -16,7 +16,7 @@ use crate::accept::admit;
 use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
 use crate::relay::Way;
-use crate::report::{Shared, SharedStats};
+use crate::report::{ConnectionFilter, OpenConnection, Shared, SharedStats};
 use crate::session::{Cx, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
@@ -58,6 +58,13 @@ pub enum Command {
         backends: Vec<BackendId>,
         /// The reason in counters and logs.
         reason: EndReason,
+    },
+    /// Say which connections are open.
+    List {
+        /// Which of them.
+        filter: ConnectionFilter,
+        /// Where to; the worker sends one list.
+        reply: Sender<Vec<OpenConnection>>,
     },
     /// Close all listeners; connections go on.
     StopAccepting,
@@ -408,6 +415,14 @@ impl Worker {
                     self.unlisten(|listener| listener.key == key, snapshot);
                     let cx = &mut self.parts.cx(0, self.now, snapshot);
                     self.datagrams.unlisten(|listener| listener == key, cx);
+                }
+                Command::List { filter, reply } => {
+                    let sessions = self.sessions.iter().filter(|session| session.used);
+                    let streams = sessions.filter_map(|session| session.listed(self.now));
+                    let all = streams.chain(self.datagrams.listed(self.now));
+                    let wanted = all.filter(|connection| filter.wants(connection));
+                    // Nobody waits any more when the caller has gone.
+                    let _ = reply.send(wanted.take(filter.most).collect());
                 }
                 Command::StopAccepting => {
                     self.unlisten(|_| true, snapshot);

@@ -1,7 +1,9 @@
 //! The admin API: JSON over HTTP on a unix socket, and the public endpoints beside it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -10,19 +12,24 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use crossbeam_channel::Sender;
 use fairway_config::document::PerBackendDoc;
+use fairway_config::load_text;
 use fairway_core::publish::View;
 use fairway_uring::{Shared, SharedStats};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::explain::{Question, explain_flow};
 use super::metrics_text;
-use super::views::Fixed;
-use crate::control::{Control, Input, waiting_text};
+use super::views::{ConnectionView, Fixed, PlanView, WhichConnections};
+use crate::control::{Control, Input, Order, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
 
 /// Backends up to which each has series of its own, unless the configuration says.
 const PER_BACKEND: usize = 20_000;
+
+/// How long a worker may take to list its connections.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the API needs of the process.
 #[derive(Clone)]
@@ -44,11 +51,31 @@ struct Which {
     service: Option<String>,
 }
 
+/// An order for a backend.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DrainRequest {
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct OrderRequest {
     pub(crate) backend: String,
     pub(crate) service: Option<String>,
+    pub(crate) order: Order,
+    #[serde(default)]
+    pub(crate) until_reload: bool,
+}
+
+/// A configuration to be compared with the running one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PlanRequest {
+    /// Where it is written; relative sources start there.
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
+}
+
+/// A generation to be brought back; none is the one before the current.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RollbackRequest {
+    pub(crate) generation: Option<u64>,
 }
 
 /// What an order came to.
@@ -99,8 +126,12 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/backends", get(backends))
-        .route("/v1/drain", post(drain))
-        .route("/v1/undrain", post(undrain))
+        .route("/v1/order", post(order))
+        .route("/v1/plan", post(plan))
+        .route("/v1/history", get(history))
+        .route("/v1/rollback", post(rollback))
+        .route("/v1/explain", get(explain))
+        .route("/v1/connections", get(connections))
         .route("/v1/reload", post(reload))
         .with_state(admin)
 }
@@ -152,41 +183,106 @@ async fn backends(
     Ok(Json(views).into_response())
 }
 
-async fn drain(state: State<Admin>, body: Json<DrainRequest>) -> Result<Response, Response> {
-    order(state, body, true).await
-}
-
-async fn undrain(state: State<Admin>, body: Json<DrainRequest>) -> Result<Response, Response> {
-    order(state, body, false).await
-}
-
 async fn order(
     State(admin): State<Admin>,
-    Json(request): Json<DrainRequest>,
-    out: bool,
+    Json(request): Json<OrderRequest>,
 ) -> Result<Response, Response> {
-    let DrainRequest { backend, service } = request;
-    let what = backend.clone();
-    let unknown = service.clone();
-    let found = admin.ask(move |c| match &service {
-        Some(name) if !c.knows(name) => None,
-        service => Some(c.drain(service.as_deref(), &backend, out)),
-    });
-    let Some(found) = found.await? else {
-        let message = no_service(&unknown.unwrap_or_default());
-        return Ok(Json(Answer { ok: false, message, details: Vec::new() }).into_response());
-    };
-    let verb = if out { "drains" } else { "takes new connections" };
-    let answer = if found.is_empty() {
-        Answer {
+    let OrderRequest { backend, service, order, until_reload } = request;
+    let (what, whose) = (backend.clone(), service.clone().unwrap_or_default());
+    let found = admin.ask(move |c| c.order(service.as_deref(), &backend, order, until_reload));
+    let answer = match found.await? {
+        None => Answer { ok: false, message: no_service(&whose), details: Vec::new() },
+        Some(found) if found.is_empty() => Answer {
             ok: false,
             message: format!("no backend `{what}` here; `fairway backends` lists them"),
             details: found,
+        },
+        Some(found) => {
+            Answer { ok: true, message: format!("{what} {}", order.words()), details: found }
         }
-    } else {
-        Answer { ok: true, message: format!("{what} {verb}"), details: found }
     };
     Ok(Json(answer).into_response())
+}
+
+async fn plan(
+    State(admin): State<Admin>,
+    Json(request): Json<PlanRequest>,
+) -> Result<Response, Response> {
+    let read = move || load_text(&request.path.into(), &request.text);
+    let config = match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(config)) => config,
+        Ok(Err(problems)) => {
+            return Err((StatusCode::UNPROCESSABLE_ENTITY, format!("{problems}\n")).into_response());
+        }
+        Err(error) => {
+            return Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response());
+        }
+    };
+    let changes = admin.ask(move |control| {
+        let waiting = control.process.sections_changed(&config.process);
+        let changes =
+            plan_changes(|key| control.services.get(key), &control.desired, &config.services);
+        PlanView { changes, restart: waiting.into_iter().map(Into::into).collect() }
+    });
+    Ok(Json(changes.await?).into_response())
+}
+
+async fn history(State(admin): State<Admin>) -> Result<Response, Response> {
+    let generations = admin.ask(|control| control.history.generations()).await?;
+    Ok(Json(generations).into_response())
+}
+
+async fn rollback(
+    State(admin): State<Admin>,
+    Json(request): Json<RollbackRequest>,
+) -> Result<Response, Response> {
+    let outcome = admin.ask(move |control| {
+        let outcome = control.roll_back(request.generation);
+        control.publish();
+        outcome
+    });
+    let answer = match outcome.await? {
+        Ok(number) => Answer {
+            ok: true,
+            message: format!("generation {number} runs again, until the file changes"),
+            details: Vec::new(),
+        },
+        Err(message) => Answer { ok: false, message, details: Vec::new() },
+    };
+    Ok(Json(answer).into_response())
+}
+
+async fn explain(
+    State(admin): State<Admin>,
+    Query(question): Query<Question>,
+) -> Result<Response, Response> {
+    let refused = |why: String| (StatusCode::NOT_FOUND, why + "\n").into_response();
+    let snapshot = admin.view.load();
+    let mut explanation = explain_flow(&snapshot, &admin.shared, &question).map_err(refused)?;
+    let service = explanation.service.clone();
+    let views = admin.ask(move |control| control.backend_views(Some(&service))).await?;
+    explanation.say_why(&views);
+    Ok(Json(explanation).into_response())
+}
+
+async fn connections(
+    State(admin): State<Admin>,
+    Query(wanted): Query<WhichConnections>,
+) -> Result<Response, Response> {
+    known(&admin, wanted.service.as_ref()).await?;
+    let filter = wanted
+        .filter()
+        .map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response())?;
+    let (sender, lists) = crossbeam_channel::unbounded();
+    let workers = admin.ask(move |control| control.list(&filter, &sender)).await?;
+    // Each worker answers at its next turn; one that does not has other troubles.
+    let gather = move || -> Vec<ConnectionView> {
+        let lists = (0..workers).filter_map(|_| lists.recv_timeout(PATIENCE).ok());
+        lists.flatten().map(|open| ConnectionView::of(&open)).collect()
+    };
+    let mut views = tokio::task::spawn_blocking(gather).await.unwrap_or_default();
+    views.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+    Ok(Json(views).into_response())
 }
 
 async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {

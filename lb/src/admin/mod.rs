@@ -1,6 +1,7 @@
 //! Seeing and steering: the admin API on a unix socket, metrics and health on TCP.
 
 mod api;
+pub(crate) mod explain;
 mod metrics_text;
 pub(crate) mod views;
 
@@ -12,7 +13,9 @@ use std::path::{Path, PathBuf};
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 
-pub(crate) use api::{Admin, Answer, DrainRequest, admin_router, public_router};
+pub(crate) use api::{
+    Admin, Answer, OrderRequest, PlanRequest, RollbackRequest, admin_router, public_router,
+};
 
 /// Serves the admin API at `path`, which only the owner and the group may open.
 pub(crate) fn serve_socket(path: &Path, router: Router) -> io::Result<SocketFile> {

@@ -1,15 +1,16 @@
 //! What the admin API shows: plain values, the same for programs and for tables.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fairway_config::ServiceKey;
-use fairway_core::{DatagramDrop, EndReason, FailureCause, LimitKind, RetryCause, Share};
-use fairway_uring::Features;
+use fairway_core::{DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share};
+use fairway_uring::{ConnectionFilter, Features, OpenConnection};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Control, LiveBackend, names, waiting_text};
+use crate::control::{Change, Control, LiveBackend, names, waiting_text};
 
 /// The state of the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub(crate) struct Status {
     pub(crate) per_backend_metrics: bool,
     pub(crate) uring_features: Vec<String>,
     pub(crate) workers: Vec<WorkerView>,
+    /// What the operator's orders make different from the file, in words.
+    #[serde(default)]
+    pub(crate) orders: Vec<String>,
     /// What needs a person, in words.
     pub(crate) troubles: Vec<String>,
 }
@@ -125,6 +129,84 @@ pub(crate) struct BackendView {
     pub(crate) transitions: u64,
 }
 
+/// What a configuration would change.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PlanView {
+    pub(crate) changes: Vec<Change>,
+    /// Sections that change and take effect at the next start.
+    pub(crate) restart: Vec<String>,
+}
+
+/// An open connection or session of datagrams.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConnectionView {
+    pub(crate) service: Option<String>,
+    pub(crate) protocol: String,
+    pub(crate) client: String,
+    pub(crate) vip: String,
+    pub(crate) backend: Option<String>,
+    pub(crate) attempts: u32,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) age_seconds: f64,
+    pub(crate) idle_seconds: f64,
+}
+
+impl ConnectionView {
+    pub(crate) fn of(open: &OpenConnection) -> Self {
+        Self {
+            service: open.service.as_deref().map(Into::into),
+            protocol: open.protocol.to_string(),
+            client: open.client.to_string(),
+            vip: open.vip.to_string(),
+            backend: open.backend.map(|backend| backend.to_string()),
+            attempts: open.attempts,
+            received_bytes: open.rx_bytes,
+            sent_bytes: open.tx_bytes,
+            age_seconds: open.age.as_secs_f64(),
+            idle_seconds: open.idle.as_secs_f64(),
+        }
+    }
+}
+
+/// Which open connections are asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WhichConnections {
+    pub(crate) service: Option<String>,
+    client: Option<String>,
+    backend: Option<String>,
+    older_than_seconds: Option<u64>,
+    most: Option<usize>,
+}
+
+/// Connections that are listed of each worker, unless more are asked for.
+const LISTED: usize = 10_000;
+
+impl WhichConnections {
+    /// An error says what is no filter.
+    pub(crate) fn filter(&self) -> Result<ConnectionFilter, String> {
+        let client = self.client.as_ref().map(|text| {
+            let prefix = text.parse::<IpPrefix>();
+            prefix.map_err(|_| format!("`{text}` is no address or prefix of a client"))
+        });
+        let backend = self.backend.as_ref().map(|text| {
+            let ip = text.parse().ok();
+            let ip = ip.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()));
+            ip.ok_or_else(|| format!("`{text}` is no address of a backend"))
+        });
+        Ok(ConnectionFilter {
+            service: self.service.clone(),
+            client: client.transpose()?.into_iter().collect(),
+            backend: backend.transpose()?,
+            older_than: Duration::from_secs(self.older_than_seconds.unwrap_or(0)),
+            most: self.most.unwrap_or(LISTED),
+        })
+    }
+}
+
 /// What is fixed for the life of the process.
 #[derive(Debug, Clone)]
 pub(crate) struct Fixed {
@@ -166,6 +248,12 @@ impl Control {
                 troubles.push(format!("service {key}: {trouble}"));
             }
         }
+        let mut orders = self.order_words();
+        orders.extend(
+            self.rolled_back.map(|number| {
+                format!("rolled back to generation {number}; the file says otherwise")
+            }),
+        );
         let down = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
         let listeners_open = self.listeners.sockets(self.workers.len()) as u64;
         let loaded = self.config.loaded.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -206,6 +294,7 @@ impl Control {
             per_backend_metrics: per_backend,
             uring_features: fixed.features.names().map(Into::into).collect(),
             workers: workers.collect(),
+            orders,
             troubles,
         }
     }
@@ -282,23 +371,23 @@ impl Control {
 
     fn backend_view(&self, key: &ServiceKey, live: &LiveBackend, backup: bool) -> BackendView {
         let now = self.clock.now();
-        let (state, cause) = match (&live.down, live.ejection.until, live.drained) {
-            (Some(cause), _, Some(_)) => {
-                ("down", Some(format!("{cause}; drained by the operator too")))
+        let shown = live.ejection.cause.as_deref().unwrap_or("its connections failed");
+        let orders = live.orders.words(now);
+        let (state, cause) = match (&live.down, live.ejection.until) {
+            _ if live.orders.ejected.is_some() => ("ejected", None),
+            (Some(cause), _) if live.orders.admitted.is_none() => ("down", Some(cause.to_string())),
+            (None, Some(until)) if live.orders.admitted.is_none() => {
+                ("ejected", Some(format!("{shown}; back in {:?}", until.since(now))))
             }
-            (Some(cause), ..) => ("down", Some(cause.to_string())),
-            (None, Some(until), _) => {
-                ("ejected", Some(format!("connects failed; back in {:?}", until.since(now))))
-            }
-            (None, None, Some(since)) => {
-                ("draining", Some(format!("drained by the operator {:?} ago", now.since(since))))
-            }
-            (None, None, None) if live.share < Share::FULL => {
+            _ if live.orders.drained.is_some() => ("draining", None),
+            _ if live.share < Share::FULL => {
                 let percent = (live.share.part() * 100.0).round();
                 ("starting", Some(format!("takes {percent}% of its share of new flows")))
             }
-            (None, None, None) => ("up", None),
+            (down, _) => ("up", down.as_ref().map(|cause| format!("checks say: {cause}"))),
         };
+        let words: Vec<String> = cause.into_iter().chain(orders).collect();
+        let cause = (!words.is_empty()).then(|| words.join("; "));
         let totals = live.backend.counters.totals();
         BackendView {
             service: key.to_string(),

@@ -8,11 +8,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::{EXIT_FAILURE, Format, Remote, print_json, report};
-use crate::admin::{Answer, DrainRequest};
+use crate::admin::Answer;
 
 /// A running Fairway.
 pub(crate) struct Client<'a> {
@@ -47,9 +48,15 @@ impl<'a> Client<'a> {
         self.send(Method::GET, path, Bytes::new())
     }
 
-    /// Gives an order.
-    fn post<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, ClientError> {
-        self.send(Method::POST, path, body)
+    /// Sends `body` to `path`.
+    pub(crate) fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body =
+            serde_json::to_vec(body).map_err(|error| ClientError::Failed(error.to_string()))?;
+        self.send(Method::POST, path, body.into())
     }
 
     fn send<T: DeserializeOwned>(
@@ -86,7 +93,13 @@ impl<'a> Client<'a> {
             if status != StatusCode::OK {
                 let text = String::from_utf8_lossy(&text);
                 let said = match status {
-                    StatusCode::NOT_FOUND if !text.is_empty() => text.trim().into(),
+                    StatusCode::NOT_FOUND
+                    | StatusCode::BAD_REQUEST
+                    | StatusCode::UNPROCESSABLE_ENTITY
+                        if !text.is_empty() =>
+                    {
+                        text.trim().into()
+                    }
                     _ => format!("{status}: {}", text.trim()),
                 };
                 return Err(ClientError::Failed(said));
@@ -98,18 +111,8 @@ impl<'a> Client<'a> {
 }
 
 /// Gives an order and shows the answer.
-pub(super) fn order(
-    remote: &Remote,
-    path: &str,
-    backend: Option<(String, Option<String>)>,
-) -> ExitCode {
-    let body = match backend {
-        None => Ok(Vec::new()),
-        Some((backend, service)) => serde_json::to_vec(&DrainRequest { backend, service }),
-    };
-    let answer = body
-        .map_err(|error| ClientError::Failed(error.to_string()))
-        .and_then(|body| Client::new(&remote.socket).post::<Answer>(path, body.into()));
+pub(super) fn order(remote: &Remote, path: &str, body: &impl Serialize) -> ExitCode {
+    let answer = Client::new(&remote.socket).post::<Answer>(path, body);
     match answer {
         Err(error) => report(&error),
         Ok(answer) => {

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod client;
+mod steer;
 mod table;
 
 use std::path::PathBuf;
@@ -13,12 +14,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::client::{Client, ClientError};
-use crate::admin::views::{BackendView, ServiceView, Status};
+use crate::admin::views::{BackendView, ConnectionView, ServiceView, Status};
+use crate::admin::{OrderRequest, RollbackRequest};
+use crate::control::{Generation, Order};
 
 /// Something did not work.
 pub(crate) const EXIT_FAILURE: u8 = 1;
 /// The configuration or the command line is wrong.
 pub(crate) const EXIT_CONFIG: u8 = 2;
+/// A plan would change something.
+pub(crate) const EXIT_CHANGES: u8 = 4;
 /// No Fairway answers on the admin socket.
 pub(crate) const EXIT_UNREACHABLE: u8 = 3;
 
@@ -34,10 +39,14 @@ const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
   fairway check --config fairway.yaml       every error of a configuration, with its place
   fairway run --config fairway.yaml         serve
   fairway backends web                      the backends of service `web` and how they stand
-  fairway drain 10.0.0.1:8080               take a backend out of new connections
+  fairway drain 10.0.0.1:8080 --wait        take a backend out and wait for its connections
+  fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp
+                                            where that connection goes, and why
+  fairway plan fairway.yaml                 what a configuration would change, before it does
 
 Exit codes:
-  0  done    1  failed    2  wrong configuration or arguments    3  no Fairway is running"
+  0  done    1  failed    2  wrong configuration or arguments    3  no Fairway is running
+  4  `plan` found changes"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -86,26 +95,113 @@ enum Command {
     },
     /// Take a backend out of new connections; the open ones go on
     Drain {
-        /// Address, address:port, or name
-        backend: String,
-        /// Only in this service
+        #[command(flatten)]
+        which: Which,
+        /// Come back only once it has no connections left
         #[arg(long)]
-        service: Option<String>,
+        wait: bool,
+        /// Give up waiting after this time
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, requires = "wait")]
+        timeout: Option<Duration>,
         #[command(flatten)]
         remote: Remote,
     },
     /// Let a drained backend take new connections again
     Undrain {
-        /// Address, address:port, or name
-        backend: String,
-        /// Only in this service
-        #[arg(long)]
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Give a backend nothing, as if its checks failed
+    Eject {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Give a backend connections, whatever checks and traffic say
+    Admit {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Give a backend a part of its configured weight: `fairway weight 10.0.0.1 30%`
+    Weight {
+        #[command(flatten)]
+        which: Which,
+        /// 0% to 100%
+        #[arg(value_parser = percent)]
+        share: u32,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Take back every order for a backend
+    Reset {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Why a connection goes where it goes: `fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp`
+    Explain {
+        /// The client's address and port, and what it dials; an arrow between them is quoted
+        #[arg(num_args = 1..=2, required = true, value_names = ["CLIENT", "VIP"])]
+        flow: Vec<String>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// What a configuration would change; exits with 4 when it would change something
+    Plan {
+        /// The document
+        config: PathBuf,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// The configurations that were applied and can be brought back
+    History(Remote),
+    /// Apply an earlier configuration, until the file changes
+    Rollback {
+        /// Its number in `fairway history`; default: the one before
+        generation: Option<u64>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// The open connections and sessions, oldest first
+    Connections {
+        /// Of this service: `web`, or one port of it: `web/http`
         service: Option<String>,
+        /// From these clients: an address or a prefix
+        #[arg(long)]
+        client: Option<String>,
+        /// On this backend
+        #[arg(long)]
+        backend: Option<String>,
+        /// At least this old
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        older_than: Option<Duration>,
+        /// At most so many of each worker
+        #[arg(long, value_name = "N", default_value = "1000")]
+        most: usize,
         #[command(flatten)]
         remote: Remote,
     },
     /// Read the configuration again and say what is wrong with it
     Reload(Remote),
+}
+
+/// A backend, and how long an order for it lasts.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Address, address:port, or name
+    backend: String,
+    /// Only in this service
+    #[arg(long)]
+    service: Option<String>,
+    /// Only until the next configuration is applied; default: until it is taken back
+    #[arg(long)]
+    until_reload: bool,
 }
 
 /// How to reach a running Fairway.
@@ -153,13 +249,43 @@ pub(crate) fn main() -> ExitCode {
             let path = path("/v1/backends", service.as_deref());
             show::<Vec<BackendView>>(&remote, &path, |views| table::backends(views))
         }
-        Command::Drain { backend, service, remote } => {
-            client::order(&remote, "/v1/drain", Some((backend, service)))
+        Command::Drain { which, wait, timeout, remote } => {
+            let backend = which.backend.clone();
+            let service = which.service.clone();
+            let code = give(&remote, which, Order::Drain);
+            if wait && code == ExitCode::SUCCESS {
+                return steer::wait_until_drained(&remote, &backend, service.as_deref(), timeout);
+            }
+            code
         }
-        Command::Undrain { backend, service, remote } => {
-            client::order(&remote, "/v1/undrain", Some((backend, service)))
+        Command::Undrain { which, remote } => give(&remote, which, Order::Undrain),
+        Command::Eject { which, remote } => give(&remote, which, Order::Eject),
+        Command::Admit { which, remote } => give(&remote, which, Order::Admit),
+        Command::Weight { which, share, remote } => give(&remote, which, Order::Weight(share)),
+        Command::Reset { which, remote } => give(&remote, which, Order::Reset),
+        Command::Explain { flow, remote } => steer::explain(&remote, &flow),
+        Command::Plan { config, remote } => steer::plan(&remote, &config),
+        Command::History(remote) => {
+            show::<Vec<Generation>>(&remote, "/v1/history", |list| table::history(list))
         }
-        Command::Reload(remote) => client::order(&remote, "/v1/reload", None),
+        Command::Rollback { generation, remote } => {
+            client::order(&remote, "/v1/rollback", &RollbackRequest { generation })
+        }
+        Command::Connections { service, client, backend, older_than, most, remote } => {
+            let older = older_than.map(|age| age.as_secs().to_string());
+            let path = query(
+                "/v1/connections",
+                &[
+                    ("service", service.as_deref()),
+                    ("client", client.as_deref()),
+                    ("backend", backend.as_deref()),
+                    ("olderThanSeconds", older.as_deref()),
+                    ("most", Some(&most.to_string())),
+                ],
+            );
+            show::<Vec<ConnectionView>>(&remote, &path, |views| table::connections(views))
+        }
+        Command::Reload(remote) => client::order(&remote, "/v1/reload", &()),
     }
 }
 
@@ -175,11 +301,40 @@ fn end_quietly() {
     }));
 }
 
+fn give(remote: &Remote, which: Which, order: Order) -> ExitCode {
+    let Which { backend, service, until_reload } = which;
+    client::order(remote, "/v1/order", &OrderRequest { backend, service, order, until_reload })
+}
+
+/// `30%` or `30`.
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u32>().ok();
+    number.filter(|n| *n <= 100).ok_or_else(|| format!("`{text}` is not 0% to 100%"))
+}
+
 fn path(base: &str, service: Option<&str>) -> String {
-    match service {
-        None => base.into(),
-        Some(service) => format!("{base}?service={}", service.replace('/', "%2F")),
+    query(base, &[("service", service)])
+}
+
+/// `base` with those of `fields` that have a value.
+fn query(base: &str, fields: &[(&str, Option<&str>)]) -> String {
+    use std::fmt::Write;
+    let mut path = base.to_owned();
+    let present = fields.iter().filter_map(|(name, value)| Some((name, (*value)?)));
+    for (n, (name, value)) in present.enumerate() {
+        path += if n == 0 { "?" } else { "&" };
+        path += name;
+        path += "=";
+        for byte in value.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+                path.push(char::from(byte));
+            } else {
+                // Writing into a String cannot fail.
+                let _ = write!(path, "%{byte:02X}");
+            }
+        }
     }
+    path
 }
 
 fn check(path: &std::path::Path, format: Format) -> ExitCode {

@@ -1,10 +1,12 @@
 //! Tables for people: columns as wide as they must be, numbers to the right.
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::status_line;
-use crate::admin::views::{BackendView, ServiceView, Status};
+use crate::admin::explain::Explanation;
+use crate::admin::views::{BackendView, ConnectionView, PlanView, ServiceView, Status};
+use crate::control::Generation;
 
 /// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -113,6 +115,10 @@ pub(crate) fn status(status: &Status) -> String {
         out += "\nThe newest configuration was not applied:\n";
         status.config.problems.iter().for_each(|problem| out = format!("{out}  {problem}\n"));
     }
+    if !status.orders.is_empty() {
+        out += "\nDifferent from the file, by order of the operator:\n";
+        status.orders.iter().for_each(|order| out = format!("{out}  {order}\n"));
+    }
     if !status.troubles.is_empty() {
         out += "\nTroubles:\n";
         status.troubles.iter().for_each(|trouble| out = format!("{out}  {trouble}\n"));
@@ -193,6 +199,131 @@ pub(crate) fn backends(views: &[BackendView]) -> String {
         "cause",
     ];
     table(&head, &rows)
+}
+
+pub(crate) fn connections(views: &[ConnectionView]) -> String {
+    let seconds =
+        |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
+    let rows: Vec<_> = views
+        .iter()
+        .map(|view| {
+            vec![
+                view.service.clone().unwrap_or_else(|| "-".into()),
+                view.protocol.clone(),
+                view.client.clone(),
+                view.vip.clone(),
+                view.backend.clone().unwrap_or_else(|| "-".into()),
+                view.attempts.to_string(),
+                bytes(view.received_bytes),
+                bytes(view.sent_bytes),
+                seconds(view.age_seconds),
+                seconds(view.idle_seconds),
+            ]
+        })
+        .collect();
+    let head = [
+        "service",
+        "protocol",
+        "client",
+        "vip",
+        "backend",
+        "tried#",
+        "received#",
+        "sent#",
+        "age#",
+        "idle#",
+    ];
+    table(&head, &rows)
+}
+
+pub(crate) fn history(generations: &[Generation]) -> String {
+    let rows: Vec<_> = generations
+        .iter()
+        .map(|generation| {
+            let at = UNIX_EPOCH + Duration::from_secs(generation.applied_at);
+            vec![
+                format!("{}{}", generation.number, if generation.current { " *" } else { "" }),
+                humantime::format_rfc3339_seconds(at).to_string(),
+                generation.services.to_string(),
+                generation.changed.to_string(),
+                generation.origin.clone(),
+            ]
+        })
+        .collect();
+    table(&["generation", "applied", "services#", "changed#", "from"], &rows)
+}
+
+pub(crate) fn plan(plan: &PlanView) -> String {
+    let mut out = String::new();
+    for change in &plan.changes {
+        let mark = match &*change.kind {
+            "added" => '+',
+            "removed" => '-',
+            _ => '~',
+        };
+        // Writing into a String cannot fail.
+        let _ = writeln!(out, "{mark} {}", change.service);
+        for difference in &change.differences {
+            let _ = writeln!(out, "    {difference}");
+        }
+        if let Some(share) = change.slots_moved.filter(|share| *share > 0.0) {
+            let _ = writeln!(out, "    {:.1}% of new flows would go elsewhere", share * 100.0);
+        }
+        if change.connections_drained > 0 {
+            let _ =
+                writeln!(out, "    {} open connections would drain", change.connections_drained);
+        }
+    }
+    if !plan.restart.is_empty() {
+        let _ = writeln!(out, "! wants a restart: {}", plan.restart.join(", "));
+    }
+    if out.is_empty() {
+        out += "nothing would change\n";
+    }
+    out
+}
+
+pub(crate) fn explanation(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    let mut row = |name: &str, value: String| {
+        // Writing into a String cannot fail.
+        let _ = writeln!(out, "{name:<11} {value}");
+    };
+    row("service", format!("{}, generation {}", explanation.service, explanation.generation));
+    let verdict = if explanation.allowed { "let in" } else { "refused" };
+    row("client", format!("{verdict}: {}", explanation.lists));
+    let slots = match explanation.table_slots {
+        0 => String::new(),
+        slots => format!(", {slots} slots"),
+    };
+    row("scheduler", format!("{}{slots}, hash {}", explanation.scheduler, explanation.hash));
+    if let Some(backend) = &explanation.affinity {
+        row("affinity", format!("remembers {backend}, which goes first if it is admitted"));
+    }
+    for slot in &explanation.slots {
+        let taken = if slot.taken { " takes it" } else { " does not" };
+        row("slot", format!("{} of {}{taken}", slot.slot, slot.backend));
+    }
+    if let Some(note) = &explanation.note {
+        row("note", note.clone());
+    }
+    let rows = explanation.candidates.iter().enumerate().map(|(n, candidate)| {
+        let backup = if candidate.backup { " (backup)" } else { "" };
+        vec![
+            (n + 1).to_string(),
+            candidate.backend.clone(),
+            format!("{}{backup}", candidate.state),
+            candidate.active.to_string(),
+            candidate.why.clone().unwrap_or_default(),
+        ]
+    });
+    let passed = explanation.passed_over.iter().map(|passed| {
+        let why = passed.why.clone().unwrap_or_default();
+        vec!["-".into(), passed.backend.clone(), passed.state.clone(), String::new(), why]
+    });
+    let rows: Vec<_> = rows.chain(passed).collect();
+    out.push('\n');
+    out + &table(&["try#", "backend", "state", "active#", "why"], &rows)
 }
 
 #[cfg(test)]

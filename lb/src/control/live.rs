@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use fairway_config::{BackendSpec, CheckSpec, ServiceSpec};
 use fairway_core::{
-    Admission, Backend, BackendAddr, BackendId, BuildError, Member, PassiveEjection, Pool,
-    Scheduler, Service, ServiceId, ServiceState, Share, Standing, Tick,
+    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Member, PassiveEjection,
+    Pool, Scheduler, Service, ServiceId, ServiceState, Share, Standing, Tick,
 };
 
 use super::ids::Ids;
+use super::orders::Orders;
+use super::outlier::{Sample, Verdict, judge, most_ejected};
 use super::ramp::Ramp;
 use crate::health::CheckTarget;
 
@@ -28,6 +30,10 @@ pub(crate) struct Live {
     pub(crate) state: Arc<ServiceState>,
     /// Too few backends are healthy, so all are used.
     pub(crate) panic: bool,
+    /// When its backends are judged by their traffic next.
+    window_ends: Tick,
+    /// Connections at the last look.
+    accepted: u64,
 }
 
 /// A configured backend and how it stands.
@@ -39,19 +45,23 @@ pub(crate) struct LiveBackend {
     /// Why its checks took it out; none while they are good or there are none.
     pub(crate) down: Option<Box<str>>,
     pub(crate) ejection: Ejection,
-    /// The operator takes it out of new flows, since then.
-    pub(crate) drained: Option<Tick>,
+    /// Its counters at the start of the window.
+    seen: BackendTotals,
+    /// What the operator wants of it, against the configuration.
+    pub(crate) orders: Orders,
     /// Set while it takes a part of its flows only.
     pub(crate) ramp: Option<Ramp>,
     /// The part that it takes.
     pub(crate) share: Share,
 }
 
-/// Ejection by failed connects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Ejection for what traffic showed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Ejection {
     /// Out until then.
     pub(crate) until: Option<Tick>,
+    /// What its traffic showed.
+    pub(crate) cause: Option<Box<str>>,
     /// Ejections in a row.
     times: u32,
     /// When the last one ended.
@@ -94,13 +104,14 @@ impl Ejection {
 }
 
 impl LiveBackend {
-    /// How it stands, panic mode aside.
+    /// How it stands, panic mode aside. Orders of the operator come before checks and traffic.
     pub(crate) fn standing(&self) -> Standing {
+        let admitted = self.orders.admitted.is_some();
         Standing {
-            failed: self.down.is_some(),
-            ejected: self.ejection.until.is_some(),
-            draining: self.drained.is_some(),
-            share: self.share,
+            failed: self.orders.ejected.is_some() || (self.down.is_some() && !admitted),
+            ejected: self.ejection.until.is_some() && !admitted,
+            draining: self.orders.drained.is_some(),
+            share: self.share.times(self.orders.share()),
         }
     }
 
@@ -112,7 +123,8 @@ impl LiveBackend {
             weight: spec.weight.get(),
             down: None,
             ejection: Ejection::default(),
-            drained: None,
+            seen: BackendTotals::default(),
+            orders: Orders::default(),
             ramp: None,
             share: Share::FULL,
         }
@@ -143,6 +155,8 @@ impl Live {
         health: impl Fn(&CheckTarget) -> Option<Option<Box<str>>>,
     ) -> Result<Replaced, BuildError> {
         let panic = previous.as_ref().is_some_and(|live| live.panic);
+        let window_ends = previous.as_ref().map_or(Tick(0), |live| live.window_ends);
+        let accepted = previous.as_ref().map_or(0, |live| live.accepted);
         let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
         let (state, pools) = match previous {
             Some(live) => {
@@ -196,7 +210,18 @@ impl Live {
             state.table_build_us.store(took, Relaxed);
         }
         let retired = known.into_values().map(|live| live.backend).collect();
-        let live = Self { id, spec, backends, backups, primary, backup, state, panic };
+        let live = Self {
+            id,
+            spec,
+            backends,
+            backups,
+            primary,
+            backup,
+            state,
+            panic,
+            window_ends,
+            accepted,
+        };
         Ok(Replaced { live, retired, rebuilt })
     }
 
@@ -280,12 +305,50 @@ impl Live {
 
     /// Ejects the backend `id`; returns for how long. While nobody else is left, it serves all
     /// the same.
-    pub(crate) fn eject(&mut self, id: BackendId, now: Tick) -> Option<Duration> {
+    ///
+    /// None when it is out already, when too many others are, or when nobody is ever ejected.
+    pub(crate) fn eject(&mut self, id: BackendId, cause: &str, now: Tick) -> Option<Duration> {
         let rule = self.spec.policy.passive;
-        let live = self.all_mut().find(|live| live.backend.id == id)?;
+        let backup = self.backups.iter().any(|live| live.backend.id == id);
+        let pool = if backup { &mut self.backups } else { &mut self.backends };
+        let out = pool.iter().filter(|live| live.ejection.until.is_some()).count();
+        if out >= most_ejected(&self.spec.outliers, pool.len()) {
+            return None;
+        }
+        let live = pool.iter_mut().find(|live| live.backend.id == id)?;
         let length = live.ejection.begin(&rule, now)?;
+        live.ejection.cause = Some(cause.into());
         live.backend.transitions.inc();
         Some(length)
+    }
+
+    /// Judges the backends by the window that ends now, when one does: who is an outlier, and why.
+    pub(crate) fn look(&mut self, now: Tick) -> Vec<(BackendId, Verdict)> {
+        let rule = self.spec.outliers;
+        if self.window_ends > now {
+            return Vec::new();
+        }
+        self.window_ends = now.plus(rule.window);
+        // Most services have had no connection since the last look.
+        let accepted = self.state.counters.totals().accepted;
+        if std::mem::replace(&mut self.accepted, accepted) == accepted {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for pool in [&mut self.backends, &mut self.backups] {
+            let samples: Vec<Sample> = pool
+                .iter_mut()
+                .map(|live| {
+                    let totals = live.backend.counters.totals();
+                    let before = std::mem::replace(&mut live.seen, totals);
+                    Sample::between(&before, &totals)
+                })
+                .collect();
+            let verdicts = judge(&rule, &samples);
+            let outliers = pool.iter().zip(verdicts);
+            found.extend(outliers.filter_map(|(live, verdict)| Some((live.backend.id, verdict?))));
+        }
+        found
     }
 
     /// Ends ejections that are over; returns the backends that come back.

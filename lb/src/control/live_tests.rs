@@ -60,7 +60,7 @@ fn health_and_drain_change_admission_and_no_table() {
     let mut live = build(None, backends("10.0.0.1, 10.0.0.2, 10.0.0.3"), &mut ids).live;
     let pool = Arc::clone(&live.primary);
     live.backends[0].down = Some("refused".into());
-    live.backends[1].drained = Some(Tick(0));
+    live.backends[1].orders.drained = Some(Tick(0));
     assert_eq!(admitted(&mut live), ["10.0.0.3"]);
     assert!(Arc::ptr_eq(&live.service().primary, &pool));
 }
@@ -76,7 +76,7 @@ fn below_the_panic_threshold_all_are_used_but_the_draining() {
     assert_eq!(admitted(&mut live).len(), 2, "half is not below half");
     assert!(!live.panic);
     live.backends[2].down = Some("refused".into());
-    live.backends[3].drained = Some(Tick(0));
+    live.backends[3].orders.drained = Some(Tick(0));
     assert_eq!(admitted(&mut live), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     assert!(live.panic);
 }
@@ -89,8 +89,8 @@ fn ejection_grows_with_repetition_and_ends() {
     let id = live.backends[0].backend.id;
     let mut now = Tick(0);
     for want in [10, 20, 25, 25] {
-        assert_eq!(live.eject(id, now), Some(Duration::from_secs(want)));
-        assert_eq!(live.eject(id, now), None, "it is out already");
+        assert_eq!(live.eject(id, "refused", now), Some(Duration::from_secs(want)));
+        assert_eq!(live.eject(id, "refused", now), None, "it is out already");
         assert_eq!(admitted(&mut live), ["10.0.0.2"]);
         now = Tick(now.0 + want * SECOND - 1);
         assert!(live.expire(now).is_empty(), "a moment too early");
@@ -99,7 +99,7 @@ fn ejection_grows_with_repetition_and_ends() {
         assert_eq!(admitted(&mut live).len(), 2);
     }
     now = Tick(now.0 + 26 * SECOND);
-    assert_eq!(live.eject(id, now), Some(Duration::from_secs(10)), "a clean slate");
+    assert_eq!(live.eject(id, "refused", now), Some(Duration::from_secs(10)), "a clean slate");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn new_and_returning_backends_begin_slowly() {
         standing[0]
     };
     let id = live.backends[0].backend.id;
-    live.eject(id, Tick(0));
+    live.eject(id, "refused", Tick(0));
     assert_eq!(live.expire(Tick(10 * SECOND)).len(), 1);
     assert_eq!(share(&mut live), 0.25, "it is back");
     assert!(live.is_starting() && !live.grow(Tick(11 * SECOND)), "still a quarter");

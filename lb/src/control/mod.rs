@@ -3,9 +3,13 @@
 //! Everything that changes what is served comes through one channel: documents, health, failures
 //! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
 
+mod history;
 mod ids;
 mod listeners;
 mod live;
+mod orders;
+mod outlier;
+mod plan;
 mod ramp;
 mod retire;
 mod tproxy;
@@ -17,24 +21,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
 use fairway_core::publish::Publisher;
 use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
-use fairway_uring::{Clock, Command, Event, WorkerHandle};
+use fairway_uring::{Clock, Command, ConnectionFilter, Event, OpenConnection, WorkerHandle};
 
 use self::ids::Ids;
 use self::live::{Replaced, checked_at};
 use self::retire::Retiring;
 use crate::health::{CheckTarget, Checker, HealthEvent, Transition};
 
+pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::{Live, LiveBackend};
+pub(crate) use self::orders::Order;
+pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;
 
 /// Changes that are taken together before one snapshot is published.
 const BATCH: usize = 4096;
+/// How often services are looked at whose window is over.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -102,6 +111,10 @@ pub(crate) struct Control {
     rebuilt: HashSet<ServiceKey>,
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
     relisten: Vec<Relisten>,
+    look_at: Tick,
+    pub(crate) history: History,
+    /// The generation of the history that was brought back, while the file says otherwise.
+    pub(crate) rolled_back: Option<u64>,
     stop: Stop,
     /// Why a worker ended that should not have.
     failure: Option<String>,
@@ -159,6 +172,9 @@ impl Control {
             vacated: Vec::new(),
             rebuilt: HashSet::new(),
             relisten: Vec::new(),
+            look_at: Tick(0),
+            history: History::default(),
+            rolled_back: None,
             stop: Stop::Running,
             failure: None,
         }
@@ -168,6 +184,7 @@ impl Control {
     pub(crate) fn begin(&mut self, config: Config) {
         let change = ChangeSet::between(&self.desired, &config.services);
         self.desired = config.services;
+        self.history.push(self.desired.clone(), self.config.path.display().to_string());
         self.apply(change);
         self.publish();
         self.listeners.tend(self.clock.now(), &self.workers);
@@ -208,7 +225,7 @@ impl Control {
             || self.listeners.is_waiting()
             || self.stop != Stop::Running
             || self.publisher.oldest_seen() < self.publisher.current().generation;
-        if waits { TICK } else { Duration::from_secs(5) }
+        if waits { TICK } else { LOOK }
     }
 
     fn take(&mut self, input: Input) {
@@ -231,7 +248,10 @@ impl Control {
             tracing::warn!("{}", waiting_text(&self.config.waiting));
         }
         let (changed, removed) = (change.upserts.len(), change.removals.len());
+        self.end_orders();
         self.desired = config.services;
+        self.rolled_back = None;
+        self.history.push(self.desired.clone(), self.config.path.display().to_string());
         self.config.loaded = SystemTime::now();
         self.config.problems.clear();
         self.apply(change);
@@ -399,13 +419,14 @@ impl Control {
             Event::BackendFailed { service, backend, cause, streak } => {
                 let Some(key) = self.keys.get(&service) else { return };
                 let Some(live) = self.services.get_mut(key) else { return };
-                let Some(length) = live.eject(backend, self.clock.now()) else { return };
-                let addr = live.all().find(|live| live.backend.id == backend);
-                let addr = addr.map(|live| live.backend.addr.to_string()).unwrap_or_default();
                 let cause = cause.label();
-                tracing::warn!(service = %key, backend = addr, "backend ejected for {length:?}: connects failed {streak} times in a row, the last with `{cause}`");
-                self.ejected.insert(key.clone());
-                self.dirty.insert(key.clone());
+                let cause =
+                    format!("connects failed {streak} times in a row, the last with `{cause}`");
+                let key = key.clone();
+                if eject(&key, live, backend, &cause, self.clock.now()) {
+                    self.ejected.insert(key.clone());
+                    self.dirty.insert(key);
+                }
             }
             Event::WorkerEnded { worker, error } => {
                 if let Some(error) = error {
@@ -439,6 +460,18 @@ impl Control {
         self.workers.iter().map(|worker| worker.stats.connections.load(Relaxed)).sum()
     }
 
+    /// Has every worker list its connections; returns the number of workers.
+    pub(crate) fn list(
+        &self,
+        filter: &ConnectionFilter,
+        reply: &Sender<Vec<OpenConnection>>,
+    ) -> usize {
+        for worker in &self.workers {
+            worker.send(Command::List { filter: filter.clone(), reply: reply.clone() });
+        }
+        self.workers.len()
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stop != Stop::Running
     }
@@ -457,6 +490,17 @@ impl Control {
             }
             if live.is_starting() {
                 self.starting.insert(key);
+            }
+        }
+        if now >= self.look_at {
+            self.look_at = now.plus(LOOK);
+            for (key, live) in &mut self.services {
+                for (id, verdict) in live.look(now) {
+                    if eject(key, live, id, &verdict.to_string(), now) {
+                        self.ejected.insert(key.clone());
+                        self.dirty.insert(key.clone());
+                    }
+                }
             }
         }
         for key in self.starting.clone() {
@@ -530,44 +574,6 @@ impl Control {
         self.listeners.change(&changes, self.clock.now(), &self.workers);
         tracing::debug!(generation = snapshot.generation, "published");
     }
-
-    /// Takes a backend out of new flows, or back in; `None` for a service means all of them.
-    /// Returns the services that have it.
-    pub(crate) fn drain(&mut self, service: Option<&str>, backend: &str, out: bool) -> Vec<String> {
-        let now = self.clock.now();
-        let mut found = Vec::new();
-        for (key, live) in &mut self.services {
-            if service.is_some_and(|name| !names(key, name)) {
-                continue;
-            }
-            let timeout = live.spec.policy.drain_timeout;
-            let (mut hit, mut back) = (Vec::new(), Vec::new());
-            for live in live.all_mut().filter(|live| is_backend(live, backend)) {
-                if live.drained.is_some() && !out {
-                    back.push(live.backend.id);
-                }
-                live.drained = out.then(|| live.drained.unwrap_or(now));
-                hit.push(Arc::clone(&live.backend));
-            }
-            live.start_slowly(now, |live| back.contains(&live.backend.id));
-            self.starting.extend(live.is_starting().then(|| key.clone()));
-            let drained: Vec<_> =
-                hit.iter().map(|backend| format!("{key} {}", backend.addr)).collect();
-            if hit.is_empty() {
-                continue;
-            }
-            let verb = if out { "drains" } else { "takes new connections again" };
-            tracing::info!(service = %key, backend, "backend {verb} by order of the operator");
-            if out {
-                self.retiring.drain(key, hit, timeout, now);
-            } else {
-                self.retiring.undrain(&hit);
-            }
-            self.dirty.insert(key.clone());
-            found.extend(drained);
-        }
-        found
-    }
 }
 
 impl Control {
@@ -577,13 +583,16 @@ impl Control {
     }
 }
 
+/// Ejects a backend for what its traffic showed; false when it stays.
+fn eject(key: &ServiceKey, live: &mut Live, id: BackendId, cause: &str, now: Tick) -> bool {
+    let Some(length) = live.eject(id, cause, now) else { return false };
+    let addr = live.all().find(|live| live.backend.id == id).map(|live| live.backend.addr);
+    let backend = addr.map(|addr| addr.to_string()).unwrap_or_default();
+    tracing::warn!(service = %key, backend, "backend ejected for {length:?}: {cause}");
+    true
+}
+
 /// Whether `name` means this service: by its key or by its name without the port.
 pub(crate) fn names(key: &ServiceKey, name: &str) -> bool {
     *key.0 == *name || key.0.rsplit_once('/').is_some_and(|(service, _)| service == name)
-}
-
-/// Whether `word` means this backend: by address with or without port, or by name.
-fn is_backend(live: &LiveBackend, word: &str) -> bool {
-    let addr = live.backend.addr;
-    addr.to_string() == word || addr.ip().to_string() == word || live.name.as_deref() == Some(word)
 }

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::probe::probe;
+use super::probe::{TlsConfigs, probe};
 use super::state::{HealthState, Transition};
 
 /// Most checks that may be under way at once.
@@ -39,9 +39,15 @@ pub(crate) struct HealthEvent {
 pub(crate) struct Checker {
     runtime: Handle,
     running: HashMap<CheckTarget, (AbortHandle, usize)>,
-    at_once: Arc<Semaphore>,
-    report: Arc<dyn Fn(HealthEvent) + Send + Sync>,
+    tools: Arc<Tools>,
     spread: RandomState,
+}
+
+/// What all checks share.
+struct Tools {
+    at_once: Semaphore,
+    tls: TlsConfigs,
+    report: Box<dyn Fn(HealthEvent) + Send + Sync>,
 }
 
 impl Checker {
@@ -54,8 +60,11 @@ impl Checker {
         Self {
             runtime,
             running: HashMap::new(),
-            at_once: Arc::new(Semaphore::new(descriptors.clamp(1, AT_ONCE))),
-            report: Arc::new(report),
+            tools: Arc::new(Tools {
+                at_once: Semaphore::new(descriptors.clamp(1, AT_ONCE)),
+                tls: TlsConfigs::default(),
+                report: Box::new(report),
+            }),
             spread: RandomState::new(),
         }
     }
@@ -66,13 +75,8 @@ impl Checker {
             *users += 1;
             return;
         }
-        let task = check(
-            target.clone(),
-            up,
-            Arc::clone(&self.at_once),
-            Arc::clone(&self.report),
-            self.spread.hash_one(target),
-        );
+        let random = self.spread.hash_one(target);
+        let task = check(target.clone(), up, Arc::clone(&self.tools), random);
         let abort = self.runtime.spawn(task).abort_handle();
         self.running.insert(target.clone(), (abort, 1));
     }
@@ -94,13 +98,7 @@ impl Checker {
     }
 }
 
-async fn check(
-    target: CheckTarget,
-    up: bool,
-    at_once: Arc<Semaphore>,
-    report: Arc<dyn Fn(HealthEvent) + Send + Sync>,
-    mut random: u64,
-) {
+async fn check(target: CheckTarget, up: bool, tools: Arc<Tools>, mut random: u64) {
     let spec = Arc::clone(&target.spec);
     let mut state = HealthState::new(&spec, up);
     // First checks are spread over the interval, later ones by their jitter.
@@ -108,14 +106,15 @@ async fn check(
     loop {
         let result = {
             // The semaphore is never closed.
-            let _permit = at_once.acquire().await;
-            probe(target.addr, &spec).await
+            let _permit = tools.at_once.acquire().await;
+            probe(target.addr, &spec, &tools.tls).await
         };
         if let Some(transition) = state.on_result(&result) {
-            report(HealthEvent { target: target.clone(), transition });
+            (tools.report)(HealthEvent { target: target.clone(), transition });
         }
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        tokio::time::sleep(jittered(spec.interval, spec.jitter_percent, random)).await;
+        let interval = if state.is_changing() { spec.fast_interval } else { spec.interval };
+        tokio::time::sleep(jittered(interval, spec.jitter_percent, random)).await;
     }
 }
 

@@ -44,6 +44,12 @@ impl HealthState {
         Self { up, against: 0, rise: spec.rise, fall: spec.fall }
     }
 
+    /// Whether the last result spoke against the state: the next one is wanted soon.
+    #[must_use]
+    pub(crate) fn is_changing(&self) -> bool {
+        self.against > 0
+    }
+
     /// Takes a result in; says when it tipped the scale.
     pub(crate) fn on_result(&mut self, result: &ProbeResult) -> Option<Transition> {
         if result.is_ok() == self.up {
@@ -72,7 +78,7 @@ mod tests {
 
     fn spec(rise: u32, fall: u32, initially_up: bool) -> CheckSpec {
         CheckSpec {
-            probe: Probe::Tcp,
+            probe: Probe::Icmp,
             port: None,
             interval: Duration::from_secs(2),
             jitter_percent: 10,
@@ -81,6 +87,8 @@ mod tests {
             fall,
             initially_up,
             header: None,
+            fast_interval: Duration::from_secs(1),
+            source: None,
         }
     }
 

@@ -23,6 +23,7 @@ use self::ages::Ages;
 use self::session::{Session, prepare};
 use crate::ListenerKey;
 use crate::listen::open_reply;
+use crate::report::OpenConnection;
 use crate::session::{Cx, End};
 use crate::sys::Completion;
 use crate::token::{GENERATIONS, Op, Token};
@@ -317,6 +318,11 @@ impl Datagrams {
             Outlet::Own { socket, .. } => Some(socket.as_fd()),
             Outlet::Free => None,
         }
+    }
+
+    /// The sessions, as they are shown to people.
+    pub(crate) fn listed(&self, now: Tick) -> impl Iterator<Item = OpenConnection> {
+        self.sessions.iter().filter_map(move |session| session.listed(now))
     }
 
     /// Whether every socket is closed.

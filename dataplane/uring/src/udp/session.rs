@@ -4,11 +4,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use fairway_core::{EndReason, Tick, Tried};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::held::HeldBackend;
+use crate::report::OpenConnection;
 use crate::session::{Admitted, End};
 use crate::sys::{Ring, join_datagrams};
 
@@ -53,6 +55,23 @@ impl Session {
     /// Client and dialled address, while it lives.
     pub(super) fn flow(&self) -> Option<(SocketAddr, SocketAddr)> {
         self.admitted.as_ref().map(|admitted| (admitted.peer, admitted.dialled))
+    }
+
+    /// How it is shown to people; none once it has ended.
+    pub(super) fn listed(&self, now: Tick) -> Option<OpenConnection> {
+        let admitted = self.admitted.as_ref()?;
+        Some(OpenConnection {
+            service: Some(Arc::clone(&admitted.service.name)),
+            protocol: fairway_core::Protocol::Udp,
+            client: admitted.peer,
+            vip: admitted.dialled,
+            backend: self.backend.as_ref().map(|backend| backend.addr),
+            attempts: self.attempts,
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+            age: now.since(self.began),
+            idle: now.since(self.active_at),
+        })
     }
 
     /// Whether its place may be used again.

@@ -1,0 +1,139 @@
+//! Commands that ask more than a table: explain, plan, drain --wait.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+use super::{
+    EXIT_CHANGES, EXIT_CONFIG, EXIT_FAILURE, Format, Remote, counted, path, print_json, query,
+    report, table,
+};
+use crate::admin::PlanRequest;
+use crate::admin::explain::Explanation;
+use crate::admin::views::{BackendView, PlanView};
+
+/// From one look at a draining backend to the next.
+const LOOK: Duration = Duration::from_millis(200);
+
+pub(super) fn explain(remote: &Remote, words: &[String]) -> ExitCode {
+    let Some((client, vip, protocol)) = flow(words) else {
+        eprintln!(
+            "fairway: a flow is a client and what it dials, like `203.0.113.7:4711 \
+             192.0.2.10:443/tcp`"
+        );
+        return ExitCode::from(EXIT_CONFIG);
+    };
+    let path = query(
+        "/v1/explain",
+        &[("client", Some(&client)), ("vip", Some(&vip)), ("protocol", Some(&protocol))],
+    );
+    match Client::new(&remote.socket).get::<Explanation>(&path) {
+        Err(error) => report(&error),
+        Ok(explanation) if remote.output.output == Format::Json => {
+            print_json(&explanation);
+            ExitCode::SUCCESS
+        }
+        Ok(explanation) => {
+            print!("{}", table::explanation(&explanation));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Client, VIP and protocol of `A B/tcp`, `A -> B` or `A → B`.
+fn flow(words: &[String]) -> Option<(String, String, String)> {
+    let joined = words.join(" ").replace("->", " ").replace('→', " ");
+    let mut words = joined.split_whitespace();
+    let (client, dialled) = (words.next()?, words.next()?);
+    if words.next().is_some() {
+        return None;
+    }
+    let (vip, protocol) = dialled.split_once('/').unwrap_or((dialled, "tcp"));
+    Some((client.into(), vip.into(), protocol.into()))
+}
+
+pub(super) fn plan(remote: &Remote, config: &Path) -> ExitCode {
+    let read = || Ok((std::fs::canonicalize(config)?, std::fs::read_to_string(config)?));
+    let (path, text) = match read() {
+        Ok(read) => read,
+        Err::<_, std::io::Error>(error) => {
+            eprintln!("fairway: {}: {error}", config.display());
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let request = PlanRequest { path, text };
+    let plan = match Client::new(&remote.socket).post::<PlanView>("/v1/plan", &request) {
+        Ok(plan) => plan,
+        Err(error) => return report(&error),
+    };
+    if remote.output.output == Format::Json {
+        print_json(&plan);
+    } else {
+        print!("{}", table::plan(&plan));
+    }
+    let same = plan.changes.is_empty() && plan.restart.is_empty();
+    if same { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CHANGES) }
+}
+
+/// Waits until no connection is left on `backend`.
+pub(super) fn wait_until_drained(
+    remote: &Remote,
+    backend: &str,
+    service: Option<&str>,
+    timeout: Option<Duration>,
+) -> ExitCode {
+    let start = Instant::now();
+    let client = Client::new(&remote.socket);
+    let mut last = u32::MAX;
+    loop {
+        let views = match client.get::<Vec<BackendView>>(&path("/v1/backends", service)) {
+            Ok(views) => views,
+            Err(error) => return report(&error),
+        };
+        let is_it = |view: &&BackendView| {
+            let ip = view.address.rsplit_once(':').map_or(&*view.address, |(ip, _)| ip);
+            view.address == backend
+                || ip.trim_matches(['[', ']']) == backend
+                || view.name.as_deref() == Some(backend)
+        };
+        let left: u32 = views.iter().filter(is_it).map(|view| view.active).sum();
+        if left == 0 {
+            return ExitCode::SUCCESS;
+        }
+        if left != last && std::io::stderr().is_terminal() {
+            eprintln!("{} left", counted(left as usize, "connection"));
+        }
+        last = left;
+        if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
+            let left = counted(left as usize, "connection");
+            eprintln!("fairway: {backend} still has {left} after {:?}", start.elapsed());
+            return ExitCode::from(EXIT_FAILURE);
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_written_in_several_ways() {
+        let words = |text: &str| text.split('|').map(Into::into).collect::<Vec<String>>();
+        let want = Some(("1.2.3.4:5".into(), "6.7.8.9:53".into(), "udp".into()));
+        for text in [
+            "1.2.3.4:5|6.7.8.9:53/udp",
+            "1.2.3.4:5 -> 6.7.8.9:53/udp",
+            "1.2.3.4:5 →|6.7.8.9:53/udp",
+        ] {
+            assert_eq!(flow(&words(text)), want, "{text}");
+        }
+        assert_eq!(flow(&words("[::1]:1|[::2]:2")).unwrap().2, "tcp");
+        for text in ["1.2.3.4:5", "", "a|b c"] {
+            assert_eq!(flow(&words(text)), None, "{text}");
+        }
+    }
+}
