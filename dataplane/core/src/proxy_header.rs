@@ -219,6 +219,8 @@ pub fn write(
     unique_id: Option<&[u8]>,
 ) -> Vec<u8> {
     let addresses = addresses.map(|(source, target)| one_family(source, target));
+    // Who speaks for himself has no connection to name.
+    let unique_id = unique_id.filter(|_| addresses.is_some());
     match format {
         HeaderFormat::V1 => write_v1(addresses),
         HeaderFormat::V2 { crc32c } => write_v2(addresses, unique_id, crc32c),
