@@ -174,7 +174,7 @@ async fn ready(fairway: &mut Child, metrics: SocketAddr) -> anyhow::Result<()> {
             anyhow::bail!("fairway ended at its start: {ended}");
         }
         if let Ok(answer) = get(metrics, "/readyz").await
-            && answer.contains("ready")
+            && answer.starts_with("HTTP/1.1 200")
         {
             return Ok(());
         }
@@ -294,11 +294,16 @@ impl Load {
         );
     }
 
-    fn count(&self, answered: Option<(String, Duration)>) {
+    fn count(&self, answered: Result<(String, Duration), String>) {
         self.requests.fetch_add(1, Relaxed);
-        let Some((backend, took)) = answered else {
-            self.failed.fetch_add(1, Relaxed);
-            return;
+        let (backend, took) = match answered {
+            Ok(answered) => answered,
+            Err(why) => {
+                if self.failed.fetch_add(1, Relaxed) == 0 {
+                    println!("      a request failed: {why}");
+                }
+                return;
+            }
         };
         let mut recent = match self.recent.lock() {
             Ok(recent) => recent,
@@ -314,14 +319,21 @@ async fn client(vip: SocketAddr, load: Arc<Load>) {
         let start = Instant::now();
         let answer = timeout(Duration::from_secs(5), get(vip, "/")).await;
         let took = start.elapsed();
-        let backend = answer.ok().and_then(Result::ok).and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("x-backend: "))?;
-            let whole = text.ends_with("\n") && text.starts_with("HTTP/1.1 200");
-            whole.then(|| line.trim().to_owned())
-        });
+        let backend = match answer {
+            Err(_) => Err("no answer in 5 s".into()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Ok(text)) => backend_of(&text).ok_or_else(|| format!("half an answer: {text:?}")),
+        };
         load.count(backend.map(|backend| (backend, took)));
         sleep(PAUSE).await;
     }
+}
+
+/// Who gave a whole answer.
+fn backend_of(answer: &str) -> Option<String> {
+    let line = answer.lines().find_map(|line| line.strip_prefix("x-backend: "))?;
+    let whole = answer.ends_with('\n') && answer.starts_with("HTTP/1.1 200");
+    whole.then(|| line.trim().to_owned())
 }
 
 /// One request on a connection of its own; the whole answer.
