@@ -2,58 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 
 use fairway_tests::http::get;
-use fairway_tests::{Fairway, Host, Net, VIP4, VIP6, wait_for};
-
-/// A server of another make, with its configuration.
-struct Other {
-    child: Child,
-    _folder: tempfile::TempDir,
-}
-
-impl Other {
-    /// HAProxy with `config` after the defaults.
-    fn haproxy(net: &Net, host: Host, config: &str) -> Self {
-        let head = "global\n  maxconn 200\ndefaults\n  timeout connect 3s\n  timeout client 9s\n  timeout server 9s\n";
-        Self::start(net, host, &format!("{head}{config}"), "haproxy", &["-db", "-f"])
-    }
-
-    /// nginx with `config` beside its events; `FOLDER` in it is a folder of its own.
-    fn nginx(net: &Net, host: Host, config: &str) -> Self {
-        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-        let head = format!(
-            "load_module {module};\ndaemon off; master_process off; pid FOLDER/pid; \
-             error_log FOLDER/error.log; user root;\nevents {{}}\n"
-        );
-        Self::start(net, host, &format!("{head}{config}"), "nginx", &["-c"])
-    }
-
-    fn start(net: &Net, host: Host, config: &str, program: &str, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config");
-        let config = config.replace("FOLDER", &folder.path().display().to_string());
-        std::fs::write(&path, config).unwrap();
-        let child = Command::new("ip")
-            .args(["netns", "exec", &net.name(host), program])
-            .args(arguments)
-            .arg(&path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, _folder: folder }
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use fairway_tests::{Fairway, Host, Net, Other, VIP4, VIP6, wait_for};
 
 /// An nginx that only takes connections with a header, and answers with whom it names.
 fn nginx_behind(net: &Net) -> Other {

@@ -12,6 +12,7 @@
 
 mod fairway;
 pub mod http;
+mod other;
 mod servers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use fairway::Fairway;
+pub use other::Other;
 pub use servers::Nginx;
 
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);

@@ -383,7 +383,9 @@ impl Control {
         let Some(checked) = self.checked.get_mut(&event.target) else { return };
         checked.down = match &event.transition {
             Transition::Up { .. } => None,
-            Transition::Down { cause, .. } => Some(cause.to_string().into()),
+            Transition::Down { cause, .. } | Transition::StillDown { cause } => {
+                Some(cause.to_string().into())
+            }
         };
         let users: BTreeSet<_> = checked.users.iter().cloned().collect();
         let (down, now) = (checked.down.clone(), self.clock.now());
@@ -392,7 +394,9 @@ impl Control {
             let mut back = Vec::new();
             for backend in checked_at(live, &event.target) {
                 backend.down.clone_from(&down);
-                backend.backend.transitions.inc();
+                if !matches!(event.transition, Transition::StillDown { .. }) {
+                    backend.backend.transitions.inc();
+                }
                 let (addr, spec) = (backend.backend.addr, &event.target.spec);
                 match &event.transition {
                     Transition::Up { good } => {
@@ -400,6 +404,9 @@ impl Control {
                         backend.backend.streak.succeeded();
                         back.push(backend.backend.id);
                         tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
+                    }
+                    Transition::StillDown { cause } => {
+                        tracing::debug!(service = %key, backend = %addr, "backend is still down: {cause}");
                     }
                     Transition::Down { cause, failed } => {
                         tracing::warn!(service = %key, backend = %addr, "backend is down: {cause}, {failed} of {}", spec.fall);

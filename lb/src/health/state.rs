@@ -25,6 +25,11 @@ pub(crate) enum Transition {
         /// How many.
         failed: u32,
     },
+    /// It is down as before, for another reason.
+    StillDown {
+        /// What the last one said.
+        cause: ProbeError,
+    },
 }
 
 /// The health of one checked address.
@@ -35,13 +40,15 @@ pub(crate) struct HealthState {
     against: u32,
     rise: u32,
     fall: u32,
+    /// What was said of it last, while it is down.
+    said: Option<ProbeError>,
 }
 
 impl HealthState {
     /// The state before the first check.
     #[must_use]
     pub(crate) fn new(spec: &CheckSpec, up: bool) -> Self {
-        Self { up, against: 0, rise: spec.rise, fall: spec.fall }
+        Self { up, against: 0, rise: spec.rise, fall: spec.fall, said: None }
     }
 
     /// Whether the last result spoke against the state: the next one is wanted soon.
@@ -54,7 +61,7 @@ impl HealthState {
     pub(crate) fn on_result(&mut self, result: &ProbeResult) -> Option<Transition> {
         if result.is_ok() == self.up {
             self.against = 0;
-            return None;
+            return self.other_cause(result);
         }
         self.against += 1;
         let needed = if self.up { self.fall } else { self.rise };
@@ -63,10 +70,17 @@ impl HealthState {
         }
         let count = std::mem::take(&mut self.against);
         self.up = !self.up;
+        self.said = result.as_ref().err().cloned();
         Some(match result {
             Ok(()) => Transition::Up { good: count },
             Err(cause) => Transition::Down { cause: cause.clone(), failed: count },
         })
+    }
+
+    fn other_cause(&mut self, result: &ProbeResult) -> Option<Transition> {
+        let cause = result.as_ref().err().filter(|cause| self.said.as_ref() != Some(cause))?;
+        self.said = Some(cause.clone());
+        Some(Transition::StillDown { cause: cause.clone() })
     }
 }
 
@@ -101,6 +115,7 @@ mod tests {
                 None => '.',
                 Some(Transition::Up { .. }) => 'U',
                 Some(Transition::Down { .. }) => 'D',
+                Some(Transition::StillDown { .. }) => 's',
             }
         });
         answers.collect()
@@ -112,7 +127,7 @@ mod tests {
             ("fall", spec(2, 3, true), "---", "..D"),
             ("a good one between", spec(2, 3, true), "--+--+---", "........D"),
             ("rise", spec(2, 3, false), "++", ".U"),
-            ("starts down", spec(2, 3, false), "-+-++", "....U"),
+            ("starts down", spec(2, 3, false), "-+-++", "s...U"),
             ("one is enough", spec(1, 1, true), "-+-", "DUD"),
             ("stays", spec(2, 3, true), "++++", "...."),
             ("down and up", spec(2, 2, true), "---++--", ".D..U.D"),
