@@ -328,6 +328,29 @@ fn orders_say_what_they_did_not_find_and_what_must_wait() {
 }
 
 #[test]
+fn ended_connections_are_logged_where_asked() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let log = tempfile::tempdir().unwrap();
+    let path = log.path().join("connections.log");
+    let head = format!("log: {{connections: all, to: file, path: {}}}\n", path.display());
+    let fairway = Fairway::start(&net, &(head + &document(&[&server])));
+    for _ in 0..3 {
+        wait_for("it serves", || serves(&net, VIP).is_some());
+    }
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default();
+    wait_for("three lines", || lines().lines().count() >= 3);
+    let line: serde_json::Value = serde_json::from_str(lines().lines().next().unwrap()).unwrap();
+    assert_eq!(line["service"], "web/80");
+    assert_eq!(line["backend"], server.addr.to_string());
+    assert_eq!(line["reason"], "backend_closed");
+    for number in ["connect_ms", "first_byte_ms", "duration_ms", "rx_bytes", "tx_bytes"] {
+        assert!(line[number].is_number(), "{number} in {line}");
+    }
+    assert!(fairway.metrics(&net).contains("fairway_connection_log_dropped_lines_total 0"));
+}
+
+#[test]
 fn metrics_pass_promtool() {
     let Some(net) = Net::new() else { return };
     if Command::new("promtool").arg("--version").output().is_err() {

@@ -141,6 +141,26 @@ pub struct LogDoc {
     pub format: Option<FormatDoc>,
     /// Which ended connections are logged. Default: `off`.
     pub connections: Option<ConnectionsDoc>,
+    /// With `sampled`: share of the connections that ended in order. Default: 1%.
+    pub sample: Option<At<Percent>>,
+    /// Where they are logged. Default: among the other events.
+    pub to: Option<At<LogTargetDoc>>,
+    /// The file, or the socket of the journal or of syslog. Default: that of the system.
+    pub path: Option<At<String>>,
+    /// syslog: send to this address by UDP instead.
+    pub address: Option<At<Socket>>,
+}
+
+/// Where ended connections are logged, a JSON object each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum LogTargetDoc {
+    /// A file; opened again when it is moved away.
+    File,
+    /// systemd's journal, with the values as fields.
+    Journal,
+    /// syslog, RFC 5424.
+    Syslog,
 }
 
 /// Least level of events.
@@ -175,6 +195,8 @@ pub enum ConnectionsDoc {
     Off,
     /// Those that did not end in order.
     Errors,
+    /// The same, and a share of the others.
+    Sampled,
     /// All.
     All,
 }

@@ -21,8 +21,8 @@ pub use document::schema;
 pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
-    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Exchange, Http, Origin, Outliers, Probe,
-    Process, ServiceKey, ServiceSpec, SlowStart, Tls,
+    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Exchange, Http, LogTarget, Origin,
+    Outliers, Probe, Process, ServiceKey, ServiceSpec, SlowStart, Tls,
 };
 pub use values::{
     Address, At, Auto, Endpoint, Percent, Ports, Prefix, Size, Socket, Statuses, Time,

@@ -78,8 +78,25 @@ pub struct Process {
     pub log_format: FormatDoc,
     /// Which ended connections are logged.
     pub log_connections: ConnectionsDoc,
+    /// With `sampled`, the share of connections that ended in order, in hundredths.
+    pub log_sample_percent: u32,
+    /// Where ended connections are logged; none is among the other events.
+    pub log_target: Option<LogTarget>,
     /// How long connections may go on after SIGTERM.
     pub shutdown_drain: Duration,
+}
+
+/// Where ended connections are logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// A file.
+    File(PathBuf),
+    /// The journal's socket.
+    Journal(PathBuf),
+    /// syslog's socket.
+    Syslog(PathBuf),
+    /// syslog by UDP.
+    SyslogUdp(SocketAddr),
 }
 
 impl Process {
@@ -93,11 +110,16 @@ impl Process {
             log_level: LevelDoc::default(),
             log_format: FormatDoc::default(),
             log_connections: ConnectionsDoc::default(),
+            log_sample_percent: 0,
+            log_target: None,
             shutdown_drain: Duration::ZERO,
             ..p.clone()
         };
         let admin = |p: &Self| (p.admin_socket.clone(), p.metrics);
-        let log = |p: &Self| (p.log_level, p.log_format, p.log_connections);
+        let log = |p: &Self| {
+            let connections = (p.log_connections, p.log_sample_percent, p.log_target.clone());
+            (p.log_level, p.log_format, connections)
+        };
         [
             ("dataplane", dataplane(self) != dataplane(other)),
             ("admin", admin(self) != admin(other)),

@@ -8,6 +8,7 @@
 
 mod admin;
 mod cli;
+mod connection_log;
 mod control;
 mod demo;
 mod health;

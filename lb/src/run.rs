@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
+use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, Tproxy};
 use crate::health::Checker;
 use crate::reload::{self, Reload};
@@ -104,7 +105,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         settings(&process, &budgets, count),
         clock,
         process.client_table as usize,
-        sink(sender.clone(), process.log_connections),
+        sink(sender.clone(), &process)?,
     ));
     let mut publisher = Publisher::new();
     let mut workers = Vec::with_capacity(count);
@@ -307,39 +308,27 @@ fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {
         log: match process.log_connections {
             ConnectionsDoc::Off => ConnectionLog::Off,
             ConnectionsDoc::Errors => ConnectionLog::Errors,
+            ConnectionsDoc::Sampled => ConnectionLog::Sampled(process.log_sample_percent),
             ConnectionsDoc::All => ConnectionLog::All,
         },
     }
 }
 
 /// Where workers' events go: ended connections to the log's thread, the rest to the control loop.
-fn sink(control: Sender<Input>, connections: ConnectionsDoc) -> fairway_uring::Sink {
+fn sink(control: Sender<Input>, process: &Process) -> Result<fairway_uring::Sink, String> {
     let (log, records) = bounded::<Box<ConnectionRecord>>(LOG_QUEUE);
-    if connections != ConnectionsDoc::Off {
-        let writer = move || records.iter().for_each(|record| write_connection(&record));
-        // Without the thread, records are lost and counted.
-        let _ = std::thread::Builder::new().name("fairway-log".into()).spawn(writer);
+    if process.log_connections != ConnectionsDoc::Off {
+        let mut log = ConnectionWriter::open(process.log_target.as_ref())?;
+        let writer = move || log.run(&records);
+        std::thread::Builder::new()
+            .name("fairway-log".into())
+            .spawn(writer)
+            .map_err(|error| format!("no thread for the connection log: {error}"))?;
     }
-    Box::new(move |event| match event {
+    Ok(Box::new(move |event| match event {
         Event::ConnectionEnded(record) => log.try_send(record).is_ok(),
         event => control.send(Input::Worker(event)).is_ok(),
-    })
-}
-
-fn write_connection(record: &ConnectionRecord) {
-    let backend = record.backend.map_or_else(|| "-".into(), |addr| addr.to_string());
-    tracing::info!(
-        service = &*record.service,
-        client = %record.client,
-        vip = %record.vip,
-        backend,
-        reason = record.reason.label(),
-        attempts = record.attempts,
-        rx_bytes = record.rx_bytes,
-        tx_bytes = record.tx_bytes,
-        duration_ms = record.duration.as_millis() as u64,
-        "connection ended"
-    );
+    }))
 }
 
 async fn signals(

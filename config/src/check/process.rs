@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use super::Findings;
-use crate::document::Document;
-use crate::spec::Process;
+use crate::document::{ConnectionsDoc, Document, LogDoc, LogTargetDoc};
+use crate::spec::{LogTarget, Process};
 use crate::values::{At, Size};
 
 const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
@@ -66,8 +66,40 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         log_level: document.log.level.unwrap_or_default(),
         log_format: document.log.format.unwrap_or_default(),
         log_connections: document.log.connections.unwrap_or_default(),
+        log_sample_percent: document.log.sample.map_or(1, |at| at.value.0.min(100)),
+        log_target: log_target(&document.log, base, findings),
         shutdown_drain: shutdown.map_or(std::time::Duration::from_secs(30), |at| at.value.0),
     }
+}
+
+fn log_target(log: &LogDoc, base: &Path, findings: &mut Findings<'_>) -> Option<LogTarget> {
+    let target = log.to.map(|at| at.value);
+    if let Some(at) = log.sample.filter(|at| at.value.0 > 100) {
+        findings.add(at.place, format!("`sample` is {}%; it is 0% to 100%", at.value.0));
+    }
+    if let Some(at) = log.to.filter(|_| log.connections.unwrap_or_default() == ConnectionsDoc::Off)
+    {
+        findings.add(at.place, "`to` says where connections go, and `connections` is `off`");
+    }
+    if let Some(at) = log.path.as_ref().filter(|_| target.is_none()) {
+        findings.add(at.place, "`path` goes with `to: file`, `journal` or `syslog`");
+    }
+    if let Some(at) = log.address.filter(|_| target != Some(LogTargetDoc::Syslog)) {
+        findings.add(at.place, "`address` goes with `to: syslog`");
+    }
+    let path =
+        |default: &str| absolute(base, log.path.as_ref().map_or(default, |at| at.value.as_str()));
+    Some(match (log.to?.value, log.address) {
+        (LogTargetDoc::File, _) => {
+            if log.path.is_none() {
+                findings.add(log.to?.place, "which file? Set `path`");
+            }
+            LogTarget::File(path("connections.log"))
+        }
+        (LogTargetDoc::Journal, _) => LogTarget::Journal(path("/run/systemd/journal/socket")),
+        (LogTargetDoc::Syslog, None) => LogTarget::Syslog(path("/dev/log")),
+        (LogTargetDoc::Syslog, Some(address)) => LogTarget::SyslogUdp(address.value.0),
+    })
 }
 
 /// `path` as seen from the folder of the document.

@@ -26,7 +26,7 @@ pub(crate) fn admit(
     admitted
         .map_err(|reason| {
             counters.ends[reason as usize].inc();
-            cx.shared.connection_ended(false, || ConnectionRecord {
+            cx.shared.connection_ended(false, 0, || ConnectionRecord {
                 service: Arc::clone(&service.name),
                 client: peer,
                 vip: dialled,
@@ -35,6 +35,8 @@ pub(crate) fn admit(
                 attempts: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                connect: None,
+                first_byte: None,
                 duration: Duration::ZERO,
             });
         })

@@ -92,6 +92,7 @@ impl Session {
         if self.tried.len() > 1 {
             keep_affinity(cx, admitted, backend.id);
         }
+        self.connect_us = Some(took);
         self.backend = Some(Rc::clone(backend));
         self.live = Some(leg);
         self.phase = Phase::Relaying;

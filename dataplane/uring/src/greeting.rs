@@ -154,7 +154,7 @@ impl Session {
             let counters = greeting.service.state.counters.of(cx.worker);
             counters.accepted.inc();
             counters.ends[reason as usize].inc();
-            cx.shared.connection_ended(false, || ConnectionRecord {
+            cx.shared.connection_ended(false, 0, || ConnectionRecord {
                 service: Arc::clone(&greeting.service.name),
                 client: greeting.via,
                 vip: greeting.dialled,
@@ -163,6 +163,8 @@ impl Session {
                 attempts: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
+                connect: None,
+                first_byte: None,
                 duration: Duration::ZERO,
             });
         }

@@ -190,6 +190,9 @@ impl Session {
     }
 
     fn keep_or_drop(&mut self, way: Way, chunk: Chunk, cx: &mut Cx<'_>) {
+        if way == Way::Down {
+            self.first_byte.get_or_insert(cx.now);
+        }
         if way == Way::Down && self.replayable {
             // The first byte of a reply: from here on there is no other candidate.
             self.replayable = false;

@@ -41,6 +41,8 @@ pub enum ConnectionLog {
     Off,
     /// Those that did not end in order.
     Errors,
+    /// The same, and this many hundredths of the others, drawn by their hash.
+    Sampled(u32),
     /// All.
     All,
 }
@@ -113,6 +115,10 @@ pub struct ConnectionRecord {
     pub rx_bytes: u64,
     /// Bytes that reached the client.
     pub tx_bytes: u64,
+    /// Time that the last connect took; none when none succeeded.
+    pub connect: Option<Duration>,
+    /// From accept to the first byte of the reply.
+    pub first_byte: Option<Duration>,
     /// From accept to close.
     pub duration: Duration,
 }
@@ -188,6 +194,8 @@ pub struct Shared {
     pub clients: ClientTable,
     /// Events that the control plane had no room for.
     pub lost_events: AtomicU64,
+    /// Ended connections that the log had no room for.
+    pub lost_log_lines: AtomicU64,
     sink: Sink,
 }
 
@@ -201,6 +209,7 @@ impl Shared {
             affinity: AffinityTable::new(clients),
             clients: ClientTable::new(clients),
             lost_events: AtomicU64::new(0),
+            lost_log_lines: AtomicU64::new(0),
             sink,
         }
     }
@@ -224,15 +233,17 @@ impl Shared {
     pub(crate) fn connection_ended(
         &self,
         in_order: bool,
+        hash: u64,
         record: impl FnOnce() -> ConnectionRecord,
     ) {
         let wanted = match self.settings.log {
             ConnectionLog::Off => false,
             ConnectionLog::Errors => !in_order,
+            ConnectionLog::Sampled(percent) => !in_order || (hash >> 8) % 100 < u64::from(percent),
             ConnectionLog::All => true,
         };
-        if wanted {
-            self.send(Event::ConnectionEnded(Box::new(record())));
+        if wanted && !(self.sink)(Event::ConnectionEnded(Box::new(record()))) {
+            self.lost_log_lines.fetch_add(1, Relaxed);
         }
     }
 }

@@ -185,6 +185,10 @@ pub(crate) struct Session {
     pub(crate) first_end: Option<EndReason>,
     pub(crate) active_at: Tick,
     began: Tick,
+    /// Time that the last good connect took, in microseconds.
+    pub(crate) connect_us: Option<u64>,
+    /// When the reply began.
+    pub(crate) first_byte: Option<Tick>,
     /// Since when a backend is being looked for.
     pub(crate) searching_since: Tick,
     timer_at: Tick,
@@ -211,6 +215,8 @@ impl Session {
             first_end: None,
             active_at: Tick(0),
             began: Tick(0),
+            connect_us: None,
+            first_byte: None,
             searching_since: Tick(0),
             timer_at: Tick(u64::MAX),
         }
@@ -269,6 +275,7 @@ impl Session {
         self.tried.clear();
         self.nonblocking = false;
         self.first_end = None;
+        (self.connect_us, self.first_byte) = (None, None);
         self.timer_at = Tick(u64::MAX);
     }
 
@@ -383,7 +390,7 @@ impl Session {
             cx.shared.clients.close(service.id, admitted.peer.ip());
         }
         let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
-        cx.shared.connection_ended(in_order, || ConnectionRecord {
+        cx.shared.connection_ended(in_order, admitted.start, || ConnectionRecord {
             service: Arc::clone(&service.name),
             client: admitted.peer,
             vip: admitted.dialled,
@@ -392,6 +399,8 @@ impl Session {
             attempts: self.tried.len() as u32,
             rx_bytes: self.up.bytes,
             tx_bytes: self.down.bytes,
+            connect: self.connect_us.map(Duration::from_micros),
+            first_byte: self.first_byte.map(|at| at.since(self.began)),
             duration: cx.now.since(self.began),
         });
     }

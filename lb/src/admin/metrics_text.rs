@@ -328,6 +328,11 @@ fn write_workers(out: &mut String, workers: &[SharedStats], shared: &Shared) {
             shared.clients.untracked(),
         ),
         (
+            "fairway_connection_log_dropped_lines_total",
+            "Ended connections that the log had no room for.",
+            shared.lost_log_lines.load(Relaxed),
+        ),
+        (
             "fairway_lost_events_total",
             "Events of workers that found no room.",
             shared.lost_events.load(Relaxed),

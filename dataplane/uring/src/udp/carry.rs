@@ -77,6 +77,7 @@ impl Datagrams {
         };
         let (count, bytes) = (datagrams(chunk.len(), segment), u64::from(chunk.len()));
         backend.counters.of(cx.worker).rx_bytes.add(bytes);
+        session.first_reply.get_or_insert(cx.now);
         if !session.heard {
             session.heard = true;
             session.tried.clear();

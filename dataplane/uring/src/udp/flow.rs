@@ -57,6 +57,7 @@ impl Datagrams {
         session.began = cx.now;
         session.owed = 0;
         (session.rx_bytes, session.tx_bytes, session.attempts) = (0, 0, 0);
+        session.first_reply = None;
         session.tried = Tried::default();
         self.by_flow.insert((client, vip), place);
         self.ages.insert(place, admitted.service.id);
@@ -217,11 +218,13 @@ impl Datagrams {
             attempts: session.attempts,
             rx_bytes: session.rx_bytes,
             tx_bytes: session.tx_bytes,
+            connect: None,
+            first_byte: session.first_reply.map(|at| at.since(session.began)),
             duration: cx.now.since(session.began),
         };
         let backend = session.backend.as_ref().map(|backend| backend.addr);
         let in_order = Session::is_in_order(reason);
-        cx.shared.connection_ended(in_order, || record(backend));
+        cx.shared.connection_ended(in_order, admitted.start, || record(backend));
         abandon(&admitted, reason, cx);
         session.leave_backend(cx.ring);
         self.free_if_over(index);

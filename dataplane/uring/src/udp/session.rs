@@ -46,6 +46,8 @@ pub(super) struct Session {
     /// Replies that are still expected.
     pub(super) owed: u64,
     pub(super) began: Tick,
+    /// When the first reply came.
+    pub(super) first_reply: Option<Tick>,
     pub(super) active_at: Tick,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
