@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 
-use fairway_tests::http::get;
-use fairway_tests::{Fairway, Host, Net, Other, VIP4, VIP6, wait_for};
+use fairway_tests::http::{ask, connect, get};
+use fairway_tests::{Fairway, Host, Net, Nginx, Other, VIP4, VIP6, wait_for};
 
 /// An nginx that only takes connections with a header, and answers with whom it names.
 fn nginx_behind(net: &Net) -> Other {
@@ -26,7 +26,7 @@ fn document(proxy_protocol: &str, backend: &str) -> String {
     )
 }
 
-fn ask(net: &Net, host: Host, addr: SocketAddr) -> String {
+fn answer(net: &Net, host: Host, addr: SocketAddr) -> String {
     net.on(host, || {
         let mut answer = String::new();
         wait_for("an answer", || match get(addr, "/") {
@@ -51,9 +51,9 @@ fn nginx_behind_fairway_hears_the_client() {
             let fairway = Fairway::start(&net, &document(send, backend));
             // The check's header is what brings the backend up at all.
             wait_for("the check is good", || fairway.backends()[0]["state"] == "up");
-            assert_eq!(ask(&net, Host::Client, VIP), "10.77.0.2 80", "{send} to {backend}");
+            assert_eq!(answer(&net, Host::Client, VIP), "10.77.0.2 80", "{send} to {backend}");
             let vip6 = SocketAddr::new(VIP6.into(), 80);
-            assert_eq!(ask(&net, Host::Client, vip6), "fd77::2 80", "{send} to {backend}");
+            assert_eq!(answer(&net, Host::Client, vip6), "fd77::2 80", "{send} to {backend}");
         }
     }
 }
@@ -74,7 +74,7 @@ fn haproxy_behind_fairway_hears_the_client() {
         ("{send: v2, crc32c: true, uniqueId: true}", true),
     ] {
         let _fairway = Fairway::start(&net, &document(send, "10.78.0.2:8080"));
-        let answer = ask(&net, Host::Client, VIP);
+        let answer = answer(&net, Host::Client, VIP);
         let id = answer.strip_prefix("10.77.0.2").unwrap().trim();
         assert_eq!(id.len(), if with_id { 32 } else { 0 }, "{send}: {answer}");
     }
@@ -108,11 +108,88 @@ fn proxies_before_fairway_are_believed() {
     for port in 9001..=9005 {
         for (client, want) in [("127.0.0.1", "127.0.0.1 "), ("[::1]", "::1 ")] {
             let at = format!("{client}:{port}").parse().unwrap();
-            let answer = ask(&net, Host::Client, at);
+            let answer = answer(&net, Host::Client, at);
             assert!(answer.starts_with(want), "{at}: {answer}");
         }
     }
     let refused = fairway.count("ends/proxy_header");
     assert!(net.on(Host::Client, || get(VIP, "/")).is_err(), "without a header");
     wait_for("it is counted", || fairway.count("ends/proxy_header") == refused + 1);
+}
+
+/// A document for an nginx that answers `/peer` with the address that it sees.
+fn from(source: &str, backend: &str, head: &str) -> String {
+    format!(
+        "{head}services:\n  - name: web\n    addresses: [{VIP4}]\n    ports: [{{port: 80}}]\n    \
+         backends: [{backend}]\n    source: {source}\n    healthCheck: {{type: none}}\n"
+    )
+}
+
+#[test]
+fn backends_see_the_source_that_is_asked_for() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let backend = server.addr.to_string();
+    let peer = || net.on(Host::Client, || get(VIP, "/peer")).unwrap();
+    for address in ["10.78.0.201", "10.78.0.202"] {
+        net.exec(Host::Lb, &format!("ip address add {address}/24 dev servers"));
+    }
+    let fairway = Fairway::start(&net, &from("10.78.0.201", &backend, ""));
+    assert_eq!(peer(), "10.78.0.201");
+    fairway.apply(&from("{addresses: [10.78.0.201, 10.78.0.202]}", &backend, ""));
+    let mut seen: Vec<String> = (0..20).map(|_| peer()).collect();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen, ["10.78.0.201", "10.78.0.202"], "in turn");
+    fairway.apply(&from("{interface: servers, addresses: [10.78.0.202]}", &backend, ""));
+    assert_eq!(peer(), "10.78.0.202");
+    // More connections than the range has ports, over two addresses.
+    let narrow = "{addresses: [10.78.0.201, 10.78.0.202], ports: 30000-30019}";
+    fairway.apply(&from(narrow, &backend, ""));
+    net.on(Host::Client, || {
+        let mut held: Vec<_> = (0..36).map(|_| connect(VIP).unwrap()).collect();
+        let served = held.iter_mut().filter_map(|stream| ask(stream, "/peer").ok()).count();
+        assert!(served > 20, "{served} of 36 at once over 20 ports");
+    });
+    // An address that is not ours is said, and costs nobody else anything.
+    fairway.apply(&from("192.0.2.77", &backend, ""));
+    assert!(net.on(Host::Client, || get(VIP, "/peer")).is_err());
+    let troubles = fairway.status().unwrap()["troubles"].to_string();
+    assert!(troubles.contains("could not be given the `source`"), "{troubles}");
+    assert_eq!(fairway.count("ends/local_error"), 1);
+}
+
+#[test]
+fn transparent_backends_see_the_client() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    // Replies to clients must come back through the balancer.
+    net.exec(Host::Servers, "ip route add default via 10.78.0.1");
+    let backend = server.addr.to_string();
+    let peer = || net.on(Host::Client, || get(VIP, "/peer"));
+    let fairway = Fairway::start(&net, &from("transparent", &backend, ""));
+    let troubles = fairway.status().unwrap()["troubles"].to_string();
+    assert!(troubles.contains("ip rule add fwmark"), "it says what is missing: {troubles}");
+    drop(fairway);
+    let head = "dataplane: {listen: tproxy}\n";
+    let text = from("transparent", &backend, head).replace(&VIP4.to_string(), "10.99.0.1");
+    let fairway = Fairway::start(&net, &text);
+    let vip: SocketAddr = "10.99.0.1:80".parse().unwrap();
+    assert_eq!(net.on(Host::Client, || get(vip, "/peer")).unwrap(), "10.77.0.2");
+    assert_eq!(fairway.status().unwrap()["troubles"].as_array().unwrap().len(), 0);
+    drop(fairway);
+    // The same by hand, with listeners of its own.
+    for command in [
+        "nft add table inet fairway_replies",
+        "nft add chain inet fairway_replies prerouting { type filter hook prerouting priority mangle ; }",
+        "nft add rule inet fairway_replies prerouting socket transparent 1 meta mark set 0x6677 accept",
+        "ip rule add fwmark 0x6677 lookup 26231",
+        // An earlier process may have left it.
+        "ip route replace local 0.0.0.0/0 dev lo table 26231",
+    ] {
+        net.exec(Host::Lb, command);
+    }
+    let fairway = Fairway::start(&net, &from("transparent", &backend, ""));
+    assert_eq!(peer().unwrap(), "10.77.0.2");
+    assert_eq!(fairway.status().unwrap()["troubles"].as_array().unwrap().len(), 0);
 }

@@ -270,6 +270,10 @@ pub struct ServiceDoc {
     /// How long a connection may do nothing.
     #[serde(default)]
     pub timeouts: TimeoutsDoc,
+    /// Where connections to backends come from: `transparent` for the client's own address, an
+    /// address, or a map. Default: the kernel's choice.
+    #[serde(default)]
+    pub source: Option<At<SourceAddressDoc>>,
     /// Headers of the PROXY protocol, on TCP ports.
     #[serde(default)]
     pub proxy_protocol: Option<At<ProxyProtocolDoc>>,
@@ -680,6 +684,76 @@ pub struct TimeoutsDoc {
     pub idle: Option<At<Time>>,
     /// With one direction closed. Default: 1m.
     pub half_closed: Option<At<Time>>,
+}
+
+/// Where connections to backends come from: a word, an address, or a map.
+#[derive(Debug, Default)]
+pub struct SourceAddressDoc {
+    /// From the client's own address.
+    pub transparent: bool,
+    /// From one of these addresses, in turn.
+    pub addresses: Vec<At<Address>>,
+    /// From these ports.
+    pub ports: Option<At<Ports>>,
+    /// Through this interface.
+    pub interface: Option<At<String>>,
+}
+
+/// Where connections to backends come from.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+struct SourceAddressMap {
+    /// From one of these addresses, in turn: each gives as many connections to one backend as
+    /// there are ports.
+    addresses: Vec<At<Address>>,
+    /// From these ports, like `20000-60999` (Linux 6.3). Default: the kernel's range.
+    ports: Option<At<Ports>>,
+    /// Through this interface.
+    interface: Option<At<String>>,
+}
+
+impl<'de> Deserialize<'de> for SourceAddressDoc {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = SourceAddressDoc;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`transparent`, an address, or a map with `addresses`")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SourceAddressDoc, E> {
+                if text == "transparent" {
+                    return Ok(SourceAddressDoc { transparent: true, ..Default::default() });
+                }
+                let ip = text.parse().map_err(|_| {
+                    E::custom(format_args!("`{text}` is neither `transparent` nor an IP address"))
+                })?;
+                let address = At { place: crate::Place::default(), value: Address(ip) };
+                Ok(SourceAddressDoc { addresses: vec![address], ..Default::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceAddressDoc, A::Error> {
+                let map =
+                    SourceAddressMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let SourceAddressMap { addresses, ports, interface } = map;
+                Ok(SourceAddressDoc { transparent: false, addresses, ports, interface })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for SourceAddressDoc {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SourceAddress".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let address = generator.subschema_for::<Address>();
+        let map = generator.subschema_for::<SourceAddressMap>();
+        json_schema!({ "anyOf": [{ "const": "transparent" }, address, map] })
+    }
 }
 
 /// Headers of the PROXY protocol, which say who the client is.

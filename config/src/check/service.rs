@@ -9,8 +9,8 @@ use std::time::Duration;
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{
     AcceptHeader, AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits,
-    PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, TableSize,
-    Timeouts, Udp, Weight,
+    PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress,
+    TableSize, Timeouts, Udp, Weight,
 };
 
 use super::{Findings, health};
@@ -356,6 +356,7 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         affinity,
         retry: retry(doc, timeouts.connect, findings),
         timeouts,
+        source: source_address(doc, findings),
         proxy_protocol: proxy_protocol(doc, findings),
         udp: udp(doc, findings),
         limits: limits(doc, findings),
@@ -367,6 +368,43 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
         allow: set(&doc.load_balancer_source_ranges),
         deny: set(&doc.deny_source_ranges) as AddrSet,
         drain_timeout: Some(findings.time("drainTimeout", doc.drain_timeout.as_ref(), "5m")),
+    }
+}
+
+fn source_address(doc: &ServiceDoc, findings: &mut Findings<'_>) -> SourceAddress {
+    let Some(At { place, value: source }) = &doc.source else {
+        return SourceAddress::default();
+    };
+    let backends = || doc.backends.iter().chain(&doc.backup_backends);
+    if source.transparent {
+        let is_v4 = |ip: IpAddr| ip.to_canonical().is_ipv4();
+        let vips: HashSet<bool> = doc.addresses.value.iter().map(|at| is_v4(at.value.0)).collect();
+        for backend in backends() {
+            let family = is_v4(backend.value.address.value.ip);
+            if vips.iter().any(|vip| *vip != family) {
+                findings.add(
+                    backend.place,
+                    "with `source: transparent` a backend is of the family of every address: an \
+                     IPv4 client has no IPv6 address to come from, and the other way round",
+                );
+            }
+        }
+    }
+    for At { place, value: Address(ip) } in &source.addresses {
+        if ip.is_unspecified() || ip.is_multicast() {
+            let place = if place.line == 0 { &doc.name.place } else { place };
+            findings.add(*place, format!("`{ip}` is no address to come from"));
+        }
+    }
+    let ports = source.ports.as_ref().map(|at| (at.value.0.first(), at.value.0.last()));
+    if source.interface.as_ref().is_some_and(|at| at.value.is_empty() || at.value.len() > 15) {
+        findings.add(*place, "an interface has a name of 1 to 15 bytes");
+    }
+    SourceAddress {
+        transparent: source.transparent,
+        addresses: source.addresses.iter().map(|at| at.value.0.to_canonical()).collect(),
+        ports,
+        interface: source.interface.as_ref().map(|at| at.value.as_str().into()),
     }
 }
 

@@ -45,7 +45,7 @@ pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
 pub use policy::{
     AcceptHeader, Affinity, Limits, PassiveEjection, Policy, ProxyProtocol, Retry, Scheduler,
-    SendHeader, Timeouts, Udp,
+    SendHeader, SourceAddress, Timeouts, Udp,
 };
 pub use select::{Pick, Tried};
 pub use service::{BuildError, Member, Pool, Service, ServiceState};

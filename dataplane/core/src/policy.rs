@@ -1,5 +1,8 @@
 //! How a service treats its flows: plain values, filled by the configuration.
 
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::IpAddr;
 use core::time::Duration;
 
 use crate::proxy_header::HeaderFormat;
@@ -63,6 +66,19 @@ pub struct Timeouts {
     pub idle: Duration,
     /// With one direction closed and nothing moving in the other.
     pub half_closed: Duration,
+}
+
+/// Where connections to backends come from; the kernel's choice by default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SourceAddress {
+    /// From the client's own address.
+    pub transparent: bool,
+    /// From one of these, in turn, if one is of the backend's family.
+    pub addresses: Vec<IpAddr>,
+    /// From these ports, both ends included.
+    pub ports: Option<(u16, u16)>,
+    /// Through this interface.
+    pub interface: Option<Box<str>>,
 }
 
 /// Headers of the PROXY protocol on TCP connections.
@@ -141,6 +157,8 @@ pub struct Policy {
     pub retry: Retry,
     /// How long a connection may do nothing.
     pub timeouts: Timeouts,
+    /// Where connections to backends come from.
+    pub source: SourceAddress,
     /// Headers of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
     /// Sessions of datagrams.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     HashPolicy, Limits, PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, ServiceId,
-    ServiceState, Standing, Timeouts, Udp, Weight,
+    ServiceState, SourceAddress, Standing, Timeouts, Udp, Weight,
 };
 use alloc::collections::BTreeMap;
 use core::num::{NonZeroU16, NonZeroU32};
@@ -26,6 +26,7 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
             replay_bytes: 0,
         },
         timeouts: Timeouts { connect: SECOND, idle: SECOND, half_closed: SECOND },
+        source: SourceAddress::default(),
         proxy_protocol: ProxyProtocol::default(),
         udp: Udp { idle: SECOND, responses: None },
         limits: Limits::default(),

@@ -15,6 +15,7 @@ use crate::listen::{UNSENT_BYTES, keepalive};
 use crate::relay::Way;
 use crate::report::Shared;
 use crate::session::{Cx, End, Phase, Session, keep_affinity};
+use crate::source;
 use crate::token::{Leg, Op};
 
 impl Session {
@@ -33,7 +34,15 @@ impl Session {
         state.backend = Some(backend);
         state.since = cx.now;
         state.started_us = cx.shared.clock.micros();
-        let Ok(socket) = socket else { return self.no_socket(leg, cx) };
+        let Ok(socket) = socket else {
+            *cx.exhausted = true;
+            return self.no_socket(leg, cx);
+        };
+        let source = &admitted.service.policy.source;
+        if source::bind(&socket, source, admitted.peer, target, admitted.start).is_err() {
+            cx.stats.unbound.inc();
+            return self.no_socket(leg, cx);
+        }
         // They only tune: a kernel that refuses them still connects.
         let _ = socket.set_tcp_nodelay(true);
         let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
@@ -47,9 +56,8 @@ impl Session {
         }
     }
 
-    /// This box has no socket left: no candidate is to blame, and no other would fare better.
+    /// This box has no socket for it: no candidate is to blame, and no other would fare better.
     fn no_socket(&mut self, leg: Leg, cx: &mut Cx<'_>) {
-        *cx.exhausted = true;
         self.count_failure(leg, FailureCause::Local, cx);
         self.legs[leg.index()].close(cx.ring, true);
         if !self.legs.iter().any(|leg| leg.connecting) {

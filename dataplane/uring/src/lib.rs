@@ -12,6 +12,7 @@ mod listen;
 mod relay;
 mod report;
 mod session;
+mod source;
 mod splice;
 mod sys;
 mod token;

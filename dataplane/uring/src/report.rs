@@ -270,6 +270,8 @@ pub struct WorkerStats {
     pub buffers_used: AtomicU64,
     /// Batches of completions.
     pub batches: Counter,
+    /// Sockets that could not be given the source that their service wants.
+    pub unbound: Counter,
     /// Connections refused because no service listens there any more.
     pub no_service: Counter,
 }

@@ -316,6 +316,12 @@ fn write_workers(out: &mut String, workers: &[SharedStats], shared: &Shared) {
         "Connections reset because no service listens there any more.",
         |w| w.no_service.get(),
     );
+    write(
+        "fairway_worker_source_refused_total",
+        "counter",
+        "Sockets that could not be given the source that their service wants.",
+        |w| w.unbound.get(),
+    );
     for (name, help, value) in [
         (
             "fairway_affinity_evictions_total",

@@ -248,6 +248,15 @@ impl Control {
                 troubles.push(format!("service {key}: {trouble}"));
             }
         }
+        let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
+        if unbound > 0 {
+            troubles.push(format!(
+                "{unbound} sockets to backends could not be given the `source` of their service: \
+                 the address must be on this machine, `transparent` and `interface` need \
+                 CAP_NET_ADMIN, `ports` needs Linux 6.3"
+            ));
+        }
+        troubles.extend(self.routing_trouble());
         let mut orders = self.order_words();
         orders.extend(
             self.rolled_back.map(|number| {

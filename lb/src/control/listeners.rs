@@ -206,6 +206,11 @@ impl Listeners {
         self.per_address.values().filter(open).count() * workers + transparent
     }
 
+    /// Whether connections arrive at transparent sockets.
+    pub(crate) fn is_transparent(&self) -> bool {
+        self.tproxy.is_some()
+    }
+
     /// Takes away what the process leaves in the kernel.
     pub(crate) fn clean_up(&mut self) {
         if let Some(tproxy) = &mut self.tproxy {

@@ -13,6 +13,7 @@ mod plan;
 mod ramp;
 mod retire;
 mod tproxy;
+mod transparent;
 mod vip;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -112,6 +113,8 @@ pub(crate) struct Control {
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
     relisten: Vec<Relisten>,
     look_at: Tick,
+    /// What `source: transparent` lacks.
+    routing: Option<String>,
     pub(crate) history: History,
     /// The generation of the history that was brought back, while the file says otherwise.
     pub(crate) rolled_back: Option<u64>,
@@ -173,6 +176,7 @@ impl Control {
             rebuilt: HashSet::new(),
             relisten: Vec::new(),
             look_at: Tick(0),
+            routing: None,
             history: History::default(),
             rolled_back: None,
             stop: Stop::Running,
@@ -569,6 +573,9 @@ impl Control {
             if self.rebuilt.remove(&key) {
                 live.state.table_generation.store(current.generation + 1, Relaxed);
             }
+        }
+        if !self.relisten.is_empty() {
+            self.look_at_routing();
         }
         let snapshot = self.publisher.publish(builder.finish());
         metrics::histogram!("fairway_publish_seconds").record(started.elapsed().as_secs_f64());

@@ -12,6 +12,6 @@ mod ring;
 
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
-pub(crate) use options::{join_datagrams, tell_destination};
+pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};

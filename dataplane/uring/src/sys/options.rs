@@ -17,10 +17,27 @@ pub(crate) fn tell_destination(socket: impl AsFd, ipv6: bool) -> io::Result<()> 
     }
 }
 
+/// Has the kernel choose the source port when the socket connects, not when it is bound
+/// (IP_BIND_ADDRESS_NO_PORT, Linux 4.2).
+pub(crate) fn late_port(socket: impl AsFd) -> io::Result<()> {
+    switch_on(socket, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// Has the kernel choose source ports from `first` to `last` (IP_LOCAL_PORT_RANGE, Linux 6.3).
+pub(crate) fn port_range(socket: impl AsFd, first: u16, last: u16) -> io::Result<()> {
+    // No library names it yet: linux/in.h.
+    const IP_LOCAL_PORT_RANGE: i32 = 51;
+    let range = u32::from(last) << 16 | u32::from(first);
+    set(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range as i32)
+}
+
 fn switch_on(socket: impl AsFd, level: i32, option: i32) -> io::Result<()> {
-    let on: i32 = 1;
+    set(socket, level, option, 1)
+}
+
+fn set(socket: impl AsFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let fd = socket.as_fd().as_raw_fd();
-    let (value, len) = ((&raw const on).cast(), size_of_val(&on) as u32);
+    let (value, len) = ((&raw const value).cast(), size_of_val(&value) as u32);
     // SAFETY: the descriptor is borrowed, and the value is read within the call.
     match unsafe { libc::setsockopt(fd, level, option, value, len) } {
         0 => Ok(()),

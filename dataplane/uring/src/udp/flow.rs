@@ -87,9 +87,11 @@ impl Datagrams {
         cx: &mut Cx<'_>,
     ) -> bool {
         let session = &mut self.sessions[place as usize];
-        let Some(port) = session.flow().map(|(_, vip)| vip.port()) else { return false };
+        let Some(admitted) = &session.admitted else { return false };
+        let (client, port) = (admitted.peer, admitted.dialled.port());
+        let source = &admitted.service.policy.source;
         backend.counters.of(cx.worker).connections.inc();
-        let socket = connect(backend.addr.target(port));
+        let socket = connect(backend.addr.target(port), source, client, admitted.start);
         session.attempts += 1;
         session.backend = Some(backend);
         session.checked = cx.snapshot.generation;

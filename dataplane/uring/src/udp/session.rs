@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use fairway_core::{EndReason, Tick, Tried};
+use fairway_core::{EndReason, SourceAddress, Tick, Tried};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::held::HeldBackend;
 use crate::report::OpenConnection;
 use crate::session::{Admitted, End};
+use crate::source;
 use crate::sys::{Ring, join_datagrams};
 
 /// Bytes that the kernel may hold for us on a socket: bursts come faster than we read.
@@ -101,10 +102,16 @@ impl Session {
     }
 }
 
-/// A socket that talks with `to` alone and hears its ICMP errors.
-pub(super) fn connect(to: SocketAddr) -> io::Result<Socket> {
+/// A socket that talks with `to` alone, for `client`, and hears its ICMP errors.
+pub(super) fn connect(
+    to: SocketAddr,
+    source: &SourceAddress,
+    client: SocketAddr,
+    hash: u64,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
     prepare(&socket);
+    source::bind(&socket, source, client, to, hash)?;
     socket.connect(&to.into())?;
     Ok(socket)
 }
