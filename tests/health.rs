@@ -275,3 +275,74 @@ fn a_backend_that_resets_early_is_ejected_by_its_rate() {
     assert!(fairway.log().contains("100% of its connections failed"));
     net.on(Host::Client, || wait_for("everyone is served", || get(vip, "/").is_ok()));
 }
+
+/// An agent on the servers' host that answers what the file says at the moment.
+const AGENT: &str = r#"
+import socket, sys, time
+listener = socket.create_server(("10.78.0.11", 9777))
+while True:
+    client, _ = listener.accept()
+    line = open("FOLDER/line").read()
+    if line == "hang":
+        hung = client
+        continue
+    client.sendall(line.encode())
+    client.close()
+"#;
+
+#[test]
+fn an_agent_turns_its_backend_up_and_down() {
+    let Some(net) = Net::new() else { return };
+    let servers: Vec<Nginx> = (1..=2).map(|n| Nginx::start(&net, n)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("line");
+    std::fs::write(&path, "20%\n").unwrap();
+    let script = AGENT.replace("FOLDER", &folder.path().display().to_string());
+    let _agent = Other::start(&net, Host::Servers, &script, "/usr/bin/python3", &[]);
+    let addr = servers[0].addr.to_string();
+    let text = format!(
+        "services:\n  - name: web\n    addresses: [{VIP4}]\n    ports: [{{port: 80}}]\n    \
+         scheduler: roundRobin\n    backends: [{addr}, {}]\n    agentCheck: {{port: 9777, interval: \
+         100ms, timeout: 200ms}}\n",
+        servers[1].addr
+    );
+    let fairway = Fairway::start(&net, &text);
+    let vip: SocketAddr = (VIP4, 80).into();
+    let cause = || {
+        let backends = fairway.backends();
+        let mut all = backends.as_array().unwrap().iter();
+        let view = all.find(|view| view["address"] == *addr).unwrap();
+        view["cause"].as_str().unwrap_or_default().to_owned()
+    };
+    let say = |line: &str, words: &str| {
+        std::fs::write(&path, line).unwrap();
+        wait_for(line, || cause().contains(words));
+    };
+    let share = || {
+        net.on(Host::Client, || {
+            let first = (0..200).filter(|_| get(vip, "/").unwrap() == "s1").count();
+            first as f64 / 200.0
+        })
+    };
+    wait_for("a fifth", || cause().contains("20% of its weight"));
+    let part = share();
+    assert!((0.03..0.2).contains(&part), "a fifth of a half: {part}");
+    say("down #disk full\n", "down: disk full");
+    assert_eq!((share(), fairway.state_of(&addr).unwrap().as_str()), (0.0, "down"));
+    say("up drain\n", "drain");
+    assert_eq!(fairway.state_of(&addr).unwrap(), "draining");
+    say("maint\n", "maintenance");
+    // What cannot be understood, and a hanging agent, change nothing and are counted.
+    std::fs::write(&path, "all is well, I think\n").unwrap();
+    wait_for("it is said", || fairway.log().contains("is no word of an agent"));
+    std::fs::write(&path, "hang").unwrap();
+    wait_for("it is counted", || {
+        let metrics = fairway.metrics(&net);
+        let line = metrics.lines().find(|l| l.starts_with("fairway_agent_failures_total")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u32>().unwrap() > 8
+    });
+    assert!(cause().contains("maintenance"));
+    std::fs::write(&path, "ready up 100%\n").unwrap();
+    wait_for("all is well", || fairway.state_of(&addr).unwrap() == "up");
+    assert!(share() > 0.4);
+}

@@ -255,6 +255,9 @@ pub struct ServiceDoc {
     /// How backends are checked. Default: a TCP connect every 2s; on UDP ports, nothing.
     #[serde(default)]
     pub health_check: Option<At<HealthCheckDoc>>,
+    /// An agent on each backend says how much it takes (HAProxy's agent-check). Default: none.
+    #[serde(default)]
+    pub agent_check: Option<At<AgentCheckDoc>>,
     /// Below this share of healthy backends all are used. Default: 0%, never.
     #[serde(default)]
     pub panic_threshold: Option<At<Percent>>,
@@ -533,6 +536,24 @@ pub struct HealthCheckDoc {
     /// exec: a program and its arguments; no shell. It is told of the backend by
     /// FAIRWAY_ADDRESS and FAIRWAY_PORT, and is good when it exits with 0.
     pub command: Option<At<Vec<String>>>,
+}
+
+/// An agent on each backend: a TCP connection is answered with a line like `75%`, `drain` or
+/// `down #disk full`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AgentCheckDoc {
+    /// The agent's port.
+    pub port: At<u16>,
+    /// Text that is sent first. Default: nothing.
+    #[serde(default)]
+    pub send: Option<At<String>>,
+    /// From one question to the next. Default: 2s.
+    #[serde(default)]
+    pub interval: Option<At<Time>>,
+    /// For one answer. Default: 1s.
+    #[serde(default)]
+    pub timeout: Option<At<Time>>,
 }
 
 /// How a backend proves who it is.

@@ -150,6 +150,8 @@ pub struct ServiceSpec {
     pub backup_backends: Vec<BackendSpec>,
     /// How backends are checked.
     pub check: Option<Arc<CheckSpec>>,
+    /// How agents on the backends are asked.
+    pub agent: Option<Arc<CheckSpec>>,
     /// Below this share of healthy backends, in hundredths, all are used.
     pub panic_percent: u32,
     /// How backends are judged by their traffic.
@@ -170,6 +172,7 @@ impl ServiceSpec {
             && self.backends == other.backends
             && self.backup_backends == other.backup_backends
             && self.check == other.check
+            && self.agent == other.agent
             && self.panic_percent == other.panic_percent
             && self.slow_start == other.slow_start
             && self.outliers == other.outliers
@@ -277,6 +280,8 @@ pub enum Probe {
     Icmp,
     /// Runs a program: its path and its arguments.
     Exec(Vec<Box<str>>),
+    /// Asks an agent how much the backend takes, after sending this.
+    Agent(Box<[u8]>),
 }
 
 /// What is sent and what must come back.

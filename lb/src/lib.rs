@@ -7,6 +7,7 @@
 //! ```
 
 mod admin;
+pub mod agent_line;
 mod cli;
 mod connection_log;
 mod control;

@@ -65,6 +65,27 @@ pub(super) fn check(
     }))
 }
 
+pub(super) fn agent(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<Arc<CheckSpec>> {
+    let At { value: agent, .. } = doc.agent_check.as_ref()?;
+    if agent.port.value == 0 {
+        findings.add(agent.port.place, "`port` is 0; ports are 1 to 65535");
+    }
+    let interval = findings.time("interval", agent.interval.as_ref(), "2s");
+    Some(Arc::new(CheckSpec {
+        probe: Probe::Agent(agent.send.as_ref().map_or("", |at| &at.value).as_bytes().into()),
+        port: Some(agent.port.value),
+        interval,
+        fast_interval: interval,
+        source: None,
+        jitter_percent: 10,
+        timeout: findings.time("timeout", agent.timeout.as_ref(), "1s"),
+        rise: 1,
+        fall: 3,
+        initially_up: true,
+        header: None,
+    }))
+}
+
 fn probe(
     kind: CheckTypeDoc,
     check: &HealthCheckDoc,

@@ -47,6 +47,7 @@ pub(crate) fn service(
     let slow_start = slow_start(doc, findings);
     let outliers = outliers(&doc.ejection, findings);
     let check = health::check(doc, &policy, findings);
+    let agent = health::agent(doc, findings);
     let ports = &doc.ports.value;
     if ports.is_empty() {
         findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
@@ -95,6 +96,7 @@ pub(crate) fn service(
             check: check
                 .clone()
                 .filter(|_| doc.health_check.is_some() || protocol == Protocol::Tcp),
+            agent: agent.clone(),
             panic_percent,
             outliers,
             slow_start,

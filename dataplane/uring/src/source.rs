@@ -37,7 +37,8 @@ pub(crate) fn bind(
         if fitting == 0 {
             return Ok(());
         }
-        let chosen = source.addresses.iter().filter(ours).nth((hash ^ (hash >> 16)) as usize % fitting);
+        let chosen =
+            source.addresses.iter().filter(ours).nth((hash ^ (hash >> 16)) as usize % fitting);
         chosen.copied().unwrap_or_else(|| target.ip())
     };
     // The port is chosen when the target is known: each source has all its ports for each backend.

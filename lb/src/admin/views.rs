@@ -395,7 +395,13 @@ impl Control {
             }
             (down, _) => ("up", down.as_ref().map(|cause| format!("checks say: {cause}"))),
         };
-        let words: Vec<String> = cause.into_iter().chain(orders).collect();
+        let agent = &live.agent;
+        let state = match state {
+            "up" | "starting" if agent.down.is_some() || agent.maintenance => "down",
+            "up" | "starting" if agent.drain => "draining",
+            state => state,
+        };
+        let words: Vec<String> = cause.into_iter().chain(agent.words()).chain(orders).collect();
         let cause = (!words.is_empty()).then(|| words.join("; "));
         let totals = live.backend.counters.totals();
         BackendView {

@@ -18,6 +18,7 @@ use super::orders::Orders;
 use super::outlier::{Sample, Verdict, judge, most_ejected};
 use super::ramp::Ramp;
 use crate::health::CheckTarget;
+use crate::health::agent::AgentState;
 
 /// A service that is being served.
 pub(crate) struct Live {
@@ -47,6 +48,8 @@ pub(crate) struct LiveBackend {
     pub(crate) ejection: Ejection,
     /// Its counters at the start of the window.
     seen: BackendTotals,
+    /// What its agent asks for.
+    pub(crate) agent: AgentState,
     /// What the operator wants of it, against the configuration.
     pub(crate) orders: Orders,
     /// Set while it takes a part of its flows only.
@@ -108,11 +111,16 @@ impl LiveBackend {
     pub(crate) fn standing(&self) -> Standing {
         let admitted = self.orders.admitted.is_some();
         Standing {
-            failed: self.orders.ejected.is_some() || (self.down.is_some() && !admitted),
+            failed: self.orders.ejected.is_some() || (self.is_down() && !admitted),
             ejected: self.ejection.until.is_some() && !admitted,
-            draining: self.orders.drained.is_some(),
-            share: self.share.times(self.orders.share()),
+            draining: self.orders.drained.is_some() || self.agent.drain,
+            share: self.share.times(self.orders.share()).times(percent(self.agent.percent)),
         }
+    }
+
+    /// Whether its checks or its agent take it out.
+    fn is_down(&self) -> bool {
+        self.down.is_some() || self.agent.down.is_some() || self.agent.maintenance
     }
 
     fn new(spec: &BackendSpec, backend: Arc<Backend>) -> Self {
@@ -124,6 +132,7 @@ impl LiveBackend {
             down: None,
             ejection: Ejection::default(),
             seen: BackendTotals::default(),
+            agent: AgentState::default(),
             orders: Orders::default(),
             ramp: None,
             share: Share::FULL,
@@ -189,6 +198,9 @@ impl Live {
         let mut backends = join(&spec.backends);
         let mut backups = join(&spec.backup_backends);
         for live in backends.iter_mut().chain(&mut backups) {
+            if spec.agent.is_none() {
+                live.agent = AgentState::default();
+            }
             live.down = match target(&spec, &live.backend) {
                 None => None,
                 Some(target) => health(&target).unwrap_or_else(|| live.down.take()),
@@ -370,14 +382,19 @@ impl Live {
     pub(crate) fn standing_of_targets(
         &self,
     ) -> impl Iterator<Item = (CheckTarget, Option<Box<str>>)> {
-        self.all().filter_map(|live| {
+        let checks = self.all().filter_map(|live| {
             target(&self.spec, &live.backend).map(|target| (target, live.down.clone()))
-        })
+        });
+        let agents = self.all().filter_map(|live| agent_of(&self.spec, &live.backend));
+        checks.chain(agents.map(|target| (target, None)))
     }
 
     /// What is checked of its backends.
     pub(crate) fn targets(&self) -> impl Iterator<Item = CheckTarget> {
-        self.all().filter_map(|live| target(&self.spec, &live.backend))
+        let of = |live: &LiveBackend| {
+            [target(&self.spec, &live.backend), agent_of(&self.spec, &live.backend)]
+        };
+        self.all().flat_map(of).flatten()
     }
 }
 
@@ -412,6 +429,30 @@ fn target(spec: &ServiceSpec, backend: &Backend) -> Option<CheckTarget> {
     let check: &Arc<CheckSpec> = spec.check.as_ref()?;
     let port = check.port.or_else(|| backend.addr.port().map(Into::into))?;
     Some(CheckTarget { addr: SocketAddr::new(backend.addr.ip(), port), spec: Arc::clone(check) })
+}
+
+/// Where the agent of `backend` is asked.
+fn agent_of(spec: &ServiceSpec, backend: &Backend) -> Option<CheckTarget> {
+    let agent = spec.agent.as_ref()?;
+    Some(CheckTarget {
+        addr: SocketAddr::new(backend.addr.ip(), agent.port?),
+        spec: Arc::clone(agent),
+    })
+}
+
+/// Finds the backends of a service whose agent is asked at `target`.
+pub(crate) fn followed_at<'l>(
+    live: &'l mut Live,
+    target: &CheckTarget,
+) -> impl Iterator<Item = &'l mut LiveBackend> {
+    let spec = Arc::clone(&live.spec);
+    let wanted = target.clone();
+    live.all_mut().filter(move |live| agent_of(&spec, &live.backend).as_ref() == Some(&wanted))
+}
+
+/// A share of so many hundredths; none is all.
+pub(crate) fn percent(percent: Option<u32>) -> Share {
+    percent.map_or(Share::FULL, |percent| Share::of(f64::from(percent) / 100.0))
 }
 
 /// Finds the backends of a service that are checked at `target`.

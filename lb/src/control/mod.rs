@@ -29,8 +29,9 @@ use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotB
 use fairway_uring::{Clock, Command, ConnectionFilter, Event, OpenConnection, WorkerHandle};
 
 use self::ids::Ids;
-use self::live::{Replaced, checked_at};
+use self::live::{Replaced, checked_at, followed_at};
 use self::retire::Retiring;
+use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent, Transition};
 
 pub(crate) use self::history::{Generation, History};
@@ -127,6 +128,8 @@ pub(crate) struct Control {
 #[derive(Default)]
 struct Checked {
     down: Option<Box<str>>,
+    /// What an agent there has said.
+    agent: AgentState,
     users: Vec<ServiceKey>,
 }
 
@@ -331,6 +334,12 @@ impl Control {
         if !gone.is_empty() {
             self.vacated.push((gone, id));
         }
+        // An agent that others ask already has said what it has to say.
+        let targets: Vec<_> = live.targets().collect();
+        for target in targets {
+            let Some(known) = self.checked.get(&target) else { continue };
+            followed_at(&mut live, &target).for_each(|live| live.agent.clone_from(&known.agent));
+        }
         self.keys.insert(id, key.clone());
         self.services.insert(key.clone(), live);
         if rebuilt {
@@ -367,7 +376,7 @@ impl Control {
     ) {
         for (target, down) in new {
             self.checker.add(&target, down.is_none());
-            let fresh = || Checked { down, users: Vec::new() };
+            let fresh = || Checked { down, ..Checked::default() };
             self.checked.entry(target).or_insert_with(fresh).users.push(key.clone());
         }
         for target in old {
@@ -385,7 +394,17 @@ impl Control {
     fn take_health(&mut self, event: HealthEvent) {
         // A check that was stopped may still have had something to say.
         let Some(checked) = self.checked.get_mut(&event.target) else { return };
+        if let Transition::Agent(report) = &event.transition {
+            checked.agent.take(report);
+            let (users, state) = (checked.users.clone(), checked.agent.clone());
+            return self.take_agent(&event.target, users, &state);
+        }
         checked.down = match &event.transition {
+            Transition::Agent(_) => return,
+            Transition::AgentLost { cause } => {
+                tracing::warn!("{cause}; what it said before holds");
+                return;
+            }
             Transition::Up { .. } => None,
             Transition::Down { cause, .. } | Transition::StillDown { cause } => {
                 Some(cause.to_string().into())
@@ -409,6 +428,7 @@ impl Control {
                         back.push(backend.backend.id);
                         tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
                     }
+                    Transition::Agent(_) | Transition::AgentLost { .. } => {}
                     Transition::StillDown { cause } => {
                         tracing::debug!(service = %key, backend = %addr, "backend is still down: {cause}");
                     }
@@ -421,6 +441,26 @@ impl Control {
             if live.is_starting() {
                 self.starting.insert(key.clone());
             }
+            self.dirty.insert(key);
+        }
+    }
+
+    fn take_agent(&mut self, target: &CheckTarget, users: Vec<ServiceKey>, state: &AgentState) {
+        let now = self.clock.now();
+        for key in users {
+            let Some(live) = self.services.get_mut(&key) else { continue };
+            let mut back = Vec::new();
+            for backend in followed_at(live, target) {
+                let before = backend.standing();
+                backend.agent.clone_from(state);
+                if backend.standing().admits() && !before.admits() {
+                    back.push(backend.backend.id);
+                }
+                let words = state.words().unwrap_or_else(|| "its agent says all is well".into());
+                tracing::info!(service = %key, backend = %backend.backend.addr, "{words}");
+            }
+            live.start_slowly(now, |live| back.contains(&live.backend.id));
+            self.starting.extend(live.is_starting().then(|| key.clone()));
             self.dirty.insert(key);
         }
     }

@@ -25,7 +25,7 @@ pub(crate) struct Orders {
 impl Orders {
     /// The part of its flows that it may take.
     pub(crate) fn share(&self) -> Share {
-        self.percent.map_or(Share::FULL, |percent| Share::of(f64::from(percent) / 100.0))
+        super::live::percent(self.percent)
     }
 
     /// What differs from the configuration, in words; none when nothing does.

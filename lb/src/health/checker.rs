@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_config::CheckSpec;
+use fairway_config::{CheckSpec, Probe};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+use super::agent;
 use super::probe::{TlsConfigs, probe};
-use super::state::{HealthState, Transition};
+use super::state::{HealthState, ProbeError, Transition};
 
 /// Most checks that may be under way at once.
 const AT_ONCE: usize = 1024;
@@ -76,8 +77,12 @@ impl Checker {
             return;
         }
         let random = self.spread.hash_one(target);
-        let task = check(target.clone(), up, Arc::clone(&self.tools), random);
-        let abort = self.runtime.spawn(task).abort_handle();
+        let tools = Arc::clone(&self.tools);
+        let task = match &target.spec.probe {
+            Probe::Agent(_) => self.runtime.spawn(follow(target.clone(), tools, random)),
+            _ => self.runtime.spawn(check(target.clone(), up, tools, random)),
+        };
+        let abort = task.abort_handle();
         self.running.insert(target.clone(), (abort, 1));
     }
 
@@ -112,10 +117,54 @@ async fn check(target: CheckTarget, up: bool, tools: Arc<Tools>, mut random: u64
         if let Some(transition) = state.on_result(&result) {
             (tools.report)(HealthEvent { target: target.clone(), transition });
         }
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        random = next(random);
         let interval = if state.is_changing() { spec.fast_interval } else { spec.interval };
         tokio::time::sleep(jittered(interval, spec.jitter_percent, random)).await;
     }
+}
+
+/// Asks an agent again and again, and tells what changes.
+async fn follow(target: CheckTarget, tools: Arc<Tools>, mut random: u64) {
+    let spec = Arc::clone(&target.spec);
+    let Probe::Agent(send) = &spec.probe else { return };
+    let (mut last, mut failed) = (None, 0);
+    tokio::time::sleep(fraction(spec.interval, random)).await;
+    loop {
+        let answer = {
+            // The semaphore is never closed.
+            let _permit = tools.at_once.acquire().await;
+            tokio::time::timeout(spec.timeout, agent::ask(target.addr, send)).await
+        };
+        let late = |_| Err(format!("agent {}: no line in {:?}", target.addr, spec.timeout));
+        let transition = match answer.unwrap_or_else(late) {
+            Ok(report) => {
+                failed = 0;
+                (last.as_ref() != Some(&report)).then(|| {
+                    last = Some(report.clone());
+                    Transition::Agent(report)
+                })
+            }
+            Err(cause) => {
+                metrics::counter!("fairway_agent_failures_total").increment(1);
+                failed += 1;
+                (failed == spec.fall).then(|| {
+                    // Whatever it says next is news.
+                    last = None;
+                    Transition::AgentLost { cause: ProbeError(cause) }
+                })
+            }
+        };
+        if let Some(transition) = transition {
+            (tools.report)(HealthEvent { target: target.clone(), transition });
+        }
+        random = next(random);
+        tokio::time::sleep(jittered(spec.interval, spec.jitter_percent, random)).await;
+    }
+}
+
+/// The next number of a row without pattern.
+fn next(random: u64) -> u64 {
+    random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f)
 }
 
 /// A part of `whole`, by the upper bits of `random`.

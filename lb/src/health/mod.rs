@@ -1,5 +1,6 @@
 //! Active checks: addresses that are checked alike are checked once, whatever uses them.
 
+pub(crate) mod agent;
 mod checker;
 mod probe;
 mod state;

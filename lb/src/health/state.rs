@@ -2,6 +2,8 @@
 
 use fairway_config::CheckSpec;
 
+use crate::agent_line::AgentReport;
+
 /// How a check ended.
 pub(crate) type ProbeResult = Result<(), ProbeError>;
 
@@ -24,6 +26,13 @@ pub(crate) enum Transition {
         cause: ProbeError,
         /// How many.
         failed: u32,
+    },
+    /// An agent says something else than before.
+    Agent(AgentReport),
+    /// An agent has said nothing that could be understood for a while; what it said holds.
+    AgentLost {
+        /// What is wrong.
+        cause: ProbeError,
     },
     /// It is down as before, for another reason.
     StillDown {
@@ -115,7 +124,7 @@ mod tests {
                 None => '.',
                 Some(Transition::Up { .. }) => 'U',
                 Some(Transition::Down { .. }) => 'D',
-                Some(Transition::StillDown { .. }) => 's',
+                Some(_) => 's',
             }
         });
         answers.collect()

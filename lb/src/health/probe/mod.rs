@@ -60,6 +60,8 @@ async fn run(addr: SocketAddr, spec: &CheckSpec, configs: &TlsConfigs) -> ProbeR
         Probe::Udp(exchange) => datagram(&socket(addr, spec.source).await?, addr, exchange).await,
         Probe::Icmp => icmp::echo(addr.ip(), spec.source).await,
         Probe::Exec(command) => exec::run(addr, command).await,
+        // Agents are followed, not judged.
+        Probe::Agent(_) => Ok(()),
     }
 }
 
