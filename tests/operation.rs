@@ -90,7 +90,7 @@ fn a_bad_document_changes_nothing_and_shows() {
     let generation = fairway.status().unwrap()["generation"].clone();
     fairway.write(&document(&[&server]).replace("backends", "bakends"));
     let output = fairway.cli(&["reload"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("unknown field `bakends`; did you mean `backends`?"), "{said}");
     assert!(said.contains("fairway.yaml:") && said.contains(":5: unknown"), "{said}");

@@ -175,6 +175,9 @@ fn orders_hold_as_long_as_they_are_meant_to() {
     assert_eq!(shares(), BTreeMap::from([("s2".into(), 200)]));
     fairway.apply(&text);
     good(&["reset", &two]);
+    for addr in [&one, &two] {
+        wait_for("the new check is good", || fairway.state_of(addr).unwrap() == "up");
+    }
 
     // Draining waits for the last connection.
     let mut open = net.on(Host::Client, || connect(VIP)).unwrap();
@@ -220,11 +223,13 @@ fn open_connections_are_listed_and_filtered() {
         (&["--client", "10.77.0.0/24"], 5),
         (&["--client", "10.99.0.0/24"], 0),
         (&["--backend", "10.78.0.11"], 5),
-        (&["--backend", "10.78.0.12"], 0),
         (&["--older-than", "1h"], 0),
     ] {
         assert_eq!(list(filter).len(), want, "{filter:?}");
     }
-    assert!(!fairway.cli(&["connections", "nope"]).status.success());
+    assert_eq!(list(&["--most", "2"]).len(), 2);
+    for wrong in [&["nope"][..], &["--backend", "10.78.0.12"]] {
+        assert!(!fairway.cli(&[&["connections"], wrong].concat()).status.success(), "{wrong:?}");
+    }
     assert!(!fairway.cli(&["connections", "--client", "x"]).status.success());
 }

@@ -1,6 +1,6 @@
 //! What workers share with each other and tell the control plane.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -155,8 +155,8 @@ pub struct ConnectionFilter {
     pub service: Option<String>,
     /// From these addresses; empty means all.
     pub client: AddrSet,
-    /// On backends with this address, whatever their port.
-    pub backend: Option<IpAddr>,
+    /// On one of these backends.
+    pub backends: Option<Vec<BackendAddr>>,
     /// At least this old.
     pub older_than: Duration,
     /// At most so many of each worker.
@@ -174,7 +174,9 @@ impl ConnectionFilter {
         };
         self.service.as_ref().is_none_or(of_service)
             && (self.client.is_empty() || self.client.contains(connection.client.ip()))
-            && self.backend.is_none_or(|ip| connection.backend.is_some_and(|b| b.ip() == ip))
+            && self.backends.as_ref().is_none_or(|these| {
+                connection.backend.is_some_and(|backend| these.contains(&backend))
+            })
             && connection.age >= self.older_than
     }
 }

@@ -244,7 +244,9 @@ async fn rollback(
     let answer = match outcome.await? {
         Ok(number) => Answer {
             ok: true,
-            message: format!("generation {number} runs again, until the file changes"),
+            message: format!(
+                "generation {number} runs again, until the file changes or is read again"
+            ),
             details: Vec::new(),
         },
         Err(message) => Answer { ok: false, message, details: Vec::new() },
@@ -256,7 +258,7 @@ async fn explain(
     State(admin): State<Admin>,
     Query(question): Query<Question>,
 ) -> Result<Response, Response> {
-    let refused = |why: String| (StatusCode::NOT_FOUND, why + "\n").into_response();
+    let refused = |why: String| (StatusCode::BAD_REQUEST, why + "\n").into_response();
     let snapshot = admin.view.load();
     let mut explanation = explain_flow(&snapshot, &admin.shared, &question).map_err(refused)?;
     let service = explanation.service.clone();
@@ -270,11 +272,14 @@ async fn connections(
     Query(wanted): Query<WhichConnections>,
 ) -> Result<Response, Response> {
     known(&admin, wanted.service.as_ref()).await?;
-    let filter = wanted
-        .filter()
-        .map_err(|why| (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response())?;
     let (sender, lists) = crossbeam_channel::unbounded();
-    let workers = admin.ask(move |control| control.list(&filter, &sender)).await?;
+    let most = wanted.most;
+    let asked = admin.ask(move |control| {
+        let filter = wanted.filter(control)?;
+        Ok(control.list(&filter, &sender))
+    });
+    let bad = |why: String| (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response();
+    let workers = asked.await?.map_err(bad)?;
     // Each worker answers at its next turn; one that does not has other troubles.
     let gather = move || -> Vec<ConnectionView> {
         let lists = (0..workers).filter_map(|_| lists.recv_timeout(PATIENCE).ok());
@@ -282,6 +287,7 @@ async fn connections(
     };
     let mut views = tokio::task::spawn_blocking(gather).await.unwrap_or_default();
     views.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+    views.truncate(most.unwrap_or(usize::MAX));
     Ok(Json(views).into_response())
 }
 

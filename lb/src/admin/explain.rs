@@ -12,8 +12,8 @@ use super::views::BackendView;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Question {
-    client: SocketAddr,
-    vip: SocketAddr,
+    client: String,
+    vip: String,
     #[serde(default)]
     protocol: Option<String>,
 }
@@ -81,7 +81,13 @@ pub(crate) fn explain_flow(
         Some("udp") => Protocol::Udp,
         Some(other) => return Err(format!("`{other}` is neither tcp nor udp")),
     };
-    let Question { client, vip, .. } = *question;
+    let addr = |what: &str, text: &str| {
+        text.parse::<SocketAddr>().map_err(|_| {
+            format!("`{text}` is no {what}: write an address and a port, like 203.0.113.7:4711")
+        })
+    };
+    let client = addr("client", &question.client)?;
+    let vip = addr("service address", &question.vip)?;
     let service = snapshot
         .lookup(VipAddr(vip), protocol)
         .ok_or_else(|| format!("no service has {vip}/{protocol}; `fairway services` lists them"))?;

@@ -1,7 +1,6 @@
 //! What the admin API shows: plain values, the same for programs and for tables.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -179,7 +178,7 @@ pub(crate) struct WhichConnections {
     client: Option<String>,
     backend: Option<String>,
     older_than_seconds: Option<u64>,
-    most: Option<usize>,
+    pub(crate) most: Option<usize>,
 }
 
 /// Connections that are listed of each worker, unless more are asked for.
@@ -187,20 +186,22 @@ const LISTED: usize = 10_000;
 
 impl WhichConnections {
     /// An error says what is no filter.
-    pub(crate) fn filter(&self) -> Result<ConnectionFilter, String> {
+    pub(crate) fn filter(&self, control: &Control) -> Result<ConnectionFilter, String> {
         let client = self.client.as_ref().map(|text| {
             let prefix = text.parse::<IpPrefix>();
             prefix.map_err(|_| format!("`{text}` is no address or prefix of a client"))
         });
-        let backend = self.backend.as_ref().map(|text| {
-            let ip = text.parse().ok();
-            let ip = ip.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()));
-            ip.ok_or_else(|| format!("`{text}` is no address of a backend"))
+        let backends = self.backend.as_ref().map(|word| {
+            let found = control.backends_named(word);
+            if found.is_empty() {
+                return Err(format!("no backend `{word}` here; `fairway backends` lists them"));
+            }
+            Ok(found)
         });
         Ok(ConnectionFilter {
             service: self.service.clone(),
             client: client.transpose()?.into_iter().collect(),
-            backend: backend.transpose()?,
+            backends: backends.transpose()?,
             older_than: Duration::from_secs(self.older_than_seconds.unwrap_or(0)),
             most: self.most.unwrap_or(LISTED),
         })

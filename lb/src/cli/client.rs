@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::{EXIT_FAILURE, Format, Remote, print_json, report};
+use super::{Format, Remote, print_json, report};
 use crate::admin::Answer;
 
 /// A running Fairway.
@@ -26,6 +26,9 @@ pub(crate) enum ClientError {
     /// Nobody listens on the socket, or we may not open it.
     #[error("no Fairway answers at {}: {error}; {}", socket.display(), remedy(error))]
     Unreachable { socket: PathBuf, error: io::Error },
+    /// What was asked or sent is wrong.
+    #[error("{0}")]
+    Wrong(String),
     /// The answer was an error.
     #[error("{0}")]
     Failed(String),
@@ -92,17 +95,14 @@ impl<'a> Client<'a> {
             let text = body.to_bytes();
             if status != StatusCode::OK {
                 let text = String::from_utf8_lossy(&text);
-                let said = match status {
-                    StatusCode::NOT_FOUND
-                    | StatusCode::BAD_REQUEST
-                    | StatusCode::UNPROCESSABLE_ENTITY
-                        if !text.is_empty() =>
-                    {
-                        text.trim().into()
+                let text = text.trim().to_owned();
+                return Err(match status {
+                    StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                        ClientError::Wrong(text)
                     }
-                    _ => format!("{status}: {}", text.trim()),
-                };
-                return Err(ClientError::Failed(said));
+                    StatusCode::NOT_FOUND if !text.is_empty() => ClientError::Failed(text),
+                    _ => ClientError::Failed(format!("{status}: {text}")),
+                });
             }
             Ok(text)
         })?;
@@ -111,7 +111,9 @@ impl<'a> Client<'a> {
 }
 
 /// Gives an order and shows the answer.
-pub(super) fn order(remote: &Remote, path: &str, body: &impl Serialize) -> ExitCode {
+///
+/// `refused` is the exit code of an answer that says no.
+pub(super) fn order(remote: &Remote, path: &str, body: &impl Serialize, refused: u8) -> ExitCode {
     let answer = Client::new(&remote.socket).post::<Answer>(path, body);
     match answer {
         Err(error) => report(&error),
@@ -125,7 +127,7 @@ pub(super) fn order(remote: &Remote, path: &str, body: &impl Serialize) -> ExitC
                 eprintln!("fairway: {}", answer.message);
                 answer.details.iter().for_each(|line| eprintln!("{line}"));
             }
-            if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) }
+            if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(refused) }
         }
     }
 }

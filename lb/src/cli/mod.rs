@@ -66,6 +66,9 @@ enum Command {
         /// The document
         #[arg(long, short, default_value = DEFAULT_CONFIG, env = "FAIRWAY_CONFIG")]
         config: PathBuf,
+        /// The same, without the flag
+        #[arg(value_name = "CONFIG", conflicts_with = "config")]
+        path: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
     },
@@ -93,10 +96,12 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Take a backend out of new connections; the open ones go on
+    /// Take a backend out of new connections; the open ones may go on for its `drainTimeout`
     Drain {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        lasting: Lasting,
         /// Come back only once it has no connections left
         #[arg(long)]
         wait: bool,
@@ -113,10 +118,12 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
-    /// Give a backend nothing, as if its checks failed
+    /// Give a backend nothing new, as if its checks failed; the open connections go on
     Eject {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        lasting: Lasting,
         #[command(flatten)]
         remote: Remote,
     },
@@ -124,6 +131,8 @@ enum Command {
     Admit {
         #[command(flatten)]
         which: Which,
+        #[command(flatten)]
+        lasting: Lasting,
         #[command(flatten)]
         remote: Remote,
     },
@@ -134,6 +143,8 @@ enum Command {
         /// 0% to 100%
         #[arg(value_parser = percent)]
         share: u32,
+        #[command(flatten)]
+        lasting: Lasting,
         #[command(flatten)]
         remote: Remote,
     },
@@ -181,7 +192,7 @@ enum Command {
         /// At least this old
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         older_than: Option<Duration>,
-        /// At most so many of each worker
+        /// At most so many, the oldest of them
         #[arg(long, value_name = "N", default_value = "1000")]
         most: usize,
         #[command(flatten)]
@@ -191,7 +202,16 @@ enum Command {
     Reload(Remote),
 }
 
-/// A backend, and how long an order for it lasts.
+/// How long an order lasts.
+#[derive(Debug, clap::Args)]
+struct Lasting {
+    /// Only until the next configuration is applied; default: until it is taken back, or the
+    /// process ends
+    #[arg(long)]
+    until_reload: bool,
+}
+
+/// A backend.
 #[derive(Debug, clap::Args)]
 struct Which {
     /// Address, address:port, or name
@@ -199,9 +219,6 @@ struct Which {
     /// Only in this service
     #[arg(long)]
     service: Option<String>,
-    /// Only until the next configuration is applied; default: until it is taken back
-    #[arg(long)]
-    until_reload: bool,
 }
 
 /// How to reach a running Fairway.
@@ -234,7 +251,9 @@ pub(crate) fn main() -> ExitCode {
     }
     match command {
         Command::Run { config } => crate::run::run(config),
-        Command::Check { config, output } => check(&config, output.output),
+        Command::Check { config, path, output } => {
+            check(path.as_deref().unwrap_or(&config), output.output)
+        }
         Command::Schema => {
             println!("{:#}", fairway_config::schema());
             ExitCode::SUCCESS
@@ -249,27 +268,33 @@ pub(crate) fn main() -> ExitCode {
             let path = path("/v1/backends", service.as_deref());
             show::<Vec<BackendView>>(&remote, &path, |views| table::backends(views))
         }
-        Command::Drain { which, wait, timeout, remote } => {
+        Command::Drain { which, lasting, wait, timeout, remote } => {
             let backend = which.backend.clone();
             let service = which.service.clone();
-            let code = give(&remote, which, Order::Drain);
+            let code = give(&remote, which, Order::Drain, lasting.until_reload);
             if wait && code == ExitCode::SUCCESS {
                 return steer::wait_until_drained(&remote, &backend, service.as_deref(), timeout);
             }
             code
         }
-        Command::Undrain { which, remote } => give(&remote, which, Order::Undrain),
-        Command::Eject { which, remote } => give(&remote, which, Order::Eject),
-        Command::Admit { which, remote } => give(&remote, which, Order::Admit),
-        Command::Weight { which, share, remote } => give(&remote, which, Order::Weight(share)),
-        Command::Reset { which, remote } => give(&remote, which, Order::Reset),
+        Command::Undrain { which, remote } => give(&remote, which, Order::Undrain, false),
+        Command::Eject { which, lasting, remote } => {
+            give(&remote, which, Order::Eject, lasting.until_reload)
+        }
+        Command::Admit { which, lasting, remote } => {
+            give(&remote, which, Order::Admit, lasting.until_reload)
+        }
+        Command::Weight { which, share, lasting, remote } => {
+            give(&remote, which, Order::Weight(share), lasting.until_reload)
+        }
+        Command::Reset { which, remote } => give(&remote, which, Order::Reset, false),
         Command::Explain { flow, remote } => steer::explain(&remote, &flow),
         Command::Plan { config, remote } => steer::plan(&remote, &config),
         Command::History(remote) => {
             show::<Vec<Generation>>(&remote, "/v1/history", |list| table::history(list))
         }
         Command::Rollback { generation, remote } => {
-            client::order(&remote, "/v1/rollback", &RollbackRequest { generation })
+            client::order(&remote, "/v1/rollback", &RollbackRequest { generation }, EXIT_FAILURE)
         }
         Command::Connections { service, client, backend, older_than, most, remote } => {
             let older = older_than.map(|age| age.as_secs().to_string());
@@ -283,9 +308,14 @@ pub(crate) fn main() -> ExitCode {
                     ("most", Some(&most.to_string())),
                 ],
             );
-            show::<Vec<ConnectionView>>(&remote, &path, |views| table::connections(views))
+            show::<Vec<ConnectionView>>(&remote, &path, |views| {
+                if views.len() >= most {
+                    eprintln!("only {most} are shown; `--most` shows more");
+                }
+                table::connections(views)
+            })
         }
-        Command::Reload(remote) => client::order(&remote, "/v1/reload", &()),
+        Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
     }
 }
 
@@ -301,9 +331,10 @@ fn end_quietly() {
     }));
 }
 
-fn give(remote: &Remote, which: Which, order: Order) -> ExitCode {
-    let Which { backend, service, until_reload } = which;
-    client::order(remote, "/v1/order", &OrderRequest { backend, service, order, until_reload })
+fn give(remote: &Remote, which: Which, order: Order, until_reload: bool) -> ExitCode {
+    let Which { backend, service } = which;
+    let request = OrderRequest { backend, service, order, until_reload };
+    client::order(remote, "/v1/order", &request, EXIT_FAILURE)
 }
 
 /// `30%` or `30`.
@@ -488,6 +519,7 @@ fn report(error: &ClientError) -> ExitCode {
     eprintln!("fairway: {error}");
     ExitCode::from(match error {
         ClientError::Unreachable { .. } => EXIT_UNREACHABLE,
+        ClientError::Wrong(_) => EXIT_CONFIG,
         ClientError::Failed(_) => EXIT_FAILURE,
     })
 }

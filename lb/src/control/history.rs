@@ -81,11 +81,11 @@ impl History {
         list
     }
 
-    /// What generation `number` had, or the one before the current when none is named.
-    fn find(&self, number: Option<u64>) -> Option<(u64, Desired)> {
+    /// What generation `number` had, or the newest one before `running` when none is named.
+    fn find(&self, number: Option<u64>, running: u64) -> Option<(u64, Desired)> {
         let entry = match number {
             Some(number) => self.entries.iter().find(|entry| entry.number == number)?,
-            None => self.entries.iter().rev().nth(1)?,
+            None => self.entries.iter().rev().find(|entry| entry.number < running)?,
         };
         Some((entry.number, entry.desired.clone()))
     }
@@ -98,7 +98,9 @@ impl Control {
         if self.is_stopping() {
             return Err("the process is stopping".into());
         }
-        let Some((number, desired)) = self.history.find(number) else {
+        let Some((number, desired)) =
+            self.history.find(number, self.rolled_back.unwrap_or(self.history.last))
+        else {
             return Err(match number {
                 Some(number) => format!(
                     "generation {number} is not kept; `fairway history` lists those that are"

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::orders::Since;
 use std::path::Path;
 
 use fairway_config::load_text;
@@ -60,7 +61,7 @@ fn health_and_drain_change_admission_and_no_table() {
     let mut live = build(None, backends("10.0.0.1, 10.0.0.2, 10.0.0.3"), &mut ids).live;
     let pool = Arc::clone(&live.primary);
     live.backends[0].down = Some("refused".into());
-    live.backends[1].orders.drained = Some(Tick(0));
+    live.backends[1].orders.drained = Some(Since { at: Tick(0), until_reload: false });
     assert_eq!(admitted(&mut live), ["10.0.0.3"]);
     assert!(Arc::ptr_eq(&live.service().primary, &pool));
 }
@@ -76,7 +77,7 @@ fn below_the_panic_threshold_all_are_used_but_the_draining() {
     assert_eq!(admitted(&mut live).len(), 2, "half is not below half");
     assert!(!live.panic);
     live.backends[2].down = Some("refused".into());
-    live.backends[3].orders.drained = Some(Tick(0));
+    live.backends[3].orders.drained = Some(Since { at: Tick(0), until_reload: false });
     assert_eq!(admitted(&mut live), ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     assert!(live.panic);
 }

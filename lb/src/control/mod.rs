@@ -25,7 +25,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
 use fairway_core::publish::Publisher;
-use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
+use fairway_core::{
+    BackendId, EndReason, Frontend, Protocol, Service, ServiceId, SnapshotBuilder, Tick,
+};
 use fairway_uring::{Clock, Command, ConnectionFilter, Event, OpenConnection, WorkerHandle};
 
 use self::ids::Ids;
@@ -46,6 +48,8 @@ pub(crate) use self::vip::Interface;
 const BATCH: usize = 4096;
 /// How often services are looked at whose window is over.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often it is said what the end waits for.
+const TELL: Duration = Duration::from_secs(5);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -114,6 +118,8 @@ pub(crate) struct Control {
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
     relisten: Vec<Relisten>,
     look_at: Tick,
+    /// When to say again what the end waits for.
+    told_at: Tick,
     /// What `source: transparent` lacks.
     routing: Option<String>,
     pub(crate) history: History,
@@ -179,6 +185,7 @@ impl Control {
             rebuilt: HashSet::new(),
             relisten: Vec::new(),
             look_at: Tick(0),
+            told_at: Tick(0),
             routing: None,
             history: History::default(),
             rolled_back: None,
@@ -471,8 +478,11 @@ impl Control {
                 let Some(key) = self.keys.get(&service) else { return };
                 let Some(live) = self.services.get_mut(key) else { return };
                 let cause = cause.label();
-                let cause =
-                    format!("connects failed {streak} times in a row, the last with `{cause}`");
+                let what = match live.spec.protocol {
+                    Protocol::Tcp => "connects failed",
+                    Protocol::Udp => "datagrams were refused",
+                };
+                let cause = format!("{what} {streak} times in a row, the last with `{cause}`");
                 let key = key.clone();
                 if eject(&key, live, backend, &cause, self.clock.now()) {
                     self.ejected.insert(key.clone());
@@ -575,6 +585,11 @@ impl Control {
             self.listeners.tend(now, &self.workers);
         }
         self.publisher.collect();
+        if self.is_stopping() && now >= self.told_at {
+            self.told_at = now.plus(TELL);
+            let (left, listeners) = (self.connections(), self.listeners_are_quiet());
+            tracing::info!(connections = left, listeners_closed = listeners, "draining");
+        }
         if let Stop::Draining(until) = self.stop
             && (now >= until || (self.listeners_are_quiet() && self.connections() == 0))
         {

@@ -2,54 +2,66 @@
 
 use std::sync::Arc;
 
-use fairway_core::{Share, Tick};
+use fairway_core::{BackendAddr, Share, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::{Control, LiveBackend, names};
 
-/// Orders for one backend. Each holds until it is taken back, or until the next reload.
+/// Orders for one backend. Each holds until it is taken back, until the next reload when that was
+/// asked, and not longer than the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Orders {
-    /// Takes no new flows and keeps the old, since then.
-    pub(crate) drained: Option<Tick>,
-    /// Takes nothing, as if its checks failed, since then.
-    pub(crate) ejected: Option<Tick>,
-    /// Takes flows whatever checks and traffic say, since then.
-    pub(crate) admitted: Option<Tick>,
+    /// Takes no new flows and keeps the old.
+    pub(crate) drained: Option<Since>,
+    /// Takes nothing, as if its checks failed.
+    pub(crate) ejected: Option<Since>,
+    /// Takes flows whatever checks and traffic say.
+    pub(crate) admitted: Option<Since>,
     /// Part of its weight, in hundredths.
-    pub(crate) percent: Option<u32>,
-    /// They end with the next configuration that is applied.
+    pub(crate) percent: Option<(u32, Since)>,
+}
+
+/// When an order was given, and how long it lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Since {
+    pub(crate) at: Tick,
     pub(crate) until_reload: bool,
 }
 
 impl Orders {
     /// The part of its flows that it may take.
     pub(crate) fn share(&self) -> Share {
-        super::live::percent(self.percent)
+        super::live::percent(self.percent.map(|(percent, _)| percent))
     }
 
     /// What differs from the configuration, in words; none when nothing does.
     pub(crate) fn words(&self, now: Tick) -> Option<String> {
         let mut words = Vec::new();
-        let mut since = |what: &str, since: Option<Tick>| {
-            if let Some(since) = since {
-                let ago = std::time::Duration::from_secs(now.since(since).as_secs());
-                words.push(format!("{what} by the operator {ago:?} ago"));
-            }
+        let mut say = |what: &str, since: Option<Since>| {
+            let Some(Since { at, until_reload }) = since else { return };
+            let ago = std::time::Duration::from_secs(now.since(at).as_secs());
+            let ago = humantime::format_duration(ago);
+            let end = if until_reload { ", until the next reload" } else { "" };
+            words.push(format!("{what} by the operator {ago} ago{end}"));
         };
-        since("drained", self.drained);
-        since("ejected", self.ejected);
-        since("admitted", self.admitted);
-        if let Some(percent) = self.percent {
-            words.push(format!("{percent}% of its weight by order of the operator"));
+        say("drained", self.drained);
+        say("ejected", self.ejected);
+        say("admitted", self.admitted);
+        if let Some((percent, since)) = self.percent {
+            say(&format!("set to {percent}% of its weight"), Some(since));
         }
-        if words.is_empty() {
-            return None;
-        }
-        if self.until_reload {
-            words.push("until the next reload".into());
-        }
-        Some(words.join(", "))
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    /// Ends what was to last until now; false when nothing was.
+    fn end_with_reload(&mut self) -> bool {
+        let before = *self;
+        let lasts = |since: &Since| !since.until_reload;
+        self.drained = self.drained.filter(lasts);
+        self.ejected = self.ejected.filter(lasts);
+        self.admitted = self.admitted.filter(lasts);
+        self.percent = self.percent.filter(|(_, since)| lasts(since));
+        *self != before
     }
 }
 
@@ -72,34 +84,36 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    /// What a backend then does.
+    /// What is then so.
     pub(crate) fn words(self) -> String {
         match self {
-            Self::Drain => "drains".into(),
-            Self::Undrain => "takes new connections again".into(),
-            Self::Eject => "takes nothing until it is reset or admitted".into(),
+            Self::Drain => {
+                "drains: no new connections, the open ones may go on for its drainTimeout".into()
+            }
+            Self::Undrain => "is no longer drained".into(),
+            Self::Eject => "takes nothing new until it is reset or admitted".into(),
             Self::Admit => "takes connections, whatever its checks say".into(),
             Self::Weight(percent) => format!("takes {percent}% of its weight"),
             Self::Reset => "is as configured".into(),
         }
     }
 
-    fn apply(self, orders: &mut Orders, now: Tick) {
+    fn apply(self, orders: &mut Orders, since: Since) {
         match self {
             Self::Drain => {
-                orders.drained.get_or_insert(now);
+                orders.drained.get_or_insert(since).until_reload &= since.until_reload;
             }
             Self::Undrain => orders.drained = None,
             Self::Eject => {
                 orders.admitted = None;
-                orders.ejected.get_or_insert(now);
+                orders.ejected.get_or_insert(since).until_reload &= since.until_reload;
             }
             Self::Admit => {
-                orders.ejected = None;
-                orders.admitted.get_or_insert(now);
+                (orders.ejected, orders.drained) = (None, None);
+                orders.admitted.get_or_insert(since).until_reload &= since.until_reload;
             }
             Self::Weight(100) => orders.percent = None,
-            Self::Weight(percent) => orders.percent = Some(percent),
+            Self::Weight(percent) => orders.percent = Some((percent, since)),
             Self::Reset => *orders = Orders::default(),
         }
     }
@@ -127,8 +141,7 @@ impl Control {
             let (mut hit, mut back, mut draining) = (Vec::new(), Vec::new(), Vec::new());
             for live in live.all_mut().filter(|live| is_backend(live, backend)) {
                 let admitted = live.standing().admits();
-                order.apply(&mut live.orders, now);
-                live.orders.until_reload = until_reload;
+                order.apply(&mut live.orders, Since { at: now, until_reload });
                 if live.standing().admits() && !admitted {
                     back.push(live.backend.id);
                 }
@@ -156,15 +169,27 @@ impl Control {
     pub(super) fn end_orders(&mut self) {
         for (key, live) in &mut self.services {
             let mut ended = Vec::new();
-            for live in live.all_mut().filter(|live| live.orders.until_reload) {
-                live.orders = Orders::default();
-                ended.push(Arc::clone(&live.backend));
+            for live in live.all_mut() {
+                if live.orders.end_with_reload() {
+                    ended.push((Arc::clone(&live.backend), live.orders.drained.is_some()));
+                }
             }
             if !ended.is_empty() {
-                self.retiring.undrain(&ended);
+                let free = ended.into_iter().filter(|(_, drained)| !drained);
+                self.retiring.undrain(&free.map(|(backend, _)| backend).collect::<Vec<_>>());
                 self.dirty.insert(key.clone());
             }
         }
+    }
+
+    /// The addresses of the backends that `word` means, in any service.
+    pub(crate) fn backends_named(&self, word: &str) -> Vec<BackendAddr> {
+        let all = self.services.values().flat_map(|live| live.all());
+        let mut found: Vec<_> =
+            all.filter(|live| is_backend(live, word)).map(|live| live.backend.addr).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 
     /// Every difference from the configuration that an order made, in words.
@@ -193,25 +218,34 @@ mod tests {
 
     #[test]
     fn orders_replace_and_end_each_other() {
+        let at = |at| Since { at: Tick(at), until_reload: false };
+        let briefly = Since { at: Tick(2000), until_reload: true };
         let mut orders = Orders::default();
         assert_eq!(orders.words(Tick(0)), None);
-        Order::Eject.apply(&mut orders, Tick(1000));
-        Order::Eject.apply(&mut orders, Tick(9000));
+        Order::Eject.apply(&mut orders, at(1000));
+        Order::Eject.apply(&mut orders, at(9000));
         let words = orders.words(Tick(61_000)).unwrap();
-        assert_eq!(words, "ejected by the operator 60s ago", "counted from the first order");
-        Order::Admit.apply(&mut orders, Tick(2000));
-        assert!(orders.ejected.is_none() && orders.admitted.is_some());
-        Order::Weight(30).apply(&mut orders, Tick(2000));
-        Order::Drain.apply(&mut orders, Tick(2000));
-        orders.until_reload = true;
+        assert_eq!(words, "ejected by the operator 1m ago", "counted from the first order");
+        Order::Drain.apply(&mut orders, at(2000));
+        Order::Admit.apply(&mut orders, at(2000));
+        assert!(orders.ejected.is_none() && orders.drained.is_none(), "it takes connections");
+        Order::Weight(30).apply(&mut orders, briefly);
+        Order::Drain.apply(&mut orders, at(2000));
+        Order::Drain.apply(&mut orders, briefly);
         let words = orders.words(Tick(2000)).unwrap();
-        for part in ["drained", "admitted", "30% of its weight", "until the next reload"] {
-            assert!(words.contains(part), "{words}");
+        for part in [
+            "drained by the operator 0s ago;",
+            "admitted",
+            "30% of its weight by",
+            "until the next reload",
+        ] {
+            assert!(words.contains(part), "{part} in {words}");
         }
         assert_eq!(orders.share(), Share::of(0.3));
-        Order::Weight(100).apply(&mut orders, Tick(0));
-        Order::Undrain.apply(&mut orders, Tick(0));
-        Order::Reset.apply(&mut orders, Tick(0));
+        assert!(orders.end_with_reload() && !orders.end_with_reload());
+        assert!(orders.percent.is_none() && orders.drained.is_some(), "the lasting one lasts");
+        Order::Undrain.apply(&mut orders, at(0));
+        Order::Reset.apply(&mut orders, at(0));
         assert_eq!(orders, Orders::default());
     }
 }

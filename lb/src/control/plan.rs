@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use fairway_config::{BackendSpec, Desired, ServiceSpec};
-use fairway_core::{Backend, BackendAddr, BackendId, Member, Pool, Scheduler};
+use fairway_core::{Backend, BackendAddr, BackendId, Member, Pool, Scheduler, TableSize};
 use serde::{Deserialize, Serialize};
 
 use super::Live;
@@ -69,7 +69,10 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
         }
     };
     let (before, after) = (&old.policy, &new.policy);
-    differs("addresses or ports", old.frontends == new.frontends);
+    differs(
+        &format!("addresses or ports {} → {}", listed(old), listed(new)),
+        old.frontends == new.frontends,
+    );
     differs("scheduler", before.scheduler == after.scheduler);
     differs("hash", before.hash == after.hash);
     differs("sessionAffinity", before.affinity == after.affinity);
@@ -84,6 +87,13 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
     differs("panicThreshold", old.panic_percent == new.panic_percent);
     differs("slowStart", old.slow_start == new.slow_start);
     differs("drainTimeout", before.drain_timeout == after.drain_timeout);
+    if let (Some(before), Some(after)) = (table_slots(old), table_slots(new))
+        && before != after
+    {
+        differences.push(format!(
+            "table {before} → {after} slots, so that most flows move; `maglev.tableSize` pins it"
+        ));
+    }
     backends("backend", &old.backends, &new.backends, &mut differences);
     backends("backup", &old.backup_backends, &new.backup_backends, &mut differences);
     let stays = |addr: BackendAddr| {
@@ -99,6 +109,18 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
     }
 }
 
+fn listed(spec: &ServiceSpec) -> String {
+    let one = |f: &fairway_core::Frontend| crate::admin::views::joined(f.ip, &f.ports.to_string());
+    spec.frontends.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// Slots of the table of a hashing scheduler.
+fn table_slots(spec: &ServiceSpec) -> Option<u32> {
+    let Scheduler::Maglev { table_size, .. } = spec.policy.scheduler else { return None };
+    let size = table_size.unwrap_or_else(|| TableSize::for_backends(spec.backends.len()));
+    Some(size.get())
+}
+
 fn backends(what: &str, old: &[BackendSpec], new: &[BackendSpec], out: &mut Vec<String>) {
     let by_addr = |specs: &[BackendSpec]| -> HashMap<BackendAddr, u16> {
         specs.iter().map(|spec| (spec.addr, spec.weight.get())).collect()
@@ -110,7 +132,13 @@ fn backends(what: &str, old: &[BackendSpec], new: &[BackendSpec], out: &mut Vec<
             Some(weight) if *weight != spec.weight.get() => {
                 out.push(format!("{what} {} weight {weight} → {}", spec.addr, spec.weight.get()));
             }
-            Some(_) => {}
+            Some(_) => {
+                let same = |other: &&BackendSpec| other.addr == spec.addr;
+                let before = old.iter().find(same).map(|old| (&old.name, &old.zone));
+                if before != Some((&spec.name, &spec.zone)) {
+                    out.push(format!("{what} {} has another name or zone", spec.addr));
+                }
+            }
         }
     }
     for spec in old.iter().filter(|spec| !after.contains_key(&spec.addr)) {
