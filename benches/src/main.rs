@@ -1,6 +1,8 @@
 //! Measurements of Fairway beside what users would pick instead. `benches/run` builds and runs it.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 
+mod checks;
+mod datagrams;
 mod load;
 mod rivals;
 mod scale;
@@ -15,7 +17,7 @@ struct Arguments {
     /// Fewer rounds and less work: to see that it runs, not to quote
     #[arg(long)]
     quick: bool,
-    /// Only these: traffic, tables, scale
+    /// Only these: tables, scale, traffic, datagrams, checks
     only: Vec<String>,
 }
 
@@ -32,6 +34,12 @@ fn main() {
     }
     if wanted("traffic") {
         traffic::run(arguments.quick);
+    }
+    if wanted("datagrams") {
+        datagrams::run(arguments.quick);
+    }
+    if wanted("checks") {
+        checks::run(arguments.quick);
     }
 }
 

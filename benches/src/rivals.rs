@@ -30,6 +30,36 @@ impl Rival {
         Self::start(net, "Fairway", 81, folder, &config, program.to_str().unwrap(), &arguments)
     }
 
+    /// One worker, datagrams on `port`.
+    pub(crate) fn fairway_udp(net: &Net, backends: &[SocketAddr], port: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let list: Vec<_> = backends.iter().map(ToString::to_string).collect();
+        let config = format!(
+            "admin: {{socket: {}/admin.sock}}\ndataplane: {{workers: 1, pinCpus: false}}\nservices:\n  \
+             - name: bench\n    addresses: [{VIP4}]\n    ports: [{{port: {port}, protocol: UDP}}]\n    \
+             backends: [{}]\n",
+            folder.path().display(),
+            list.join(", ")
+        );
+        let program = program();
+        let arguments = ["run", "--config"];
+        Self::start(net, "Fairway", port, folder, &config, program.to_str().unwrap(), &arguments)
+    }
+
+    /// nginx stream with one worker, datagrams on `port`.
+    pub(crate) fn nginx_udp(net: &Net, backends: &[SocketAddr], port: u16) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let servers: String = backends.iter().map(|addr| format!("    server {addr};\n")).collect();
+        let config = format!(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off; master_process off; \
+             worker_processes 1; pid {path}/pid;\nerror_log {path}/error.log; worker_rlimit_nofile 20000;\n\
+             events {{ worker_connections 16384; }}\nstream {{\n  upstream bench {{\n{servers}  }}\n  \
+             server {{ listen {VIP4}:{port} udp; proxy_pass bench; proxy_timeout 30s; }}\n}}\n"
+        );
+        Self::start(net, "nginx stream", port, folder, &config, "nginx", &["-c"])
+    }
+
     /// HAProxy in TCP mode, as packaged, with one thread.
     pub(crate) fn haproxy(net: &Net, backends: &[SocketAddr]) -> Self {
         let servers: String = backends
@@ -91,13 +121,18 @@ impl Rival {
 
     /// CPU time of all its threads so far, to the nanosecond.
     pub(crate) fn cpu(&self) -> Duration {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let nanos = |thread: std::fs::DirEntry| -> Option<u64> {
-            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse().ok()
-        };
-        Duration::from_nanos(threads.flatten().filter_map(nanos).sum())
+        cpu_of(self.child.id())
     }
+}
+
+/// CPU time of all threads of a process so far, to the nanosecond.
+pub(crate) fn cpu_of(process: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let nanos = |thread: std::fs::DirEntry| -> Option<u64> {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
+    };
+    Duration::from_nanos(threads.flatten().filter_map(nanos).sum())
 }
 
 impl Drop for Rival {
