@@ -233,3 +233,34 @@ fn open_connections_are_listed_and_filtered() {
     }
     assert!(!fairway.cli(&["connections", "--client", "x"]).status.success());
 }
+
+#[test]
+fn the_heaviest_clients_are_named() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let fairway = Fairway::start(&net, &document(&[&server], ""));
+    net.exec(Host::Client, "ip address add 10.77.0.3/24 dev lb");
+    let from = |ip: [u8; 4], path: &str| {
+        use std::io::{Read, Write};
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+        socket.connect(&VIP.into()).unwrap();
+        let mut stream: TcpStream = socket.into();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    };
+    net.on(Host::Client, || {
+        (0..20).for_each(|_| from([10, 77, 0, 2], "/"));
+        (0..3).for_each(|_| from([10, 77, 0, 3], "/big"));
+    });
+    wait_for("all have ended", || fairway.count("active") == 0);
+    let first = |by: &str| {
+        let list = json(&fairway.cli(&["talkers", "web", "--by", by, "--output", "json"]));
+        (list[0]["client"].as_str().unwrap().to_owned(), list[0][by].as_u64().unwrap())
+    };
+    assert_eq!(first("connections"), ("10.77.0.2".into(), 20));
+    let (client, bytes) = first("bytes");
+    assert!(client == "10.77.0.3" && bytes > 3 * (64 << 20), "{client} {bytes}");
+}

@@ -75,7 +75,8 @@ pub(crate) fn run(quick: bool) {
                 format!("{median:.2} ({least:.2}-{most:.2})")
             };
             let ratio = |rival: &[f64]| {
-                let ratios: Vec<f64> = rival.iter().zip(&costs[0]).map(|(r, own)| r / own).collect();
+                let ratios: Vec<f64> =
+                    rival.iter().zip(&costs[0]).map(|(r, own)| r / own).collect();
                 cell(&ratios)
             };
             println!(

@@ -38,6 +38,8 @@ pub struct DataplaneDoc {
     pub workers: Option<At<Auto>>,
     /// Binds each worker to a core of its own. Default: true with `workers: auto`.
     pub pin_cpus: Option<bool>,
+    /// Where this box stands, in the words of the backends' `zone`. Default: nowhere.
+    pub zone: Option<String>,
     /// Seed of the flow hash; equal on boxes that must choose alike. Default: 0.
     pub hash_seed: Option<u64>,
     /// How listeners are made. Default: `perAddress`.
@@ -264,6 +266,10 @@ pub struct ServiceDoc {
     /// Ejection of backends for what their traffic shows.
     #[serde(default)]
     pub ejection: EjectionDoc,
+    /// `PreferSameZone` keeps flows in the zone of this box while its backends are well. Default:
+    /// all zones alike.
+    #[serde(default)]
+    pub traffic_distribution: Option<At<DistributionDoc>>,
     /// A new or returning backend takes its flows little by little. Default: all at once.
     #[serde(default)]
     pub slow_start: Option<At<SlowStartDoc>>,
@@ -655,6 +661,14 @@ pub struct SlowStartDoc {
     /// Part that it takes at once. Default: 10%.
     #[serde(default)]
     pub from: Option<At<Percent>>,
+}
+
+/// Which backends are preferred.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum DistributionDoc {
+    /// Those of this box's own zone. As many flows as its backends are missing go to the others,
+    /// and those that find every one of its own at its limit.
+    PreferSameZone,
 }
 
 /// How a share grows.

@@ -46,6 +46,8 @@ pub struct Process {
     pub workers: Option<u32>,
     /// Each worker on a core of its own.
     pub pin_cpus: bool,
+    /// Where this box stands.
+    pub zone: Option<Box<str>>,
     /// Seed of the flow hash.
     pub hash_seed: u64,
     /// How listeners are made.
@@ -154,6 +156,8 @@ pub struct ServiceSpec {
     pub agent: Option<Arc<CheckSpec>>,
     /// Below this share of healthy backends, in hundredths, all are used.
     pub panic_percent: u32,
+    /// Whether backends of this box's own zone are preferred.
+    pub prefer_same_zone: bool,
     /// How backends are judged by their traffic.
     pub outliers: Outliers,
     /// How new and returning backends begin; none is with everything at once.
@@ -176,6 +180,7 @@ impl ServiceSpec {
             && self.panic_percent == other.panic_percent
             && self.slow_start == other.slow_start
             && self.outliers == other.outliers
+            && self.prefer_same_zone == other.prefer_same_zone
     }
 }
 

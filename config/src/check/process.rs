@@ -50,6 +50,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
     Process {
         workers,
         pin_cpus: dataplane.pin_cpus.unwrap_or(workers.is_none()),
+        zone: dataplane.zone.as_deref().map(Into::into),
         hash_seed: dataplane.hash_seed.unwrap_or(0),
         listen: dataplane.listen.unwrap_or_default(),
         vip_interface: dataplane.vip.interface.clone(),

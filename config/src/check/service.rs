@@ -98,6 +98,7 @@ pub(crate) fn service(
                 .filter(|_| doc.health_check.is_some() || protocol == Protocol::Tcp),
             agent: agent.clone(),
             panic_percent,
+            prefer_same_zone: doc.traffic_distribution.is_some(),
             outliers,
             slow_start,
             origin,

@@ -14,6 +14,9 @@ impl Share {
     /// Everything that falls to it.
     pub const FULL: Self = Self(1 << 16);
 
+    /// The least that is not nothing: flows that nobody else takes.
+    pub const LEAST: Self = Self(1);
+
     /// `part` of 1.0; what lies outside 0 to 1 is cut off. Exact to 1/65536.
     #[must_use]
     pub fn of(part: f64) -> Self {

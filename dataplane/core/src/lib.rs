@@ -25,6 +25,7 @@ mod select;
 mod service;
 mod snapshot;
 mod spin;
+pub mod talkers;
 mod tick;
 mod turns;
 

@@ -34,8 +34,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use report::{
-    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, Settings,
-    Shared, SharedStats, Sink, WorkerStats,
+    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,
+    ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
 pub use worker::Command;

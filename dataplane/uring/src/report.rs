@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use fairway_core::talkers::Talkers;
 use fairway_core::{
     AddrSet, AffinityTable, BackendAddr, BackendId, ClientTable, Counter, EndReason, FailureCause,
     Protocol, ServiceId, Tick,
@@ -146,6 +147,15 @@ pub struct OpenConnection {
     pub age: Duration,
     /// Since something moved.
     pub idle: Duration,
+}
+
+/// The heaviest clients of a service, as one worker has seen them since it started.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceTalkers {
+    /// By connections and sessions that have ended.
+    pub by_connections: Talkers,
+    /// By bytes both ways of those.
+    pub by_bytes: Talkers,
 }
 
 /// Which open connections are asked for; what is none does not matter.

@@ -8,19 +8,22 @@
 //! `greeting.rs` reads a header of the PROXY protocol where one may come, `connect.rs` brings a session from Connecting to Relaying, `relay.rs` moves its bytes; here it
 //! begins, times out and ends. A descriptor is closed only when no request on it is under way.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{BackendId, EndReason, Pick, Protocol, Snapshot, Tick, Tried};
+use ahash::RandomState;
+use fairway_core::talkers::network_of;
+use fairway_core::{BackendId, EndReason, Pick, Protocol, ServiceId, Snapshot, Tick, Tried};
 use socket2::SockRef;
 
 use crate::direction::Direction;
 use crate::greeting::Greeting;
 use crate::held::{Held, HeldBackend, HeldService};
-use crate::report::{ConnectionRecord, OpenConnection, Shared, WorkerStats};
+use crate::report::{ConnectionRecord, OpenConnection, ServiceTalkers, Shared, WorkerStats};
 use crate::sys::Ring;
 use crate::token::{Leg, Op, Token};
 use crate::wheel::{Timer, Wheel};
@@ -37,6 +40,8 @@ pub(crate) struct Cx<'a> {
     pub(crate) starved: &'a mut Vec<u32>,
     /// To be set when the kernel has no socket left.
     pub(crate) exhausted: &'a mut bool,
+    /// The heaviest clients by service.
+    pub(crate) talkers: &'a mut Heaviest,
     /// Pipes that may still be made.
     pub(crate) pipes: &'a mut u32,
     pub(crate) now: Tick,
@@ -389,6 +394,8 @@ impl Session {
         if admitted.tracked {
             cx.shared.clients.close(service.id, admitted.peer.ip());
         }
+        let bytes = self.up.bytes + self.down.bytes;
+        note_talker(cx.talkers, service.id, admitted.peer, bytes);
         let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
         cx.shared.connection_ended(in_order, admitted.start, || ConnectionRecord {
             service: Arc::clone(&service.name),
@@ -404,6 +411,22 @@ impl Session {
             duration: cx.now.since(self.began),
         });
     }
+}
+
+/// The heaviest clients by service.
+pub(crate) type Heaviest = HashMap<ServiceId, ServiceTalkers, RandomState>;
+
+/// Counts an ended connection or session of `client`.
+pub(crate) fn note_talker(
+    talkers: &mut Heaviest,
+    service: ServiceId,
+    client: SocketAddr,
+    bytes: u64,
+) {
+    let client = network_of(client.ip());
+    let talkers = talkers.entry(service).or_default();
+    talkers.by_connections.add(client, 1);
+    talkers.by_bytes.add(client, bytes);
 }
 
 /// Refuses a client before a session exists: closes its socket by RST.

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use fairway_core::publish::Reader;
-use fairway_core::{BackendId, EndReason, Protocol, Snapshot, Tick, VipAddr};
+use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot, Tick, VipAddr};
 use socket2::{SockRef, Socket};
 
 use crate::accept::admit;
 use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
 use crate::relay::Way;
-use crate::report::{ConnectionFilter, OpenConnection, Shared, SharedStats};
-use crate::session::{Cx, Session, refuse};
+use crate::report::{ConnectionFilter, OpenConnection, ServiceTalkers, Shared, SharedStats};
+use crate::session::{Cx, Heaviest, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
 use crate::udp::Datagrams;
@@ -66,6 +66,13 @@ pub enum Command {
         /// Where to; the worker sends one list.
         reply: Sender<Vec<OpenConnection>>,
     },
+    /// Say who the heaviest clients of a service are.
+    Talkers {
+        /// The service.
+        service: ServiceId,
+        /// Where to; the worker sends one answer.
+        reply: Sender<ServiceTalkers>,
+    },
     /// Close all listeners; connections go on.
     StopAccepting,
     /// End every connection and the worker.
@@ -86,6 +93,7 @@ struct Parts {
     ring: Ring,
     wheel: Wheel,
     held: Held,
+    talkers: Heaviest,
     starved: Vec<u32>,
     /// The kernel refused a session a socket.
     exhausted: bool,
@@ -130,6 +138,7 @@ impl Worker {
                 ring,
                 wheel: Wheel::new(now),
                 held: Held::default(),
+                talkers: Heaviest::default(),
                 starved: Vec::new(),
                 exhausted: false,
                 pipes,
@@ -188,6 +197,7 @@ impl Worker {
                 self.prune_at = self.now.plus(PRUNE);
                 self.datagrams.prune(&mut self.parts.cx(0, self.now, snapshot));
                 self.parts.held.prune(snapshot);
+                self.parts.talkers.retain(|id, _| snapshot.service(*id).is_some());
             }
             if self.stopping && self.open == 0 && self.datagrams.is_over() {
                 return Ok(());
@@ -424,6 +434,11 @@ impl Worker {
                     // Nobody waits any more when the caller has gone.
                     let _ = reply.send(wanted.take(filter.most).collect());
                 }
+                Command::Talkers { service, reply } => {
+                    // Nobody waits any more when the caller has gone.
+                    let _ =
+                        reply.send(self.parts.talkers.get(&service).cloned().unwrap_or_default());
+                }
                 Command::StopAccepting => {
                     self.unlisten(|_| true, snapshot);
                     self.datagrams.refuse();
@@ -523,6 +538,7 @@ impl Parts {
             ring: &mut self.ring,
             wheel: &mut self.wheel,
             held: &mut self.held,
+            talkers: &mut self.talkers,
             snapshot,
             shared: &self.shared,
             stats: &self.stats,

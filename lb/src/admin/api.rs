@@ -21,8 +21,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{Question, explain_flow};
 use super::metrics_text;
-use super::views::{ConnectionView, Fixed, PlanView, WhichConnections};
-use crate::control::{Control, Input, Order, plan as plan_changes, waiting_text};
+use super::views::{ConnectionView, Fixed, PlanView, TalkerView, WhichConnections};
+use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
 
 /// Backends up to which each has series of its own, unless the configuration says.
@@ -132,6 +132,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/rollback", post(rollback))
         .route("/v1/explain", get(explain))
         .route("/v1/connections", get(connections))
+        .route("/v1/talkers", get(talkers))
         .route("/v1/reload", post(reload))
         .with_state(admin)
 }
@@ -304,6 +305,24 @@ async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {
         Answer { ok: false, message, details: problems }
     };
     Ok(Json(answer).into_response())
+}
+
+async fn talkers(
+    State(admin): State<Admin>,
+    Query(which): Query<Which>,
+) -> Result<Response, Response> {
+    known(&admin, which.service.as_ref()).await?;
+    let asked = admin.ask(move |control| control.talkers(which.service.as_deref())).await?;
+    let gather = move || -> Vec<TalkerView> {
+        let of = |(service, answers): (String, TalkerAnswers)| {
+            let heard: Vec<_> =
+                std::iter::from_fn(|| answers.recv_timeout(PATIENCE).ok()).collect();
+            TalkerView::merge(&service, &heard)
+        };
+        asked.into_iter().flat_map(of).collect()
+    };
+    let views = tokio::task::spawn_blocking(gather).await.unwrap_or_default();
+    Ok(Json(views).into_response())
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

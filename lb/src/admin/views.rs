@@ -1,12 +1,13 @@
 //! What the admin API shows: plain values, the same for programs and for tables.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fairway_config::ServiceKey;
 use fairway_core::{DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share};
-use fairway_uring::{ConnectionFilter, Features, OpenConnection};
+use fairway_uring::{ConnectionFilter, Features, OpenConnection, ServiceTalkers};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Change, Control, LiveBackend, names, waiting_text};
@@ -205,6 +206,54 @@ impl WhichConnections {
             older_than: Duration::from_secs(self.older_than_seconds.unwrap_or(0)),
             most: self.most.unwrap_or(LISTED),
         })
+    }
+}
+
+/// One of the heaviest clients of a service, by connections and sessions that have ended.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TalkerView {
+    pub(crate) service: String,
+    /// An IPv4 address, or the /64 of an IPv6 one.
+    pub(crate) client: String,
+    /// None when it is not among the heaviest by that count.
+    pub(crate) connections: Option<u64>,
+    pub(crate) bytes: Option<u64>,
+    /// By how much the counts may be too high.
+    pub(crate) connections_error: u64,
+    pub(crate) bytes_error: u64,
+}
+
+impl TalkerView {
+    /// Sums what the workers say.
+    pub(crate) fn merge(service: &str, workers: &[ServiceTalkers]) -> Vec<Self> {
+        let mut views: BTreeMap<IpAddr, Self> = BTreeMap::new();
+        let mut view = |client: IpAddr, change: &dyn Fn(&mut Self)| {
+            let view = views.entry(client).or_insert_with(|| Self {
+                service: service.into(),
+                client: if client.is_ipv6() { format!("{client}/64") } else { client.to_string() },
+                connections: None,
+                bytes: None,
+                connections_error: 0,
+                bytes_error: 0,
+            });
+            change(view);
+        };
+        for worker in workers {
+            for talker in worker.by_connections.list() {
+                view(talker.client, &|view| {
+                    *view.connections.get_or_insert(0) += talker.count;
+                    view.connections_error += talker.error;
+                });
+            }
+            for talker in worker.by_bytes.list() {
+                view(talker.client, &|view| {
+                    *view.bytes.get_or_insert(0) += talker.count;
+                    view.bytes_error += talker.error;
+                });
+            }
+        }
+        views.into_values().collect()
     }
 }
 

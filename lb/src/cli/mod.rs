@@ -198,6 +198,19 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// The clients with the most ended connections, or the most bytes of them
+    Talkers {
+        /// A service: `web`, or one port of it: `web/http`
+        service: Option<String>,
+        /// What counts
+        #[arg(long, value_enum, default_value = "connections")]
+        by: Count,
+        /// How many of each service
+        #[arg(long, default_value = "10")]
+        top: usize,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Read the configuration again and say what is wrong with it
     Reload(Remote),
 }
@@ -236,6 +249,13 @@ struct Output {
     /// Tables for people or JSON for programs
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
+}
+
+/// What the heaviest clients are counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Count {
+    Connections,
+    Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -314,6 +334,9 @@ pub(crate) fn main() -> ExitCode {
                 }
                 table::connections(views)
             })
+        }
+        Command::Talkers { service, by, top, remote } => {
+            steer::talkers(&remote, service.as_deref(), by, top)
         }
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
     }

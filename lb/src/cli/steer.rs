@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::{
-    EXIT_CHANGES, EXIT_CONFIG, EXIT_FAILURE, Format, Remote, counted, path, print_json, query,
-    report, table,
+    Count, EXIT_CHANGES, EXIT_CONFIG, EXIT_FAILURE, Format, Remote, counted, path, print_json,
+    query, report, table,
 };
 use crate::admin::PlanRequest;
 use crate::admin::explain::Explanation;
-use crate::admin::views::{BackendView, PlanView};
+use crate::admin::views::{BackendView, PlanView, TalkerView};
 
 /// From one look at a draining backend to the next.
 const LOOK: Duration = Duration::from_millis(200);
@@ -76,6 +76,28 @@ pub(super) fn plan(remote: &Remote, config: &Path) -> ExitCode {
     }
     let same = plan.changes.is_empty() && plan.restart.is_empty();
     if same { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CHANGES) }
+}
+
+pub(super) fn talkers(remote: &Remote, service: Option<&str>, by: Count, top: usize) -> ExitCode {
+    let views = Client::new(&remote.socket).get::<Vec<TalkerView>>(&path("/v1/talkers", service));
+    let mut views = match views {
+        Ok(views) => views,
+        Err(error) => return report(&error),
+    };
+    let count = |view: &TalkerView| match by {
+        Count::Connections => view.connections,
+        Count::Bytes => view.bytes,
+    };
+    views.retain(|view| count(view).is_some());
+    views.sort_by(|a, b| a.service.cmp(&b.service).then(count(b).cmp(&count(a))));
+    let of_one = views.chunk_by(|a, b| a.service == b.service);
+    let shown: Vec<&TalkerView> = of_one.flat_map(|views| views.iter().take(top)).collect();
+    if remote.output.output == Format::Json {
+        print_json(&shown);
+    } else {
+        print!("{}", table::talkers(&shown));
+    }
+    ExitCode::SUCCESS
 }
 
 /// Waits until no connection is left on `backend`.

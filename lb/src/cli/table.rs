@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::status_line;
 use crate::admin::explain::Explanation;
-use crate::admin::views::{BackendView, ConnectionView, PlanView, ServiceView, Status};
+use crate::admin::views::{BackendView, ConnectionView, PlanView, ServiceView, Status, TalkerView};
 use crate::control::Generation;
 
 /// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
@@ -234,6 +234,26 @@ pub(crate) fn connections(views: &[ConnectionView]) -> String {
         "idle#",
     ];
     table(&head, &rows)
+}
+
+pub(crate) fn talkers(views: &[&TalkerView]) -> String {
+    let exact = |count: Option<u64>, error: u64, show: &dyn Fn(u64) -> String| match count {
+        None => "-".into(),
+        Some(count) if error == 0 => show(count),
+        Some(count) => format!("{} to {}", show(count.saturating_sub(error)), show(count)),
+    };
+    let rows: Vec<_> = views
+        .iter()
+        .map(|view| {
+            vec![
+                view.service.clone(),
+                view.client.clone(),
+                exact(view.connections, view.connections_error, &|n| n.to_string()),
+                exact(view.bytes, view.bytes_error, &bytes),
+            ]
+        })
+        .collect();
+    table(&["service", "client", "connections#", "bytes#"], &rows)
 }
 
 pub(crate) fn history(generations: &[Generation]) -> String {

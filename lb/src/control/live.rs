@@ -140,6 +140,22 @@ impl LiveBackend {
     }
 }
 
+/// Backends of our own zone: how many there are, and how many take flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Near {
+    all: usize,
+    well: usize,
+}
+
+impl Near {
+    /// The share of other zones' backends: as much as is missing here. Never nothing, so that they
+    /// are there when every one of ours is at its limit.
+    fn left_to_others(self) -> Share {
+        let missing = (self.all - self.well) as f64 / self.all as f64;
+        Share::of(missing).max(Share::LEAST)
+    }
+}
+
 /// What a new spec made of a service.
 pub(crate) struct Replaced {
     pub(crate) live: Live,
@@ -237,16 +253,22 @@ impl Live {
         Ok(Replaced { live, retired, rebuilt })
     }
 
-    /// The service as workers are to see it now.
-    pub(crate) fn service(&mut self) -> Service {
+    /// The service as workers in `zone` are to see it now.
+    pub(crate) fn service(&mut self, zone: Option<&str>) -> Service {
         let out = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
         let (total, out) = (self.backends.len(), self.backends.iter().filter(out).count());
         let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
         self.state.panic.store(panic, Relaxed);
+        let near = zone.filter(|_| self.spec.prefer_same_zone).and_then(|z| self.near(z));
         let standing = |live: &LiveBackend| {
             let Standing { failed, ejected, draining, share } = live.standing();
-            let share = if panic { Share::FULL } else { share };
+            let abroad = near.is_some() && live.zone.as_deref() != zone;
+            let share = match near {
+                _ if panic => Share::FULL,
+                Some(near) if abroad => share.times(near.left_to_others()),
+                _ => share,
+            };
             Standing { failed: failed && !panic, ejected: ejected && !panic, draining, share }
         };
         for live in self.all() {
@@ -268,6 +290,14 @@ impl Live {
             backup: Arc::clone(&self.backup),
             state: Arc::clone(&self.state),
         }
+    }
+
+    /// How the backends of `zone` stand; none when there are none.
+    fn near(&self, zone: &str) -> Option<Near> {
+        let own = || self.backends.iter().filter(|live| live.zone.as_deref() == Some(zone));
+        let all = own().count();
+        let well = own().filter(|live| live.standing().admits()).count();
+        (all > 0).then_some(Near { all, well })
     }
 
     /// Has the backends that `which` names begin slowly, when the service wants that.

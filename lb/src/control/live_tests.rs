@@ -23,7 +23,7 @@ fn build(previous: Option<Live>, spec: Arc<ServiceSpec>, ids: &mut Ids) -> Repla
 }
 
 fn admitted(live: &mut Live) -> Vec<String> {
-    let service = live.service();
+    let service = live.service(None);
     let members = service.backends().filter(|(_, standing, _)| standing.admits());
     members.map(|(member, ..)| member.backend.addr.ip().to_string()).collect()
 }
@@ -63,7 +63,7 @@ fn health_and_drain_change_admission_and_no_table() {
     live.backends[0].down = Some("refused".into());
     live.backends[1].orders.drained = Some(Since { at: Tick(0), until_reload: false });
     assert_eq!(admitted(&mut live), ["10.0.0.3"]);
-    assert!(Arc::ptr_eq(&live.service().primary, &pool));
+    assert!(Arc::ptr_eq(&live.service(None).primary, &pool));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn new_and_returning_backends_begin_slowly() {
     let mut live = build(None, spec(text), &mut ids).live;
     assert!(!live.is_starting(), "a new service serves with all it has");
     let share = |live: &mut Live| {
-        let service = live.service();
+        let service = live.service(None);
         let standing: Vec<_> = service.backends().map(|(_, s, _)| s.share.part()).collect();
         standing[0]
     };
@@ -149,4 +149,25 @@ fn a_backup_below_its_primaries_keeps_its_identity() {
     let Replaced { live, retired, rebuilt } = build(Some(first), spec(&text), &mut ids);
     assert_eq!(ids_of(&live), before);
     assert!(retired.is_empty() && !rebuilt);
+}
+
+#[test]
+fn flows_stay_in_the_zone_while_it_is_well() {
+    let mut ids = Ids::default();
+    let text = "    backends:\n      - {address: 10.0.0.1, zone: a}\n      - {address: 10.0.0.2, zone: a}\n      \
+                - {address: 10.0.0.3, zone: b}\n    trafficDistribution: PreferSameZone\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    let shares = |live: &mut Live, zone: Option<&str>| -> Vec<f64> {
+        let service = live.service(zone);
+        service.backends().map(|(_, s, _)| (s.share.part() * 100.0).round() / 100.0).collect()
+    };
+    assert_eq!(shares(&mut live, Some("a")), [1.0, 1.0, 0.0]);
+    assert!(live.service(Some("a")).admission.admits(2), "there when the others are full");
+    assert_eq!(shares(&mut live, Some("b")), [0.0, 0.0, 1.0]);
+    assert_eq!(shares(&mut live, None), [1.0, 1.0, 1.0], "a box that stands nowhere");
+    assert_eq!(shares(&mut live, Some("c")), [1.0, 1.0, 1.0], "a zone without backends");
+    live.backends[0].down = Some("refused".into());
+    assert_eq!(shares(&mut live, Some("a"))[2], 0.5, "half of ours is missing");
+    live.backends[1].down = Some("refused".into());
+    assert_eq!(shares(&mut live, Some("a"))[2], 1.0, "all of it");
 }

@@ -28,7 +28,9 @@ use fairway_core::publish::Publisher;
 use fairway_core::{
     BackendId, EndReason, Frontend, Protocol, Service, ServiceId, SnapshotBuilder, Tick,
 };
-use fairway_uring::{Clock, Command, ConnectionFilter, Event, OpenConnection, WorkerHandle};
+use fairway_uring::{
+    Clock, Command, ConnectionFilter, Event, OpenConnection, ServiceTalkers, WorkerHandle,
+};
 
 use self::ids::Ids;
 use self::live::{Replaced, checked_at, followed_at};
@@ -52,6 +54,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const TELL: Duration = Duration::from_secs(5);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
+
+/// What the workers say of a service's heaviest clients; it ends with the last of them.
+pub(crate) type TalkerAnswers = Receiver<ServiceTalkers>;
 
 /// Something for the control loop.
 pub(crate) enum Input {
@@ -533,6 +538,22 @@ impl Control {
         self.workers.len()
     }
 
+    /// Has every worker name the heaviest clients of the services that `name` means; returns
+    /// which service each answer is about, in order.
+    pub(crate) fn talkers(&self, name: Option<&str>) -> Vec<(String, TalkerAnswers)> {
+        let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
+        let services = self.services.iter().filter(|(key, _)| wanted(key));
+        let ask = |(key, live): (&ServiceKey, &Live)| {
+            let (reply, answers) = crossbeam_channel::unbounded();
+            for worker in &self.workers {
+                let reply = reply.clone();
+                worker.send(Command::Talkers { service: live.id, reply });
+            }
+            (key.to_string(), answers)
+        };
+        services.map(ask).collect()
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stop != Stop::Running
     }
@@ -619,7 +640,7 @@ impl Control {
         for key in std::mem::take(&mut self.dirty) {
             let Some(live) = self.services.get_mut(&key) else { continue };
             let before = live.panic;
-            let service: Arc<Service> = Arc::new(live.service());
+            let service: Arc<Service> = Arc::new(live.service(self.process.zone.as_deref()));
             if live.panic != before {
                 let state = if live.panic { "on: too few healthy backends" } else { "off" };
                 tracing::warn!(service = %key, "panic mode {state}");

@@ -12,7 +12,7 @@ use crate::accept::admit;
 use crate::connect::{cause_of, count_failure};
 use crate::held::HeldBackend;
 use crate::report::ConnectionRecord;
-use crate::session::{Admitted, Cx, End, keep_affinity};
+use crate::session::{Admitted, Cx, End, keep_affinity, note_talker};
 use crate::token::GENERATIONS;
 use crate::wheel::Timer;
 
@@ -224,6 +224,8 @@ impl Datagrams {
             first_byte: session.first_reply.map(|at| at.since(session.began)),
             duration: cx.now.since(session.began),
         };
+        let bytes = session.rx_bytes + session.tx_bytes;
+        note_talker(cx.talkers, admitted.service.id, admitted.peer, bytes);
         let backend = session.backend.as_ref().map(|backend| backend.addr);
         let in_order = Session::is_in_order(reason);
         cx.shared.connection_ended(in_order, admitted.start, || record(backend));
