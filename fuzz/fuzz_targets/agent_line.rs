@@ -1,7 +1,7 @@
 //! Any line of an agent is answered, and says nothing that could not be meant.
 #![no_main]
 
-use fairway::agent_line::parse;
+use fairway_core::agent_line::parse;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|line: &str| {

@@ -7,7 +7,6 @@
 //! ```
 
 mod admin;
-pub mod agent_line;
 mod cli;
 mod connection_log;
 mod control;

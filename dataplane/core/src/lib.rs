@@ -12,6 +12,7 @@ mod acl;
 mod addr;
 mod admission;
 mod affinity;
+pub mod agent_line;
 mod backend;
 mod clients;
 mod counters;

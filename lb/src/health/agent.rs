@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::agent_line::{Admin, AgentError, AgentReport, parse};
+use fairway_core::agent_line::{Admin, AgentError, AgentReport, parse};
 
 /// Longest line that is read.
 const MOST_BYTES: usize = 1024;

@@ -2,7 +2,7 @@
 
 use fairway_config::CheckSpec;
 
-use crate::agent_line::AgentReport;
+use fairway_core::agent_line::AgentReport;
 
 /// How a check ended.
 pub(crate) type ProbeResult = Result<(), ProbeError>;

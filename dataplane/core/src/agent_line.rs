@@ -6,6 +6,10 @@
 //! one of its kind said; other kinds stay.
 //! Source: HAProxy configuration manual, `agent-check`.
 
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+
 /// What a line says, by kind; none is nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AgentReport {
