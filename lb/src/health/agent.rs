@@ -2,10 +2,9 @@
 
 use std::net::SocketAddr;
 
+use fairway_core::agent_line::{Admin, AgentError, AgentReport, parse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-use fairway_core::agent_line::{Admin, AgentError, AgentReport, parse};
 
 /// Longest line that is read.
 const MOST_BYTES: usize = 1024;
