@@ -1,7 +1,7 @@
 //! Who the client is: the PROXY protocol with real HAProxy and nginx on both sides.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use fairway_tests::http::{ask, connect, get};
 use fairway_tests::{Fairway, Host, Net, Nginx, Other, VIP4, VIP6, wait_for};
@@ -192,4 +192,39 @@ fn transparent_backends_see_the_client() {
     let fairway = Fairway::start(&net, &from("transparent", &backend, ""));
     assert_eq!(peer().unwrap(), "10.77.0.2");
     assert_eq!(fairway.status().unwrap()["troubles"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn transparent_backends_see_the_client_of_datagrams() {
+    let Some(net) = Net::new() else { return };
+    net.exec(Host::Servers, "ip route add default via 10.78.0.1");
+    let addr: SocketAddr = "10.78.0.2:9000".parse().unwrap();
+    // A server that answers with whom it hears.
+    net.on(Host::Servers, || {
+        let socket = UdpSocket::bind(addr).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                socket.send_to(from.ip().to_string().as_bytes(), from).unwrap();
+            }
+        });
+    });
+    let text = format!(
+        "dataplane: {{listen: tproxy}}\nservices:\n  - name: who\n    addresses: [10.99.0.1]\n    \
+         ports: [{{port: 9000, protocol: UDP}}]\n    backends: [{addr}]\n    source: transparent\n"
+    );
+    let _fairway = Fairway::start(&net, &text);
+    net.on(Host::Client, || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect("10.99.0.1:9000").unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+        let mut buffer = [0; 64];
+        let mut n = 0;
+        wait_for("an answer", || {
+            socket.send(b"who am I?").unwrap();
+            n = socket.recv(&mut buffer).unwrap_or(0);
+            n > 0
+        });
+        assert_eq!(&buffer[..n], b"10.77.0.2");
+    });
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
@@ -36,6 +37,8 @@ const CONTROL_DESCRIPTORS: u64 = 1500;
 const SPLICE_AFTER: u64 = 1 << 20;
 /// Connections that workers have reported and the log has not written.
 const LOG_QUEUE: usize = 16_384;
+/// How long the end of the process waits for the connection log.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until a signal ends the process.
 pub(crate) fn run(path: PathBuf) -> ExitCode {
@@ -63,6 +66,7 @@ pub(crate) fn run(path: PathBuf) -> ExitCode {
             let outcome = started.control.run(&started.inputs);
             drop(started.socket);
             runtime.shutdown_timeout(Duration::from_millis(200));
+            finish_log(started.log);
             match outcome {
                 Ok(()) => {
                     tracing::info!("stopped");
@@ -85,6 +89,16 @@ struct Started {
     control: Control,
     inputs: Receiver<Input>,
     socket: admin::SocketFile,
+    /// Writes the connection log; it ends when nobody is left who could send.
+    log: Option<JoinHandle<()>>,
+}
+
+/// Waits until what was queued for the connection log is written, for a while.
+fn finish_log(log: Option<JoinHandle<()>>) {
+    let end = Instant::now() + LOG_PATIENCE;
+    while log.as_ref().is_some_and(|log| !log.is_finished()) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, String> {
@@ -101,11 +115,12 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let budgets = budgets(&process, count);
     let (sender, inputs) = unbounded();
     let clock = Clock::start();
+    let (sink, log) = sink(sender.clone(), &process)?;
     let shared = Arc::new(Shared::new(
         settings(&process, &budgets, count),
         clock,
         process.client_table as usize,
-        sink(sender.clone(), &process)?,
+        sink,
     ));
     let mut publisher = Publisher::new();
     let mut workers = Vec::with_capacity(count);
@@ -181,7 +196,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut control = Control::new(clock, process, path, publisher, workers, listeners, checker);
     control.begin(config);
     ready.store(true, Relaxed);
-    Ok(Started { control, inputs, socket })
+    Ok(Started { control, inputs, socket, log })
 }
 
 fn metrics_refused(addr: SocketAddr, error: &std::io::Error) -> String {
@@ -315,20 +330,25 @@ fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {
 }
 
 /// Where workers' events go: ended connections to the log's thread, the rest to the control loop.
-fn sink(control: Sender<Input>, process: &Process) -> Result<fairway_uring::Sink, String> {
+fn sink(
+    control: Sender<Input>,
+    process: &Process,
+) -> Result<(fairway_uring::Sink, Option<JoinHandle<()>>), String> {
     let (log, records) = bounded::<Box<ConnectionRecord>>(LOG_QUEUE);
+    let mut writer = None;
     if process.log_connections != ConnectionsDoc::Off {
         let mut log = ConnectionWriter::open(process.log_target.as_ref())?;
-        let writer = move || log.run(&records);
-        std::thread::Builder::new()
+        let spawned = std::thread::Builder::new()
             .name("fairway-log".into())
-            .spawn(writer)
+            .spawn(move || log.run(&records))
             .map_err(|error| format!("no thread for the connection log: {error}"))?;
+        writer = Some(spawned);
     }
-    Ok(Box::new(move |event| match event {
+    let sink: fairway_uring::Sink = Box::new(move |event| match event {
         Event::ConnectionEnded(record) => log.try_send(record).is_ok(),
         event => control.send(Input::Worker(event)).is_ok(),
-    }))
+    });
+    Ok((sink, writer))
 }
 
 async fn signals(

@@ -14,6 +14,9 @@ impl Share {
     /// Everything that falls to it.
     pub const FULL: Self = Self(1 << 16);
 
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+
     /// The least that is not nothing: flows that nobody else takes.
     pub const LEAST: Self = Self(1);
 

@@ -161,8 +161,6 @@ reasons! {
         Truncated = "truncated",
         /// No backend took it.
         Unreachable = "unreachable",
-        /// Its session had ended.
-        NoSession = "no_session",
     }
 }
 

@@ -137,6 +137,10 @@ fn read_v2(bytes: &[u8]) -> Result<Opening, HeaderError> {
     let Some(header) = bytes.get(..len) else {
         return Ok(Opening::Partial);
     };
+    if !is_proxy {
+        // LOCAL: what follows is to be skipped, whatever it is.
+        return Ok(Opening::Header(ProxyHeader { addresses: None, unique_id: None }, len));
+    }
     let body = &header[V2_FIXED..];
     let (addresses, tlvs) = match fixed[1] >> 4 {
         // Without a family, what follows may be anything.
@@ -164,7 +168,6 @@ fn read_v2(bytes: &[u8]) -> Result<Opening, HeaderError> {
         return Err(HeaderError::Address);
     }
     let unique_id = read_tlvs(header, tlvs)?;
-    let addresses = addresses.filter(|_| is_proxy);
     Ok(Opening::Header(ProxyHeader { addresses, unique_id }, len))
 }
 

@@ -252,7 +252,10 @@ impl<'a> Search<'a, '_> {
     }
 
     fn open(&self, member: &'a Member) -> Option<&'a Arc<Backend>> {
-        let taken = self.worker.is_none() || member.backend.try_open(self.limit);
+        let taken = match self.worker {
+            Some(_) => member.backend.try_open(self.limit),
+            None => self.limit.is_none_or(|limit| member.backend.active() < limit),
+        };
         taken.then_some(&member.backend)
     }
 

@@ -117,6 +117,11 @@ impl Direction {
         self.queue.front()
     }
 
+    /// Bytes that have been received and not sent.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.queue.iter().map(|chunk| u64::from(chunk.len())).sum()
+    }
+
     /// Whether nothing has been received that is still here.
     pub(crate) fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -142,6 +142,9 @@ impl Session {
                 let destination = named.map(|(_, destination)| destination);
                 let admitted = Admitted { unique_id, destination, ..admitted };
                 self.greeting = None;
+                // What came with the header was received before there was anyone to count it.
+                let counters = admitted.service.state.counters.of(cx.worker);
+                counters.rx_bytes.add(self.up.waiting());
                 self.begin(admitted, backend, cx);
             }
             None => self.close_unadmitted(true, cx),
@@ -154,7 +157,8 @@ impl Session {
             let counters = greeting.service.state.counters.of(cx.worker);
             counters.accepted.inc();
             counters.ends[reason as usize].inc();
-            cx.shared.connection_ended(false, 0, || ConnectionRecord {
+            let in_order = reason == EndReason::Client;
+            cx.shared.connection_ended(in_order, 0, || ConnectionRecord {
                 service: Arc::clone(&greeting.service.name),
                 client: greeting.via,
                 vip: greeting.dialled,

@@ -251,7 +251,11 @@ impl Shared {
         let wanted = match self.settings.log {
             ConnectionLog::Off => false,
             ConnectionLog::Errors => !in_order,
-            ConnectionLog::Sampled(percent) => !in_order || (hash >> 8) % 100 < u64::from(percent),
+            ConnectionLog::Sampled(percent) => {
+                // Turns of a round count up: mixed, they are as good as hashes.
+                !in_order
+                    || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 100 < u64::from(percent)
+            }
             ConnectionLog::All => true,
         };
         if wanted && !(self.sink)(Event::ConnectionEnded(Box::new(record()))) {

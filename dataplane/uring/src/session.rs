@@ -51,7 +51,7 @@ pub(crate) struct Cx<'a> {
 }
 
 /// Longest timer: a session with a later deadline looks again then.
-const FURTHEST: Duration = Duration::from_secs(30);
+pub(crate) const FURTHEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {

@@ -41,7 +41,8 @@ pub(crate) fn bind(
             source.addresses.iter().filter(ours).nth((hash ^ (hash >> 16)) as usize % fitting);
         chosen.copied().unwrap_or_else(|| target.ip())
     };
-    // The port is chosen when the target is known: each source has all its ports for each backend.
+    // The port is chosen when the target is known: over TCP each source has all its ports for each
+    // backend. (A UDP port is taken for all of them.)
     late_port(socket)?;
     socket.bind(&SocketAddr::new(ip, 0).into())
 }

@@ -430,9 +430,11 @@ impl Worker {
                     let sessions = self.sessions.iter().filter(|session| session.used);
                     let streams = sessions.filter_map(|session| session.listed(self.now));
                     let all = streams.chain(self.datagrams.listed(self.now));
-                    let wanted = all.filter(|connection| filter.wants(connection));
+                    let mut wanted: Vec<_> = all.filter(|open| filter.wants(open)).collect();
+                    wanted.sort_unstable_by_key(|open| std::cmp::Reverse(open.age));
+                    wanted.truncate(filter.most);
                     // Nobody waits any more when the caller has gone.
-                    let _ = reply.send(wanted.take(filter.most).collect());
+                    let _ = reply.send(wanted);
                 }
                 Command::Talkers { service, reply } => {
                     // Nobody waits any more when the caller has gone.

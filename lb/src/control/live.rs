@@ -109,12 +109,25 @@ impl Ejection {
 impl LiveBackend {
     /// How it stands, panic mode aside. Orders of the operator come before checks and traffic.
     pub(crate) fn standing(&self) -> Standing {
-        let admitted = self.orders.admitted.is_some();
+        self.standing_in(false)
+    }
+
+    /// How it stands, with all backends in use that only checks and traffic take out, when
+    /// `panic`.
+    fn standing_in(&self, panic: bool) -> Standing {
+        let trusted = panic || self.orders.admitted.is_some();
+        let agent = match self.orders.admitted {
+            Some(_) => Share::FULL,
+            None => percent(self.agent.percent),
+        };
+        let ramp = if panic { Share::FULL } else { self.share };
+        let maintained = self.agent.maintenance && self.orders.admitted.is_none();
         Standing {
-            failed: self.orders.ejected.is_some() || (self.is_down() && !admitted),
-            ejected: self.ejection.until.is_some() && !admitted,
-            draining: self.orders.drained.is_some() || self.agent.drain,
-            share: self.share.times(self.orders.share()).times(percent(self.agent.percent)),
+            failed: self.orders.ejected.is_some() || maintained || (self.is_down() && !trusted),
+            ejected: self.ejection.until.is_some() && !trusted,
+            draining: self.orders.drained.is_some()
+                || (self.agent.drain && self.orders.admitted.is_none()),
+            share: ramp.times(self.orders.share()).times(agent),
         }
     }
 
@@ -148,11 +161,11 @@ struct Near {
 }
 
 impl Near {
-    /// The share of other zones' backends: as much as is missing here. Never nothing, so that they
-    /// are there when every one of ours is at its limit.
+    /// The share of other zones' backends: as much as is missing here. (They keep the least of all
+    /// shares, so that they are there when every one of ours is at its limit.)
     fn left_to_others(self) -> Share {
         let missing = (self.all - self.well) as f64 / self.all as f64;
-        Share::of(missing).max(Share::LEAST)
+        Share::of(missing)
     }
 }
 
@@ -255,21 +268,21 @@ impl Live {
 
     /// The service as workers in `zone` are to see it now.
     pub(crate) fn service(&mut self, zone: Option<&str>) -> Service {
-        let out = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
+        let out = |live: &&LiveBackend| live.is_down() || live.ejection.until.is_some();
         let (total, out) = (self.backends.len(), self.backends.iter().filter(out).count());
         let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
         self.panic = panic;
         self.state.panic.store(panic, Relaxed);
         let near = zone.filter(|_| self.spec.prefer_same_zone).and_then(|z| self.near(z));
         let standing = |live: &LiveBackend| {
-            let Standing { failed, ejected, draining, share } = live.standing();
-            let abroad = near.is_some() && live.zone.as_deref() != zone;
-            let share = match near {
-                _ if panic => Share::FULL,
-                Some(near) if abroad => share.times(near.left_to_others()),
-                _ => share,
-            };
-            Standing { failed: failed && !panic, ejected: ejected && !panic, draining, share }
+            let standing = live.standing_in(panic);
+            match near.filter(|_| !panic && live.zone.as_deref() != zone) {
+                Some(near) if standing.share > Share::NONE => {
+                    let share = standing.share.times(near.left_to_others()).max(Share::LEAST);
+                    Standing { share, ..standing }
+                }
+                _ => standing,
+            }
         };
         for live in self.all() {
             let Standing { failed, ejected, draining, .. } = live.standing();
@@ -417,6 +430,11 @@ impl Live {
         });
         let agents = self.all().filter_map(|live| agent_of(&self.spec, &live.backend));
         checks.chain(agents.map(|target| (target, None)))
+    }
+
+    /// Where its backends' agents are asked.
+    pub(crate) fn agents(&self) -> Vec<CheckTarget> {
+        self.all().filter_map(|live| agent_of(&self.spec, &live.backend)).collect()
     }
 
     /// What is checked of its backends.

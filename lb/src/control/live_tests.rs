@@ -166,8 +166,29 @@ fn flows_stay_in_the_zone_while_it_is_well() {
     assert_eq!(shares(&mut live, Some("b")), [0.0, 0.0, 1.0]);
     assert_eq!(shares(&mut live, None), [1.0, 1.0, 1.0], "a box that stands nowhere");
     assert_eq!(shares(&mut live, Some("c")), [1.0, 1.0, 1.0], "a zone without backends");
+    live.backends[2].agent.percent = Some(30);
+    assert!(live.service(Some("a")).admission.admits(2), "a part of the least is not nothing");
+    live.backends[2].agent.percent = None;
     live.backends[0].down = Some("refused".into());
     assert_eq!(shares(&mut live, Some("a"))[2], 0.5, "half of ours is missing");
     live.backends[1].down = Some("refused".into());
     assert_eq!(shares(&mut live, Some("a"))[2], 1.0, "all of it");
+}
+
+#[test]
+fn neither_panic_nor_checks_overrule_the_operator() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.1, 10.0.0.2, 10.0.0.3]\n    panicThreshold: 90%\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    let now = Some(Since { at: Tick(0), until_reload: false });
+    live.backends[0].orders.ejected = now;
+    live.backends[1].down = Some("refused".into());
+    assert_eq!(admitted(&mut live), ["10.0.0.2", "10.0.0.3"], "panic brings back what checks say");
+    assert!(live.panic);
+    live.backends[2].agent.maintenance = true;
+    assert_eq!(admitted(&mut live), ["10.0.0.2"], "and no backend that is being worked on");
+    live.backends[2].agent.drain = true;
+    live.backends[2].agent.percent = Some(0);
+    live.backends[2].orders.admitted = now;
+    assert_eq!(admitted(&mut live), ["10.0.0.2", "10.0.0.3"], "whatever its agent says");
 }

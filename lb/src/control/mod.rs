@@ -140,7 +140,7 @@ pub(crate) struct Control {
 struct Checked {
     down: Option<Box<str>>,
     /// What an agent there has said.
-    agent: AgentState,
+    agent: Option<AgentState>,
     users: Vec<ServiceKey>,
 }
 
@@ -347,10 +347,10 @@ impl Control {
             self.vacated.push((gone, id));
         }
         // An agent that others ask already has said what it has to say.
-        let targets: Vec<_> = live.targets().collect();
-        for target in targets {
-            let Some(known) = self.checked.get(&target) else { continue };
-            followed_at(&mut live, &target).for_each(|live| live.agent.clone_from(&known.agent));
+        for target in live.agents() {
+            let known = self.checked.get(&target).and_then(|checked| checked.agent.clone());
+            let Some(known) = known else { continue };
+            followed_at(&mut live, &target).for_each(|live| live.agent.clone_from(&known));
         }
         self.keys.insert(id, key.clone());
         self.services.insert(key.clone(), live);
@@ -407,8 +407,9 @@ impl Control {
         // A check that was stopped may still have had something to say.
         let Some(checked) = self.checked.get_mut(&event.target) else { return };
         if let Transition::Agent(report) = &event.transition {
-            checked.agent.take(report);
-            let (users, state) = (checked.users.clone(), checked.agent.clone());
+            let state = checked.agent.get_or_insert_default();
+            state.take(report);
+            let (state, users) = (state.clone(), checked.users.clone());
             return self.take_agent(&event.target, users, &state);
         }
         checked.down = match &event.transition {
@@ -453,7 +454,10 @@ impl Control {
             if live.is_starting() {
                 self.starting.insert(key.clone());
             }
-            self.dirty.insert(key);
+            // Another cause changes nothing for the workers.
+            if !matches!(event.transition, Transition::StillDown { .. }) {
+                self.dirty.insert(key);
+            }
         }
     }
 

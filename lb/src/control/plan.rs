@@ -78,6 +78,9 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
     differs("sessionAffinity", before.affinity == after.affinity);
     differs("retry", before.retry == after.retry);
     differs("timeouts", before.timeouts == after.timeouts);
+    differs("source", before.source == after.source);
+    differs("agentCheck", old.agent == new.agent);
+    differs("trafficDistribution", old.prefer_same_zone == new.prefer_same_zone);
     differs("proxyProtocol", before.proxy_protocol == after.proxy_protocol);
     differs("udp", before.udp == after.udp);
     differs("limits", before.limits == after.limits);

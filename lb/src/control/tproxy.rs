@@ -125,9 +125,9 @@ impl Tproxy {
 
     /// Table, sets with all that is wanted, rules and routes, from nothing.
     ///
-    /// The table is replaced in one transaction, so that open connections miss no packet.
+    /// The table is replaced in one transaction, rules and routes that are there are kept: open
+    /// connections miss no packet.
     fn rebuild(&mut self) -> Result<(), String> {
-        forget_routes();
         let mut text = format!("table inet {TABLE} {{}}\ndelete table inet {TABLE}\n");
         text += &table(self.ports.0, self.ports.1);
         elements(&mut text, "add", self.wanted.iter());
@@ -136,7 +136,10 @@ impl Tproxy {
             if family == "-6" && self.ports.1.is_none() {
                 continue;
             }
-            run("ip", &[family, "rule", "add", "fwmark", MARK, "lookup", ROUTES], "")?;
+            let rules = run("ip", &[family, "rule", "list"], "")?;
+            if !rules.contains(&format!("fwmark {MARK} lookup {ROUTES}")) {
+                run("ip", &[family, "rule", "add", "fwmark", MARK, "lookup", ROUTES], "")?;
+            }
             let route = [family, "route", "replace", "local", all, "dev", "lo", "table", ROUTES];
             run("ip", &route, "")?;
         }
@@ -231,8 +234,8 @@ fn table(v4: Ports, v6: Option<Ports>) -> String {
   set vips6 {{ type ipv6_addr . inet_proto . inet_service; flags interval; }}
   chain prerouting {{
     type filter hook prerouting priority mangle; policy accept;
-    meta l4proto tcp socket transparent 1 meta mark set {MARK} accept
-{rules}  }}
+{rules}    meta l4proto {{ tcp, udp }} socket transparent 1 meta mark set {MARK} accept
+  }}
 }}
 "
     )

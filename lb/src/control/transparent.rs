@@ -17,11 +17,12 @@ impl Control {
     /// Looks again whether replies come to us; only when a service needs it.
     pub(super) fn look_at_routing(&mut self) {
         let wanted = self.services.values().any(|live| live.spec.policy.source.transparent);
+        let before = self.routing.take();
         self.routing = match wanted && !self.listeners.is_transparent() {
             true => missing(),
             false => None,
         };
-        if let Some(why) = &self.routing {
+        if let Some(why) = self.routing.as_ref().filter(|_| self.routing != before) {
             tracing::warn!("{why}");
         }
     }

@@ -62,7 +62,14 @@ impl Datagrams {
         cx: &mut Cx<'_>,
     ) {
         let session = &mut self.sessions[index as usize];
-        let Some(fd) = session.end.fd() else { return cx.ring.release_datagram(chunk) };
+        let Some(fd) = session.end.fd() else {
+            if let Some(admitted) = &session.admitted {
+                let counters = admitted.service.state.counters.of(cx.worker);
+                let count = datagrams(chunk.len(), segment);
+                counters.datagram_drops[DatagramDrop::Unreachable as usize].add(count);
+            }
+            return cx.ring.release_datagram(chunk);
+        };
         let parcel = Parcel { chunk, to: None, segment, session: (index, session.generation) };
         cx.ring.send_datagram(fd, parcel, sent_token);
         session.end.asked();

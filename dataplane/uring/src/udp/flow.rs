@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use fairway_core::{EndReason, Protocol, Tried, VipAddr};
+use fairway_core::{EndReason, FailureCause, Protocol, Tried, VipAddr};
 
 use super::session::{Session, connect};
 use super::{Datagrams, Outlet};
@@ -12,7 +12,7 @@ use crate::accept::admit;
 use crate::connect::{cause_of, count_failure};
 use crate::held::HeldBackend;
 use crate::report::ConnectionRecord;
-use crate::session::{Admitted, Cx, End, keep_affinity, note_talker};
+use crate::session::{Admitted, Cx, End, FURTHEST, keep_affinity, note_talker};
 use crate::token::GENERATIONS;
 use crate::wheel::Timer;
 
@@ -63,7 +63,7 @@ impl Datagrams {
         self.ages.insert(place, admitted.service.id);
         session.admitted = Some(admitted);
         session.active_at = cx.now;
-        let at = session.deadline()?;
+        let at = session.deadline()?.min(cx.now.plus(FURTHEST));
         self.wheel.set(Timer { index: place, generation: session.generation, at });
         self.connect(place, backend, cx).then_some(place)
     }
@@ -104,11 +104,13 @@ impl Datagrams {
             }
             Err(error) => {
                 let error = error.raw_os_error().unwrap_or(libc::EINVAL);
-                self.backend_failed(place, error, cx);
-                if matches!(error, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) {
+                if cause_of(error) == FailureCause::Local {
+                    // No descriptor, no port, or no such source: no backend would fare better.
+                    cx.stats.unbound.inc();
                     self.finish(place, EndReason::LocalError, cx);
                     return false;
                 }
+                self.backend_failed(place, error, cx);
                 true
             }
         }
@@ -146,6 +148,13 @@ impl Datagrams {
             service.select(admitted.start, &session.tried, cx.worker)
         });
         match pick {
+            // An ejected backend may be all there is: it keeps its socket, and its port.
+            Ok(pick) if pick.backend.id == backend.id && !session.end.is_free() => {
+                pick.backend.close();
+                session.failed = false;
+                self.receive_replies(index, cx);
+                Some(index)
+            }
             Ok(pick) => {
                 let backend = cx.held.backend(pick.backend);
                 Some(self.rehome(index, backend, cx)?)
@@ -189,6 +198,7 @@ impl Datagrams {
             keep_affinity(cx, admitted, backend.id);
         }
         if let Some(at) = session.deadline() {
+            let at = at.min(cx.now.plus(FURTHEST));
             self.wheel.set(Timer { index: place, generation, at });
         }
         self.free_if_over(index);

@@ -24,7 +24,7 @@ use self::session::{Session, prepare};
 use crate::ListenerKey;
 use crate::listen::open_reply;
 use crate::report::OpenConnection;
-use crate::session::{Cx, End};
+use crate::session::{Cx, End, FURTHEST};
 use crate::sys::Completion;
 use crate::token::{GENERATIONS, Op, Token};
 use crate::wheel::{Timer, Wheel};
@@ -125,7 +125,7 @@ impl Datagrams {
         }
     }
 
-    /// Lets nobody new in; the sessions go on.
+    /// Lets nobody new in; the sessions go on until the process stops.
     pub(crate) fn refuse(&mut self) {
         self.refusing = true;
     }
@@ -180,7 +180,7 @@ impl Datagrams {
         if deadline <= cx.now {
             self.finish(timer.index, EndReason::IdleTimeout, cx);
         } else {
-            self.wheel.set(Timer { at: deadline, ..timer });
+            self.wheel.set(Timer { at: deadline.min(cx.now.plus(FURTHEST)), ..timer });
         }
     }
 
@@ -274,7 +274,10 @@ impl Datagrams {
         }
         match (done.datagram, done.result) {
             (Some(datagram), _) => self.reply(token.index, datagram, cx),
-            (None, Err(libc::ENOBUFS)) => return self.starved.push(token),
+            (None, Err(libc::ENOBUFS)) => {
+                self.starved.push(token);
+                return self.free_if_over(token.index);
+            }
             (None, Err(libc::ECANCELED)) => {}
             (None, Err(error)) if !session.end.is_closing() => {
                 self.backend_failed(token.index, error, cx);

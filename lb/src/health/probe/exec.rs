@@ -49,7 +49,10 @@ async fn words(pipe: Option<impl AsyncRead + Unpin>) -> String {
     let Some(pipe) = pipe else { return String::new() };
     let mut bytes = Vec::new();
     // What cannot be read was not said.
-    let _ = pipe.take(MOST_WORDS).read_to_end(&mut bytes).await;
+    let mut pipe = pipe;
+    let _ = (&mut pipe).take(MOST_WORDS).read_to_end(&mut bytes).await;
+    // A program that says more than is kept may go on saying it.
+    let _ = tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await;
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
