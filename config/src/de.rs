@@ -5,8 +5,9 @@
 //! whole value is lost. What is left is then checked for meaning, so that one run shows errors of
 //! every kind. Services are read one by one, so a round never covers the whole document.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::OnceLock;
 
 use serde::de::{
     self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
@@ -136,6 +137,22 @@ pub(crate) fn read<T: DeserializeOwned>(
     None
 }
 
+/// The fields that the struct `name` of the document must have, from its JSON Schema.
+fn required_of(name: &str) -> &'static [String] {
+    static REQUIRED: OnceLock<HashMap<String, Vec<String>>> = OnceLock::new();
+    let all = REQUIRED.get_or_init(|| {
+        let schema = crate::document::schema();
+        let types =
+            schema.get("$defs").and_then(serde_json::Value::as_object).into_iter().flatten();
+        let required = |definition: &serde_json::Value| {
+            let list = definition.get("required")?.as_array()?;
+            Some(list.iter().filter_map(|field| Some(field.as_str()?.to_owned())).collect())
+        };
+        types.filter_map(|(name, of)| Some((name.clone(), required(of)?))).collect()
+    });
+    all.get(name).map_or(&[], Vec::as_slice)
+}
+
 /// Whether a child of the map `id` below `node` was left out before.
 fn has_left_out(node: &Node, id: u32, left_out: &HashSet<u32>) -> bool {
     let children: Box<dyn Iterator<Item = &Node>> = match &node.value {
@@ -187,6 +204,32 @@ impl<'a> De<'a> {
             }
             _ => self.wants("a list"),
         }
+    }
+
+    /// serde names the first field that is missing; this names all of the struct `name`.
+    fn with_all_missing(self, name: &str, error: Error) -> Error {
+        let here = error.at.is_some_and(|(id, _)| id == self.node.id);
+        let (true, true, Value::Map(entries)) = (error.missing, here, &self.node.value) else {
+            return error;
+        };
+        let is_written = |field: &String| {
+            let mut entries = entries.iter();
+            entries.any(|(key, node)| *key.text == **field && !matches!(node.value, Value::Null))
+        };
+        let absent: Vec<_> = required_of(name)
+            .iter()
+            .filter(|field| !is_written(field))
+            .map(String::as_str)
+            .collect();
+        let message = match absent.as_slice() {
+            // All are written: one was left out, and that was said.
+            [] => return error,
+            [one] => format!("`{one}` is missing; add it"),
+            [most @ .., last] => {
+                format!("`{}` and `{last}` are missing; add them", most.join("`, `"))
+            }
+        };
+        Error { message, missing: false, ..error }
     }
 
     fn map<V: Visitor<'a>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -283,7 +326,7 @@ impl<'de> de::Deserializer<'de> for De<'de> {
         if name == AT {
             return self.placed(visitor.visit_map(Placed { de: self, step: 0 }));
         }
-        self.map(visitor)
+        self.map(visitor).map_err(|error| self.with_all_missing(name, error))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(

@@ -163,6 +163,7 @@ fn errors_of_whole_services() {
             "services:\n  - name: a\n    ports: [{port: 80}]\n",
             "2:5: `addresses` is missing; add it",
         ),
+        ("services: [{}]\n", "1:12: `name`, `addresses` and `ports` are missing; add them"),
         (
             "services:\n  - name: a\n    addresses: [127.0.0.300]\n    ports: [{port: 80}]\n",
             "3:17: `127.0.0.300` is not an IP address",

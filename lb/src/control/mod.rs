@@ -3,6 +3,7 @@
 //! Everything that changes what is served comes through one channel: documents, health, failures
 //! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
 
+mod events;
 mod history;
 mod ids;
 mod listeners;
@@ -25,18 +26,17 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
 use fairway_core::publish::Publisher;
-use fairway_core::{
-    BackendId, EndReason, Frontend, Protocol, Service, ServiceId, SnapshotBuilder, Tick,
-};
+use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
 use fairway_uring::{
     Clock, Command, ConnectionFilter, Event, OpenConnection, ServiceTalkers, WorkerHandle,
 };
 
+use self::events::eject;
 use self::ids::Ids;
-use self::live::{Replaced, checked_at, followed_at};
+use self::live::{Replaced, followed_at};
 use self::retire::Retiring;
 use crate::health::agent::AgentState;
-use crate::health::{CheckTarget, Checker, HealthEvent, Transition};
+use crate::health::{CheckTarget, Checker, HealthEvent};
 
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
@@ -403,112 +403,6 @@ impl Control {
         }
     }
 
-    fn take_health(&mut self, event: HealthEvent) {
-        // A check that was stopped may still have had something to say.
-        let Some(checked) = self.checked.get_mut(&event.target) else { return };
-        if let Transition::Agent(report) = &event.transition {
-            let state = checked.agent.get_or_insert_default();
-            state.take(report);
-            let (state, users) = (state.clone(), checked.users.clone());
-            return self.take_agent(&event.target, users, &state);
-        }
-        checked.down = match &event.transition {
-            Transition::Agent(_) => return,
-            Transition::AgentLost { cause } => {
-                tracing::warn!("{cause}; what it said before holds");
-                return;
-            }
-            Transition::Up { .. } => None,
-            Transition::Down { cause, .. } | Transition::StillDown { cause } => {
-                Some(cause.to_string().into())
-            }
-        };
-        let users: BTreeSet<_> = checked.users.iter().cloned().collect();
-        let (down, now) = (checked.down.clone(), self.clock.now());
-        for key in users {
-            let Some(live) = self.services.get_mut(&key) else { continue };
-            let mut back = Vec::new();
-            for backend in checked_at(live, &event.target) {
-                backend.down.clone_from(&down);
-                if !matches!(event.transition, Transition::StillDown { .. }) {
-                    backend.backend.transitions.inc();
-                }
-                let (addr, spec) = (backend.backend.addr, &event.target.spec);
-                match &event.transition {
-                    Transition::Up { good } => {
-                        backend.ejection.lift(now);
-                        backend.backend.streak.succeeded();
-                        back.push(backend.backend.id);
-                        tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
-                    }
-                    Transition::Agent(_) | Transition::AgentLost { .. } => {}
-                    Transition::StillDown { cause } => {
-                        tracing::debug!(service = %key, backend = %addr, "backend is still down: {cause}");
-                    }
-                    Transition::Down { cause, failed } => {
-                        tracing::warn!(service = %key, backend = %addr, "backend is down: {cause}, {failed} of {}", spec.fall);
-                    }
-                }
-            }
-            live.start_slowly(now, |live| back.contains(&live.backend.id));
-            if live.is_starting() {
-                self.starting.insert(key.clone());
-            }
-            // Another cause changes nothing for the workers.
-            if !matches!(event.transition, Transition::StillDown { .. }) {
-                self.dirty.insert(key);
-            }
-        }
-    }
-
-    fn take_agent(&mut self, target: &CheckTarget, users: Vec<ServiceKey>, state: &AgentState) {
-        let now = self.clock.now();
-        for key in users {
-            let Some(live) = self.services.get_mut(&key) else { continue };
-            let mut back = Vec::new();
-            for backend in followed_at(live, target) {
-                let before = backend.standing();
-                backend.agent.clone_from(state);
-                if backend.standing().admits() && !before.admits() {
-                    back.push(backend.backend.id);
-                }
-                let words = state.words().unwrap_or_else(|| "its agent says all is well".into());
-                tracing::info!(service = %key, backend = %backend.backend.addr, "{words}");
-            }
-            live.start_slowly(now, |live| back.contains(&live.backend.id));
-            self.starting.extend(live.is_starting().then(|| key.clone()));
-            self.dirty.insert(key);
-        }
-    }
-
-    fn take_event(&mut self, event: Event) {
-        match event {
-            Event::BackendFailed { service, backend, cause, streak } => {
-                let Some(key) = self.keys.get(&service) else { return };
-                let Some(live) = self.services.get_mut(key) else { return };
-                let cause = cause.label();
-                let what = match live.spec.protocol {
-                    Protocol::Tcp => "connects failed",
-                    Protocol::Udp => "datagrams were refused",
-                };
-                let cause = format!("{what} {streak} times in a row, the last with `{cause}`");
-                let key = key.clone();
-                if eject(&key, live, backend, &cause, self.clock.now()) {
-                    self.ejected.insert(key.clone());
-                    self.dirty.insert(key);
-                }
-            }
-            Event::WorkerEnded { worker, error } => {
-                if let Some(error) = error {
-                    tracing::error!(worker, "worker ended: {error}");
-                    self.failure = Some(format!("worker {worker} ended: {error}"));
-                    self.stop = Stop::Done;
-                }
-            }
-            Event::ConnectionEnded(_) => {}
-        }
-    }
-
     fn begin_stop(&mut self, now: bool) {
         if now || self.stop != Stop::Running {
             tracing::info!("stopping now");
@@ -675,15 +569,6 @@ impl Control {
     pub(crate) fn knows(&self, service: &str) -> bool {
         self.services.keys().any(|key| names(key, service))
     }
-}
-
-/// Ejects a backend for what its traffic showed; false when it stays.
-fn eject(key: &ServiceKey, live: &mut Live, id: BackendId, cause: &str, now: Tick) -> bool {
-    let Some(length) = live.eject(id, cause, now) else { return false };
-    let addr = live.all().find(|live| live.backend.id == id).map(|live| live.backend.addr);
-    let backend = addr.map(|addr| addr.to_string()).unwrap_or_default();
-    tracing::warn!(service = %key, backend, "backend ejected for {length:?}: {cause}");
-    true
 }
 
 /// Whether `name` means this service: by its key or by its name without the port.
