@@ -76,9 +76,7 @@ impl BackendAddr {
     pub fn target(&self, dialled_port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, self.port.map_or(dialled_port, NonZeroU16::get))
     }
-}
 
-impl BackendAddr {
     /// A hash of the address, the same on every box: xxh64 of its text with seed 2 (seeds 0 and 1
     /// give the permutations of the tables).
     #[must_use]

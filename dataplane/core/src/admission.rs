@@ -134,9 +134,9 @@ impl Admission {
         self.standing(member).admits()
     }
 
-    /// Whether `member`, the backend with this [`crate::Backend::key`], takes the flow that starts at `flow`: all that fall to
-    /// it, but for the part that its share leaves out. As a share grows, flows come to it and
-    /// none leaves it.
+    /// Whether `member`, the backend with this [`crate::Backend::key`], takes the flow that starts
+    /// at `flow`: all that fall to it, but for the part that its share leaves out. As a share
+    /// grows, flows come to it and none leaves it.
     #[must_use]
     pub fn takes(&self, member: u16, key: u64, flow: u64) -> bool {
         let state = self.standing(member);

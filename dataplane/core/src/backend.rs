@@ -24,8 +24,8 @@ pub struct Backend {
     places: Places,
     /// Failed connects since the last good one.
     pub streak: FailureStreak,
-    /// Failed or ejected, as the control loop sees it; for people. Workers go by the snapshot's admission,
-    /// which may use a failed backend all the same.
+    /// Failed or ejected, as the control loop sees it; for people. Workers go by the snapshot's
+    /// admission, which may use a failed backend all the same.
     pub failed: AtomicBool,
     /// Draining, likewise.
     pub draining: AtomicBool,

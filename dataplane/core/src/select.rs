@@ -176,9 +176,7 @@ impl Service {
         let backend = &pool.members()[index].backend;
         backend.try_open(limit).then_some(Pick { backend, backup })
     }
-}
 
-impl Service {
     /// Whether a flow that is on the backend `id` at `addr` may stay there: it is here, admitted,
     /// and no backup that the primary pool can do without. Costs a binary search.
     #[must_use]

@@ -22,25 +22,34 @@ pub(crate) fn admit(
 ) -> Option<(Admitted, Rc<HeldBackend>)> {
     let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
-    let admitted = admitted(service, peer, dialled, counters, cx);
-    admitted
-        .map_err(|reason| {
-            counters.ends[reason as usize].inc();
-            cx.shared.connection_ended(false, 0, || ConnectionRecord {
-                service: Arc::clone(&service.name),
-                client: peer,
-                vip: dialled,
-                backend: None,
-                reason,
-                attempts: 0,
-                rx_bytes: 0,
-                tx_bytes: 0,
-                connect: None,
-                first_byte: None,
-                duration: Duration::ZERO,
-            });
-        })
+    admitted(service, peer, dialled, counters, cx)
+        .map_err(|reason| not_admitted(&service.name, counters, (peer, dialled), reason, cx))
         .ok()
+}
+
+/// Counts the end of a connection from `client` to `vip` that was not let in.
+pub(crate) fn not_admitted(
+    service: &Arc<str>,
+    counters: &ServiceCounters,
+    (client, vip): (SocketAddr, SocketAddr),
+    reason: EndReason,
+    cx: &Cx<'_>,
+) {
+    counters.ends[reason as usize].inc();
+    // Who connects and goes without a word ends in order.
+    cx.shared.connection_ended(reason == EndReason::Client, 0, || ConnectionRecord {
+        service: Arc::clone(service),
+        client,
+        vip,
+        backend: None,
+        reason,
+        attempts: 0,
+        rx_bytes: 0,
+        tx_bytes: 0,
+        connect: None,
+        first_byte: None,
+        duration: Duration::ZERO,
+    });
 }
 
 fn admitted(

@@ -4,16 +4,13 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use fairway_core::proxy_header::{self, MOST_BYTES, Opening};
 use fairway_core::{EndReason, Service, Tick};
 
-use crate::accept::{admit, random};
+use crate::accept::{admit, not_admitted, random};
 use crate::held::HeldService;
 use crate::relay::Way;
-use crate::report::ConnectionRecord;
 use crate::session::{Admitted, Cx, End, Phase, Session};
 use crate::token::Leg;
 
@@ -156,21 +153,8 @@ impl Session {
         if let Some(greeting) = &self.greeting {
             let counters = greeting.service.state.counters.of(cx.worker);
             counters.accepted.inc();
-            counters.ends[reason as usize].inc();
-            let in_order = reason == EndReason::Client;
-            cx.shared.connection_ended(in_order, 0, || ConnectionRecord {
-                service: Arc::clone(&greeting.service.name),
-                client: greeting.via,
-                vip: greeting.dialled,
-                backend: None,
-                reason,
-                attempts: 0,
-                rx_bytes: 0,
-                tx_bytes: 0,
-                connect: None,
-                first_byte: None,
-                duration: Duration::ZERO,
-            });
+            let ends = (greeting.via, greeting.dialled);
+            not_admitted(&greeting.service.name, counters, ends, reason, cx);
         }
         self.close_unadmitted(reset, cx);
     }

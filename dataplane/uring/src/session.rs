@@ -5,8 +5,9 @@
 //!     └───────────────┴──────────────┴──────────▲
 //! ```
 //!
-//! `greeting.rs` reads a header of the PROXY protocol where one may come, `connect.rs` brings a session from Connecting to Relaying, `relay.rs` moves its bytes; here it
-//! begins, times out and ends. A descriptor is closed only when no request on it is under way.
+//! `greeting.rs` reads a header of the PROXY protocol where one may come, `connect.rs` brings a
+//! session from Connecting to Relaying, `relay.rs` moves its bytes; here it begins, times out and
+//! ends. A descriptor is closed only when no request on it is under way.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -35,8 +35,8 @@ const PRUNE: Duration = Duration::from_secs(1);
 /// What the control plane asks of a worker.
 #[derive(Debug)]
 pub enum Command {
-    /// Accept on this socket, or take its datagrams. Its `vip` is the address that clients dialled, none when each
-    /// connection must be asked (transparent sockets).
+    /// Accept on this socket, or take its datagrams. Its `vip` is the address that clients
+    /// dialled, none when each connection must be asked (transparent sockets).
     Listen {
         /// Names the listener.
         key: ListenerKey,

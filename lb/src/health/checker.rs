@@ -52,7 +52,8 @@ struct Tools {
 }
 
 impl Checker {
-    /// Checks run on `runtime`, as many at once as `descriptors` allow; transitions go to `report`, which must not block.
+    /// Checks run on `runtime`, as many at once as `descriptors` allow; transitions go to `report`,
+    /// which must not block.
     pub(crate) fn new(
         runtime: Handle,
         descriptors: usize,
