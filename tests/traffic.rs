@@ -119,13 +119,14 @@ fn slow_start_grows_a_share_over_its_window() {
 }
 
 /// A server on the servers' host that does `serve` with each connection.
-fn server(net: &Net, addr: SocketAddr, serve: fn(TcpStream)) {
+fn server(net: &Net, addr: SocketAddr, serve: impl Fn(TcpStream) + Clone + Send + 'static) {
     let (ready, started) = std::sync::mpsc::channel();
     net.on(Host::Servers, || {
         let listener = TcpListener::bind(addr).unwrap();
         thread::spawn(move || {
             ready.send(()).unwrap();
             for stream in listener.incoming().flatten() {
+                let serve = serve.clone();
                 thread::spawn(move || serve(stream));
             }
         });
@@ -147,12 +148,13 @@ fn half_closes_and_resets_pass_between_hosts() {
         }
     });
     let second: SocketAddr = "[fd78::2]:9001".parse().unwrap();
-    server(&net, second, |mut stream| {
+    let (heard, last_words) = std::sync::mpsc::channel();
+    server(&net, second, move |mut stream| {
         stream.write_all(b"early").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "after your end");
+        heard.send(text).unwrap();
     });
     let third: SocketAddr = "[fd78::2]:9002".parse().unwrap();
     server(&net, third, |mut stream| {
@@ -187,6 +189,7 @@ fn half_closes_and_resets_pass_between_hosts() {
         client.write_all(b"x").unwrap();
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     });
+    assert_eq!(last_words.recv_timeout(10 * SECOND).unwrap(), "after your end");
     let ended = |service: usize, reason: &str| fairway.services()[service]["ends"][reason] == 1;
     wait_for("the ends are counted", || {
         ended(0, "client_closed") && ended(1, "backend_closed") && ended(2, "backend_reset")

@@ -1,6 +1,5 @@
 //! Real programs of other makes, each with a configuration of its own.
 
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::{Host, Net};
@@ -8,7 +7,8 @@ use crate::{Host, Net};
 /// A server of another make, with its configuration.
 pub struct Other {
     child: Child,
-    folder: tempfile::TempDir,
+    /// Its configuration is in it.
+    _folder: tempfile::TempDir,
 }
 
 impl Other {
@@ -43,11 +43,7 @@ impl Other {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, folder }
-    }
-    /// The folder of its configuration.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+        Self { child, _folder: folder }
     }
 }
 

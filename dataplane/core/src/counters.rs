@@ -69,10 +69,13 @@ macro_rules! reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
+            /// Their words in metrics and logs, in the same order.
+            pub const LABELS: &[&'static str] = &[$($label,)*];
+
             /// The word in metrics and logs.
             #[must_use]
             pub fn label(self) -> &'static str {
-                match self { $(Self::$variant => $label,)* }
+                Self::LABELS[self as usize]
             }
         }
     };

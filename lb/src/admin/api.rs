@@ -190,7 +190,12 @@ async fn order(
 ) -> Result<Response, Response> {
     let OrderRequest { backend, service, order, until_reload } = request;
     let (what, whose) = (backend.clone(), service.clone().unwrap_or_default());
-    let found = admin.ask(move |c| c.order(service.as_deref(), &backend, order, until_reload));
+    let found = admin.ask(move |control| {
+        let found = control.order(service.as_deref(), &backend, order, until_reload);
+        // In force before it is answered.
+        control.publish();
+        found
+    });
     let answer = match found.await? {
         None => Answer { ok: false, message: no_service(&whose), details: Vec::new() },
         Some(found) if found.is_empty() => Answer {

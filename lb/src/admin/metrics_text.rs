@@ -131,28 +131,25 @@ fn write_services(out: &mut String, services: &[OfService<'_>]) {
     );
     let active = ("fairway_service_connections_active", "gauge", "Open connections.");
     by_service(out, active, services, false, |s| u64::from(s.0.state.active()));
-    let labels = |all: &[EndReason]| all.iter().map(|reason| reason.label()).collect::<Vec<_>>();
     by_label(
         out,
         ("fairway_service_connection_ends_total", "reason", "Ended connections."),
         services,
-        &labels(EndReason::ALL),
+        EndReason::LABELS,
         |totals| &totals.ends,
     );
-    let causes: Vec<_> = RetryCause::ALL.iter().map(|cause| cause.label()).collect();
     by_label(
         out,
         ("fairway_service_retries_total", "cause", "Further backends tried."),
         services,
-        &causes,
+        RetryCause::LABELS,
         |totals| &totals.retries,
     );
-    let limits: Vec<_> = LimitKind::ALL.iter().map(|limit| limit.label()).collect();
     by_label(
         out,
         ("fairway_service_limits_hit_total", "limit", "Connections refused by a limit."),
         services,
-        &limits,
+        LimitKind::LABELS,
         |totals| &totals.limits,
     );
     counter(
@@ -164,12 +161,11 @@ fn write_services(out: &mut String, services: &[OfService<'_>]) {
     counter(out, "fairway_service_sent_datagrams_total", "Datagrams sent to clients.", |s| {
         s.1.tx_datagrams
     });
-    let drops: Vec<_> = DatagramDrop::ALL.iter().map(|drop| drop.label()).collect();
     by_label(
         out,
         ("fairway_service_dropped_datagrams_total", "reason", "Datagrams that went nowhere."),
         services,
-        &drops,
+        DatagramDrop::LABELS,
         |totals| &totals.datagram_drops,
     );
     write_connect_times(out, services);

@@ -365,7 +365,6 @@ impl Control {
             let totals = live.state.counters.totals();
             let spec = &live.spec;
             let addresses = spec.frontends.iter();
-            let label = |n: usize| EndReason::ALL[n].label();
             ServiceView {
                 name: key.to_string(),
                 addresses: addresses.map(|f| joined(f.ip, &f.ports.to_string())).collect(),
@@ -380,14 +379,12 @@ impl Control {
                 connections: totals.accepted,
                 received_bytes: totals.rx_bytes,
                 sent_bytes: totals.tx_bytes,
-                ends: above_zero(&totals.ends, label),
-                retries: above_zero(&totals.retries, |n| RetryCause::ALL[n].label()),
-                limits_hit: above_zero(&totals.limits, |n| LimitKind::ALL[n].label()),
+                ends: above_zero(&totals.ends, EndReason::LABELS),
+                retries: above_zero(&totals.retries, RetryCause::LABELS),
+                limits_hit: above_zero(&totals.limits, LimitKind::LABELS),
                 received_datagrams: totals.rx_datagrams,
                 sent_datagrams: totals.tx_datagrams,
-                dropped_datagrams: above_zero(&totals.datagram_drops, |n| {
-                    DatagramDrop::ALL[n].label()
-                }),
+                dropped_datagrams: above_zero(&totals.datagram_drops, DatagramDrop::LABELS),
                 written_at: format!("{}:{}", spec.origin.file.display(), spec.origin.place.line),
                 troubles: self.listeners.troubles(&spec.frontends),
             }
@@ -421,7 +418,7 @@ impl Control {
                 connections: totals.connections,
                 received_bytes: totals.rx_bytes,
                 sent_bytes: totals.tx_bytes,
-                failures: above_zero(&totals.failures, |n| FailureCause::ALL[n].label()),
+                failures: above_zero(&totals.failures, FailureCause::LABELS),
                 transitions: backend.transitions.get(),
             });
         }
@@ -467,15 +464,15 @@ impl Control {
             connections: totals.connections,
             received_bytes: totals.rx_bytes,
             sent_bytes: totals.tx_bytes,
-            failures: above_zero(&totals.failures, |n| FailureCause::ALL[n].label()),
+            failures: above_zero(&totals.failures, FailureCause::LABELS),
             transitions: live.backend.transitions.get(),
         }
     }
 }
 
-fn above_zero(counts: &[u64], label: impl Fn(usize) -> &'static str) -> BTreeMap<String, u64> {
-    let counts = counts.iter().enumerate().filter(|(_, count)| **count > 0);
-    counts.map(|(n, count)| (label(n).to_owned(), *count)).collect()
+fn above_zero(counts: &[u64], labels: &[&str]) -> BTreeMap<String, u64> {
+    let counts = labels.iter().zip(counts).filter(|(_, count)| **count > 0);
+    counts.map(|(label, count)| ((*label).to_owned(), *count)).collect()
 }
 
 /// `address:port` as people write it.
