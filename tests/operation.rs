@@ -377,3 +377,58 @@ fn the_demo_ends_well() {
     assert!(output.contains(" 0 failed"), "{output}");
     assert!(output.contains("`two` is killed") && output.contains("`two` is back"), "{output}");
 }
+
+/// Where Debian puts it.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+#[test]
+fn jumps_of_the_clock_change_nothing() {
+    let Some(net) = Net::new() else { return };
+    if !std::path::Path::new(FAKETIME).exists() {
+        println!("SKIPPED: libfaketime is not installed; tests/run installs it");
+        return;
+    }
+    let mut servers = [Nginx::start(&net, 1), Nginx::start(&net, 2)];
+    let text = document(&[&servers[0], &servers[1]]).replace(
+        "{type: none}",
+        "{interval: 100ms, timeout: 90ms, fall: 1, rise: 1}\n    timeouts: {idle: 1h}\n    \
+         sessionAffinity: ClientIP",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    std::fs::write(&clock, "+0").unwrap();
+    let fairway = Fairway::start_by(
+        &net,
+        &text,
+        &[
+            &format!("LD_PRELOAD={FAKETIME}"),
+            &format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
+            "FAKETIME_NO_CACHE=1",
+            // The clock that no jump moves is the kernel's own.
+            "FAKETIME_DONT_FAKE_MONOTONIC=1",
+        ],
+    );
+    let mut held = net.on(Host::Client, || connect(VIP).unwrap());
+    let first = ask(&mut held, "/").unwrap();
+    let applied = |fairway: &Fairway| fairway.status().unwrap()["config"]["loadedAt"].as_u64();
+    let before = applied(&fairway).unwrap();
+    for (jump, idle) in [("+40d", "5m"), ("-40d", "6m")] {
+        std::fs::write(&clock, jump).unwrap();
+        // The wall clock has jumped indeed: a reload is stamped with it.
+        fairway.apply(&text.replace("idle: 1h", &format!("idle: {idle}")));
+        let apart = applied(&fairway).unwrap().abs_diff(before);
+        assert!((39 * 86_400..41 * 86_400).contains(&apart), "{jump}: {apart} s");
+        assert_eq!(ask(&mut held, "/").unwrap(), first, "{jump}: the open connection goes on");
+        assert_eq!(serves(&net, VIP).unwrap(), first, "{jump}: affinity holds");
+        for server in &servers {
+            assert_eq!(fairway.state_of(&server.addr.to_string()).unwrap(), "up", "{jump}");
+        }
+        let other = usize::from(servers[0].name == first);
+        let addr = servers[other].addr.to_string();
+        servers[other].kill();
+        wait_for("checks go on", || fairway.state_of(&addr).unwrap() == "down");
+        servers[other].restart(&net);
+        wait_for("and see it return", || fairway.state_of(&addr).unwrap() == "up");
+    }
+    assert_eq!(fairway.count("ends/idle_timeout"), 0);
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,10 @@ pub struct Process {
     pub log_target: Option<LogTarget>,
     /// How long connections may go on after SIGTERM.
     pub shutdown_drain: Duration,
+    /// DNS servers for backends' names; empty is those of this machine.
+    pub resolvers: Vec<SocketAddr>,
+    /// How long one of them may take.
+    pub resolver_timeout: Duration,
 }
 
 /// Where ended connections are logged.
@@ -115,9 +120,12 @@ impl Process {
             log_sample_percent: 0,
             log_target: None,
             shutdown_drain: Duration::ZERO,
+            resolvers: Vec::new(),
+            resolver_timeout: Duration::ZERO,
             ..p.clone()
         };
         let admin = |p: &Self| (p.admin_socket.clone(), p.metrics);
+        let resolver = |p: &Self| (p.resolvers.clone(), p.resolver_timeout);
         let log = |p: &Self| {
             let connections = (p.log_connections, p.log_sample_percent, p.log_target.clone());
             (p.log_level, p.log_format, connections)
@@ -127,6 +135,7 @@ impl Process {
             ("admin", admin(self) != admin(other)),
             ("metrics", self.per_backend != other.per_backend),
             ("log", log(self) != log(other)),
+            ("resolver", resolver(self) != resolver(other)),
             ("shutdown", self.shutdown_drain != other.shutdown_drain),
         ]
         .into_iter()
@@ -146,10 +155,12 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     /// How it treats flows.
     pub policy: Arc<Policy>,
-    /// Who serves.
+    /// Who serves, by priority, then address; addresses are unique.
     pub backends: Vec<BackendSpec>,
-    /// Who serves when none of `backends` can.
-    pub backup_backends: Vec<BackendSpec>,
+    /// Who serves as well: those behind names.
+    pub named: Vec<NamedBackends>,
+    /// Below this share of backends that take flows, in hundredths, the next priority helps.
+    pub failover_percent: u32,
     /// How backends are checked.
     pub check: Option<Arc<CheckSpec>>,
     /// How agents on the backends are asked.
@@ -174,7 +185,8 @@ impl ServiceSpec {
             && self.protocol == other.protocol
             && self.policy == other.policy
             && self.backends == other.backends
-            && self.backup_backends == other.backup_backends
+            && self.named == other.named
+            && self.failover_percent == other.failover_percent
             && self.check == other.check
             && self.agent == other.agent
             && self.panic_percent == other.panic_percent
@@ -195,6 +207,9 @@ pub struct Outliers {
     pub min_samples: u32,
     /// Share of failures that ejects, in hundredths; none is never.
     pub failure_percent: Option<u32>,
+    /// Hundredths of the standard deviation below the pool's mean share of good connections that
+    /// eject; none is never.
+    pub deviation_percent: Option<u32>,
     /// Multiple of the pool's median connect time that ejects; none is never.
     pub slow_factor: Option<u32>,
     /// Connects below this time are never slow.
@@ -228,10 +243,58 @@ pub struct BackendSpec {
     pub addr: BackendAddr,
     /// Its share of new flows.
     pub weight: Weight,
+    /// The lowest serves first.
+    pub priority: Priority,
     /// A name for people.
     pub name: Option<Box<str>>,
     /// Where it stands.
     pub zone: Option<Box<str>>,
+}
+
+/// The order in which backends serve, lowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// As the document or an SRV record says.
+    Given(u16),
+    /// After all others, and among each other as an SRV record says.
+    Backup(u16),
+}
+
+/// Backends whose addresses DNS knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedBackends {
+    /// What is asked.
+    pub query: Query,
+    /// Their port; none is what an SRV record says, or the one that was dialled.
+    pub port: Option<NonZeroU16>,
+    /// Their share of new flows; none is what an SRV record says, or 1.
+    pub weight: Option<Weight>,
+    /// When they serve; none is what an SRV record says, or first.
+    pub priority: Option<u16>,
+    /// Whether they are backups.
+    pub backup: bool,
+    /// A name for people.
+    pub name: Box<str>,
+    /// Where they stand.
+    pub zone: Option<Box<str>>,
+}
+
+/// A question to DNS.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Query {
+    /// Addresses of a name: A and AAAA.
+    Host(Box<str>),
+    /// Servers of a service, and their addresses.
+    Srv(Box<str>),
+}
+
+impl std::fmt::Display for Query {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Host(name) => write!(f, "`{name}`"),
+            Self::Srv(name) => write!(f, "`{name}` (SRV)"),
+        }
+    }
 }
 
 /// How backends are checked.

@@ -184,29 +184,62 @@ fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(|| "too large".into())
 }
 
-/// A backend's address with or without its port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A backend's address or name with or without its port.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The address.
-    pub ip: IpAddr,
+    /// Where it is.
+    pub host: Host,
     /// The port, when it is written here.
     pub port: Option<NonZeroU16>,
+}
+
+/// An address, or a name that stands for some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// An address.
+    Ip(IpAddr),
+    /// A DNS name, in lower case.
+    Name(Box<str>),
 }
 
 impl Endpoint {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(ip) = text.parse() {
-            return Ok(Self { ip, port: None });
+            return Ok(Self { host: Host::Ip(ip), port: None });
         }
         let error = || {
             format!(
-                "`{text}` is not an address (10.0.0.1, 2001:db8::1) with or without a port (10.0.0.1:8080, [2001:db8::1]:8080)"
+                "`{text}` is neither an address (10.0.0.1, 2001:db8::1) nor a name (web.example.com), with or without a port (10.0.0.1:8080, [2001:db8::1]:8080, web.example.com:8080)"
             )
         };
-        let at: SocketAddr = text.parse().map_err(|_| error())?;
-        let port = NonZeroU16::new(at.port()).ok_or_else(error)?;
-        Ok(Self { ip: at.ip(), port: Some(port) })
+        if let Ok(at) = text.parse::<SocketAddr>() {
+            let port = NonZeroU16::new(at.port()).ok_or_else(error)?;
+            return Ok(Self { host: Host::Ip(at.ip()), port: Some(port) });
+        }
+        let (name, port) = match text.split_once(':') {
+            None => (text, None),
+            Some((name, port)) => (name, Some(port.parse().map_err(|_| error())?)),
+        };
+        let name = dns_name(name).ok_or_else(error)?;
+        Ok(Self { host: Host::Name(name), port })
     }
+}
+
+/// `text` in lower case, if it is a DNS name: RFC 1035's lengths, and letters, digits, `-`, `_`.
+/// What has three numbers or ends in one is an address gone wrong.
+pub(crate) fn dns_name(text: &str) -> Option<Box<str>> {
+    let labels = text.strip_suffix('.').unwrap_or(text);
+    let fits = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let number = |label: &&str| label.bytes().all(|b| b.is_ascii_digit());
+    let numbers = labels.split('.').filter(number).count();
+    let ends_in_one = labels.rsplit('.').next().is_some_and(|last| number(&last));
+    let good = labels.len() <= 253 && labels.split('.').all(fits) && numbers < 3 && !ends_in_one;
+    good.then(|| text.to_ascii_lowercase().into())
 }
 
 impl<'de> Deserialize<'de> for Endpoint {
@@ -224,8 +257,8 @@ impl JsonSchema for Endpoint {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "description": "An address, with or without a port: 10.0.0.1, 10.0.0.1:8080, [2001:db8::1]:8080",
-            "pattern": "^[0-9a-fA-F:.\\[\\]]+$",
+            "description": "An address or a DNS name, with or without a port: 10.0.0.1, 10.0.0.1:8080, [2001:db8::1]:8080, web.example.com:8080",
+            "pattern": "^[0-9a-zA-Z:._\\[\\]-]+$",
         })
     }
 }

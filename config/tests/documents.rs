@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fairway_config::{Config, Exchange, Probe, load, load_text};
+use fairway_config::{Config, Exchange, Priority, Probe, load, load_text};
 use fairway_core::{Scheduler, Weight};
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
@@ -141,7 +141,19 @@ fn errors_name_place_value_and_remedy() {
             "backupBackends: [{address: 10.0.0.2:1, port: 2}]",
             "7:50: the port is in `address` already",
         ),
-        ("backupBackends: [10.0.0.x]", "7:22: `10.0.0.x` is not an address"),
+        ("backupBackends: [10.0.0.x]", "7:22: `10.0.0.x` is neither an address"),
+        ("backupBackends: [10.0.0.300]", "7:22: `10.0.0.300` is neither an address"),
+        ("backupBackends: [\"-.example.com\"]", "7:22: `-.example.com` is neither an address"),
+        ("backupBackends: [web, WEB]", "7:27: `web` is listed twice (first on line 7)"),
+        ("backupBackends: [{srv: \"a b\"}]", "7:28: `a b` is no name, like _http._tcp.example.com"),
+        ("backupBackends: [{srv: _a._tcp.b, port: 1}]", "7:45: SRV records say the port"),
+        ("backupBackends: [{srv: _a._tcp.b, address: c}]", "7:22: a backend has an `address` or"),
+        (
+            "backupBackends: [{address: 10.0.0.2, priority: 1}]",
+            "7:52: `backupBackends` are the last priority; remove `priority`",
+        ),
+        ("ejection: {successRateDeviation: 0%}", "7:38: `successRateDeviation` is 0%"),
+        ("failoverThreshold: 101%", "7:24: `failoverThreshold` is 101%"),
         ("backupBackends: [{weight: 2}]", "7:22: `address` is missing; add it"),
         ("backupBackends: [0.0.0.0]", "7:22: `0.0.0.0` cannot be dialled"),
     ] {
@@ -367,4 +379,36 @@ proptest::proptest! {
         let _ = read(&text);
         let _ = read(&service(&text));
     }
+}
+
+#[test]
+fn names_and_priorities_are_read() {
+    let text = "services:\n  - name: web\n    addresses: [192.0.2.1]\n    ports: [{port: 80}]\n    \
+                backends:\n      - {address: 10.0.0.9, priority: 2}\n      - 10.0.0.5\n      \
+                - Web.Example.com:8080\n      - {srv: _http._tcp.example.com, weight: 7, name: pool}\n    \
+                backupBackends: [10.0.0.1, {address: old.example.com, zone: b}]\n    \
+                failoverThreshold: 70%\nresolver: {servers: [10.0.0.53, \"[2001:db8::53]:5353\"]}\n";
+    let config = load_text(&Path::new("fairway.yaml").into(), text).unwrap();
+    let servers: Vec<_> = config.process.resolvers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["10.0.0.53:53", "[2001:db8::53]:5353"]);
+    let spec = config.services.values().next().unwrap();
+    assert_eq!(spec.failover_percent, 70);
+    let order: Vec<_> =
+        spec.backends.iter().map(|b| (b.addr.ip().to_string(), b.priority)).collect();
+    let want = [
+        ("10.0.0.5", Priority::Given(0)),
+        ("10.0.0.9", Priority::Given(2)),
+        ("10.0.0.1", Priority::Backup(0)),
+    ];
+    assert_eq!(order, want.map(|(ip, priority)| (ip.to_owned(), priority)));
+    let named: Vec<_> = spec.named.iter().map(|n| (n.query.to_string(), n.backup)).collect();
+    let want = [
+        ("`web.example.com`", false),
+        ("`_http._tcp.example.com` (SRV)", false),
+        ("`old.example.com`", true),
+    ];
+    assert_eq!(named, want.map(|(query, backup)| (query.to_owned(), backup)));
+    assert_eq!(spec.named[0].port.map(Into::into), Some(8080_u16));
+    assert_eq!(spec.named[2].port.map(Into::into), Some(80_u16), "that of the service");
+    assert_eq!((&*spec.named[0].name, &*spec.named[1].name), ("web.example.com", "pool"));
 }

@@ -14,6 +14,7 @@ mod demo;
 mod health;
 pub mod measure;
 mod reload;
+mod resolver;
 mod run;
 
 /// Runs the command line of this process.

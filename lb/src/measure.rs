@@ -12,8 +12,9 @@ use fairway_core::{BackendAddr, Weight};
 use fairway_uring::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::control::{Control, Listeners};
+use crate::control::{Control, Listeners, Watchers};
 use crate::health::Checker;
+use crate::resolver::Resolver;
 
 /// What loading and changing a large configuration costs, in CPU time of one thread.
 #[derive(Debug)]
@@ -84,7 +85,10 @@ fn control(config: &Config) -> Control {
         Publisher::new(),
         Vec::new(),
         Listeners::detached(),
-        Checker::new(runtime.handle().clone(), 1, |_| {}),
+        Watchers {
+            checker: Checker::new(runtime.handle().clone(), 1, |_| {}),
+            resolver: Resolver::new(runtime.handle().clone(), Vec::new(), Duration::ZERO, |_| {}),
+        },
     )
 }
 

@@ -26,9 +26,10 @@ use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::connection_log::ConnectionWriter;
-use crate::control::{Control, Input, Interface, Listeners, Tproxy};
+use crate::control::{Control, Input, Interface, Listeners, Tproxy, Watchers};
 use crate::health::Checker;
 use crate::reload::{self, Reload};
+use crate::resolver::Resolver;
 
 /// Descriptors for sockets of the control plane: checks, admin, metrics, files.
 const CONTROL_DESCRIPTORS: u64 = 1500;
@@ -147,6 +148,13 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         // The receiver goes when the process stops.
         let _ = health.send(Input::Health(event));
     });
+    let names = sender.clone();
+    let (servers, timeout) = (process.resolvers.clone(), process.resolver_timeout);
+    let resolver = Resolver::new(runtime.clone(), servers, timeout, move |event| {
+        // As above.
+        let _ = names.send(Input::Names(event));
+    });
+    let watchers = Watchers { checker, resolver };
 
     let ready = Arc::new(AtomicBool::new(false));
     let (reload_sender, reload_reasons) = mpsc::unbounded_channel();
@@ -193,7 +201,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let names: Vec<_> = features.names().collect();
     tracing::info!(workers = count, features = names.join(" "), "started");
     let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
-    let mut control = Control::new(clock, process, path, publisher, workers, listeners, checker);
+    let mut control = Control::new(clock, process, path, publisher, workers, listeners, watchers);
     control.begin(config);
     ready.store(true, Relaxed);
     Ok(Started { control, inputs, socket, log })
@@ -222,6 +230,11 @@ fn describe_metrics() {
     metrics::describe_gauge!(
         "fairway_addresses_missing",
         "Addresses of services that are not on this machine."
+    );
+    metrics::describe_counter!("fairway_dns_lookups_total", "Names asked for, by result.");
+    metrics::describe_gauge!(
+        "fairway_dns_names_failing",
+        "Names of backends that cannot be resolved now."
     );
     metrics::describe_gauge!("fairway_info", "The running version.");
     metrics::gauge!("fairway_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

@@ -17,7 +17,13 @@ impl Fairway {
     /// Starts with `document`, to which admin and log sections are added, and in the shape of an
     /// older kernel when that is asked for. Waits until it is ready.
     pub fn start(net: &Net, document: &str) -> Self {
-        let mut fairway = Self::spawn(net, document, None);
+        Self::start_by(net, document, &[])
+    }
+
+    /// As [`Fairway::start`], through a program that runs it: its words, and variables `NAME=value`
+    /// before them.
+    pub fn start_by(net: &Net, document: &str, words: &[&str]) -> Self {
+        let mut fairway = Self::spawn(net, document, words);
         wait_for("fairway is ready", || {
             if let Some(status) = fairway.child.try_wait().unwrap() {
                 panic!("fairway ended with {status}:\n{}", fairway.log());
@@ -29,23 +35,21 @@ impl Fairway {
 
     /// As [`Fairway::start`], under a limit of descriptors.
     pub fn start_with_descriptors(net: &Net, document: &str, descriptors: u32) -> Self {
-        let fairway = Self::spawn(net, document, Some(descriptors));
+        let limit = format!("--nofile={descriptors}");
+        let fairway = Self::spawn(net, document, &["prlimit", &limit]);
         wait_for("fairway is ready", || fairway.status().is_some());
         fairway
     }
 
-    /// Starts and does not wait.
-    pub fn spawn(net: &Net, document: &str, descriptors: Option<u32>) -> Self {
+    /// As [`Fairway::start_by`], and does not wait.
+    pub fn spawn(net: &Net, document: &str, words: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let namespace = net.name(Host::Lb);
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &namespace]);
-        if let Some(descriptors) = descriptors {
-            command.args(["prlimit", &format!("--nofile={descriptors}")]);
-        }
+        command.args(["netns", "exec", &namespace, "env"]).args(words);
         let child = command
             .arg(program())
             .arg("run")

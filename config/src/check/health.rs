@@ -9,7 +9,7 @@ use super::Findings;
 use super::process::absolute;
 use crate::Place;
 use crate::document::{
-    BackendDoc, CheckTypeDoc, HealthCheckDoc, InitialDoc, PortDoc, ServiceDoc, TlsDoc,
+    BackendDoc, CheckTypeDoc, HealthCheckDoc, InitialDoc, PortDoc, ServiceDoc, TargetDoc, TlsDoc,
 };
 use crate::spec::{CheckSpec, Exchange, Http, Probe, Tls};
 use crate::values::At;
@@ -301,8 +301,9 @@ pub(super) fn check_port(
     if matches!(check.probe, Probe::Icmp | Probe::Exec(_)) {
         return;
     }
-    let no_port = |backend: &At<BackendDoc>| {
-        backend.value.address.value.port.is_none() && backend.value.port.is_none()
+    let no_port = |backend: &At<BackendDoc>| match &backend.value.target {
+        TargetDoc::Endpoint(at) => at.value.port.is_none() && backend.value.port.is_none(),
+        TargetDoc::Srv(_) => false,
     };
     let needs = port.port.value.0.len() > 1
         && port.target_port.is_none()

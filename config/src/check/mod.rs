@@ -2,6 +2,7 @@
 //!
 //! Every check goes on after a finding, so that one run shows all of them.
 
+mod backends;
 mod health;
 mod overlap;
 mod process;

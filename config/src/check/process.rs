@@ -1,12 +1,12 @@
 //! What applies to the process.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::Findings;
 use crate::document::{ConnectionsDoc, Document, LogDoc, LogTargetDoc};
 use crate::spec::{LogTarget, Process};
-use crate::values::{At, Size};
+use crate::values::{At, Host, Size};
 
 const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
 const DEFAULT_METRICS_PORT: u16 = 9180;
@@ -69,8 +69,23 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         log_connections: document.log.connections.unwrap_or_default(),
         log_sample_percent: document.log.sample.map_or(1, |at| at.value.0.min(100)),
         log_target: log_target(&document.log, base, findings),
+        resolvers: resolvers(document, findings),
+        resolver_timeout: findings.time("timeout", document.resolver.timeout.as_ref(), "2s"),
         shutdown_drain: shutdown.map_or(std::time::Duration::from_secs(30), |at| at.value.0),
     }
+}
+
+fn resolvers(document: &Document, findings: &mut Findings<'_>) -> Vec<SocketAddr> {
+    let mut servers = Vec::new();
+    for At { place, value } in &document.resolver.servers {
+        match &value.host {
+            Host::Ip(ip) => servers.push((*ip, value.port.map_or(53, Into::into)).into()),
+            Host::Name(name) => {
+                findings.add(*place, format!("`{name}`: a DNS server is found by its address"));
+            }
+        }
+    }
+    servers
 }
 
 fn log_target(log: &LogDoc, base: &Path, findings: &mut Findings<'_>) -> Option<LogTarget> {

@@ -1,32 +1,28 @@
 //! One service: each of its ports becomes a [`ServiceSpec`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{
-    AcceptHeader, AddrSet, Affinity, BackendAddr, Frontend, HashFields, HashPolicy, Limits,
-    PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress,
-    TableSize, Timeouts, Udp, Weight,
+    AcceptHeader, AddrSet, Affinity, Frontend, HashFields, HashPolicy, Limits, PassiveEjection,
+    Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress, TableSize,
+    Timeouts, Udp,
 };
 
-use super::{Findings, health};
+use super::{Findings, backends, health};
 use crate::Problems;
 use crate::document::{
-    AcceptDoc, AffinityDoc, BackendDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc,
-    ModeDoc, PortDoc, ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
+    AcceptDoc, AffinityDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc, ModeDoc, PortDoc,
+    ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
-use crate::spec::{BackendSpec, Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
+use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
 use crate::values::{Address, At, Percent, Prefix, Size, Time};
 
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
-
-/// Backends of a pool: as many as a table can name.
-const MOST_BACKENDS: usize = u16::MAX as usize;
 
 /// The specs of a service, each with the place of its port.
 pub(crate) fn service(
@@ -40,10 +36,8 @@ pub(crate) fn service(
     let addresses = addresses(doc, findings);
     let policy = Arc::new(policy(doc, findings));
     source_ranges(doc, &addresses, findings);
-    let panic_percent = doc.panic_threshold.as_ref().map_or(0, |at| at.value.0);
-    if let Some(at) = doc.panic_threshold.as_ref().filter(|at| at.value.0 > 100) {
-        findings.add(at.place, format!("`panicThreshold` is {}%; it is 0% to 100%", at.value.0));
-    }
+    let panic_percent = threshold("panicThreshold", doc.panic_threshold, findings);
+    let failover_percent = threshold("failoverThreshold", doc.failover_threshold, findings);
     let slow_start = slow_start(doc, findings);
     let outliers = outliers(&doc.ejection, findings);
     let check = health::check(doc, &policy, findings);
@@ -56,27 +50,17 @@ pub(crate) fn service(
     if let Some(check) = &check {
         ports.iter().for_each(|port| health::check_port(doc, check, &port.value, findings));
     }
-    for (name, list) in [("backends", &doc.backends), ("backupBackends", &doc.backup_backends)] {
-        if let Some(one_more) = list.get(MOST_BACKENDS) {
-            let message =
-                format!("`{name}` has {}; a pool holds at most {MOST_BACKENDS}", list.len());
-            findings.add(one_more.place, message);
-        }
-    }
     let mut specs = Vec::new();
     for port in ports {
         let Some(protocol) = protocol(&port.value, findings) else {
             continue;
         };
         target(port, listen, findings);
-        let mut seen = HashMap::new();
-        let sole = ports.len() == 1;
         // Each port looks at the backends again; what is found is said once.
         let mut found = Problems::default();
         let mut of_backends =
             Findings { file: findings.file, complete: findings.complete, problems: &mut found };
-        let mut pool = |docs| backends(docs, &port.value, sole, &mut seen, &mut of_backends);
-        let (backends, backup_backends) = (pool(&doc.backends), pool(&doc.backup_backends));
+        let (backends, named) = backends::read(doc, &port.value, &mut of_backends);
         if specs.is_empty() {
             findings.problems.list.append(&mut found.list);
         }
@@ -91,7 +75,8 @@ pub(crate) fn service(
             protocol,
             policy: Arc::clone(&policy),
             backends,
-            backup_backends,
+            named,
+            failover_percent,
             // A TCP connect says nothing of a UDP port; a check that is written is wanted.
             check: check
                 .clone()
@@ -107,6 +92,13 @@ pub(crate) fn service(
         specs.push((Arc::new(spec), Origin { file: Arc::clone(findings.file), place }));
     }
     specs
+}
+
+fn threshold(name: &str, at: Option<At<Percent>>, findings: &mut Findings<'_>) -> u32 {
+    if let Some(at) = at.filter(|at| at.value.0 > 100) {
+        findings.add(at.place, format!("`{name}` is {}%; it is 0% to 100%", at.value.0));
+    }
+    at.map_or(0, |at| at.value.0)
 }
 
 fn name(name: &At<String>, findings: &mut Findings<'_>) {
@@ -222,72 +214,6 @@ fn target(port: &At<PortDoc>, listen: ListenDoc, findings: &mut Findings<'_>) {
     }
 }
 
-fn backends(
-    docs: &[At<BackendDoc>],
-    port: &PortDoc,
-    sole: bool,
-    seen: &mut HashMap<BackendAddr, u32>,
-    findings: &mut Findings<'_>,
-) -> Vec<BackendSpec> {
-    let mut specs = Vec::with_capacity(docs.len());
-    for At { place, value: doc } in docs {
-        let own = match (doc.address.value.port, doc.port) {
-            (Some(_), Some(port)) => {
-                findings.add(port.place, "the port is in `address` already; remove one");
-                continue;
-            }
-            (Some(port), None) => Some(port),
-            (None, Some(At { place, value })) => {
-                let port = NonZeroU16::new(value);
-                if port.is_none() {
-                    findings.add(place, "`port` is 0; ports are 1 to 65535");
-                }
-                port
-            }
-            (None, None) => None,
-        };
-        if own.is_some() && !sole {
-            findings.add(
-                *place,
-                "a backend's own port is only clear when the service has one port; use `targetPort`",
-            );
-            continue;
-        }
-        let ip = doc.address.value.ip.to_canonical();
-        if ip.is_unspecified() || ip.is_multicast() {
-            findings.add(*place, format!("`{ip}` cannot be dialled; name the backend's address"));
-            continue;
-        }
-        let target = port.target_port.as_ref().and_then(|at| NonZeroU16::new(at.value));
-        let ports = port.port.value.0;
-        let same = || (ports.len() == 1).then(|| NonZeroU16::new(ports.first())).flatten();
-        let addr = BackendAddr::new(ip, own.or(target).or_else(same));
-        if let Some(line) = seen.insert(addr, place.line) {
-            findings.add(
-                *place,
-                format!("backend {addr} is listed twice (first on line {line}); remove one, or sum the weights"),
-            );
-            continue;
-        }
-        let weight = match doc.weight {
-            None => Weight::ONE,
-            Some(At { place, value }) => Weight::new(value).unwrap_or_else(|error| {
-                let drain = if value == 0 { "; to take it out, use `fairway drain`" } else { "" };
-                findings.add(place, format!("{error}{drain}"));
-                Weight::ONE
-            }),
-        };
-        specs.push(BackendSpec {
-            addr,
-            weight,
-            name: doc.name.as_deref().map(Into::into),
-            zone: doc.zone.as_deref().map(Into::into),
-        });
-    }
-    specs.sort_by_key(|spec| spec.addr);
-    specs
-}
-
 fn outliers(doc: &EjectionDoc, findings: &mut Findings<'_>) -> Outliers {
     let mut percent = |name: &str, at: Option<At<Percent>>, default: u32| {
         if let Some(at) = at.filter(|at| at.value.0 > 100) {
@@ -300,6 +226,12 @@ fn outliers(doc: &EjectionDoc, findings: &mut Findings<'_>) -> Outliers {
     if let Some(at) = doc.slow_factor.filter(|at| at.value < 2) {
         findings.add(at.place, format!("`slowFactor` is {}; it is 2 or more", at.value));
     }
+    if let Some(at) = doc.success_rate_deviation.filter(|at| at.value.0 == 0) {
+        findings.add(
+            at.place,
+            "`successRateDeviation` is 0% and would eject half of all; 190% is usual",
+        );
+    }
     if let Some(at) = doc.min_samples.filter(|at| at.value == 0) {
         findings.add(at.place, "`minSamples` is 0; at least 1 connection says something");
     }
@@ -308,6 +240,7 @@ fn outliers(doc: &EjectionDoc, findings: &mut Findings<'_>) -> Outliers {
         window: findings.time("window", doc.window.as_ref(), "10s"),
         min_samples: doc.min_samples.map_or(20, |at| at.value.max(1)),
         failure_percent: (failure_percent > 0).then_some(failure_percent),
+        deviation_percent: doc.success_rate_deviation.map(|at| at.value.0),
         slow_factor: doc.slow_factor.map(|at| at.value),
         slow_above: findings.time("slowAbove", doc.slow_above.as_ref(), "5ms"),
     }
@@ -383,7 +316,9 @@ fn source_address(doc: &ServiceDoc, findings: &mut Findings<'_>) -> SourceAddres
         let is_v4 = |ip: IpAddr| ip.to_canonical().is_ipv4();
         let vips: HashSet<bool> = doc.addresses.value.iter().map(|at| is_v4(at.value.0)).collect();
         for backend in backends() {
-            let family = is_v4(backend.value.address.value.ip);
+            // Of a name's addresses only those of the right family are taken.
+            let Some(ip) = backends::literal(&backend.value) else { continue };
+            let family = is_v4(ip);
             if vips.iter().any(|vip| *vip != family) {
                 findings.add(
                     backend.place,

@@ -6,7 +6,7 @@ mod service;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::values::{At, Auto, Percent, Size, Socket, Time};
+use crate::values::{At, Auto, Endpoint, Percent, Size, Socket, Time};
 
 pub use self::health::*;
 pub use self::service::*;
@@ -25,6 +25,8 @@ pub struct Document {
     pub log: LogDoc,
     /// How the process stops.
     pub shutdown: ShutdownDoc,
+    /// Who is asked for backends that are DNS names.
+    pub resolver: ResolverDoc,
     /// Files and folders with further services.
     pub sources: Vec<SourceDoc>,
     /// The services.
@@ -210,6 +212,17 @@ pub enum ConnectionsDoc {
 pub struct ShutdownDoc {
     /// How long connections may go on after SIGTERM. Default: 30s.
     pub drain_timeout: Option<At<Time>>,
+}
+
+/// Who is asked for backends that are DNS names. Changes need a restart.
+#[derive(Debug, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ResolverDoc {
+    /// Addresses of DNS servers, with port 53 unless they have another. Default: those of
+    /// /etc/resolv.conf, with its search domains. Names in /etc/hosts are found either way.
+    pub servers: Vec<At<Endpoint>>,
+    /// How long a server may take to answer. Default: 2s.
+    pub timeout: Option<At<Time>>,
 }
 
 /// A file or a folder with further services.

@@ -38,9 +38,13 @@ pub struct ServiceDoc {
     /// Who serves.
     #[serde(default)]
     pub backends: Vec<At<BackendDoc>>,
-    /// Who serves when none of `backends` can.
+    /// Who serves when none of `backends` can: the last priority.
     #[serde(default)]
     pub backup_backends: Vec<At<BackendDoc>>,
+    /// While fewer than this share of the backends of one priority take flows, what is missing
+    /// goes to the next priority. Default: 0%, when none does.
+    #[serde(default)]
+    pub failover_threshold: Option<At<Percent>>,
     /// How backends are checked. Default: a TCP connect every 2s; on UDP ports, nothing.
     #[serde(default)]
     pub health_check: Option<At<HealthCheckDoc>>,
@@ -203,34 +207,56 @@ pub enum AffinityDoc {
     ClientIP,
 }
 
-/// A backend: `10.0.0.1:8080`, or a map.
+/// A backend: `10.0.0.1:8080`, `web.example.com:8080`, or a map.
 #[derive(Debug)]
 pub struct BackendDoc {
-    /// Its address.
-    pub address: At<Endpoint>,
+    /// Where it is.
+    pub target: TargetDoc,
     /// Its port, when the address has none.
     pub port: Option<At<u16>>,
     /// Its share of new flows, 1 to 1000.
     pub weight: Option<At<u32>>,
+    /// Backends of the lowest number serve first.
+    pub priority: Option<At<u16>>,
     /// A name for people.
     pub name: Option<String>,
     /// Where it stands.
     pub zone: Option<String>,
 }
 
+/// Where a backend is.
+#[derive(Debug)]
+pub enum TargetDoc {
+    /// At an address, or at those of a name.
+    Endpoint(At<Endpoint>),
+    /// Where the SRV records of a name say.
+    Srv(At<String>),
+}
+
 /// A backend in full.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("oneOf" = [{ "required": ["address"] }, { "required": ["srv"] }]))]
 struct BackendMap {
-    /// Its address, with or without its port.
-    address: At<Endpoint>,
+    /// Its address, or a DNS name whose A and AAAA records are each a backend, with or without
+    /// the port.
+    #[serde(default)]
+    address: Option<At<Endpoint>>,
+    /// In place of `address`: a DNS name whose SRV records say addresses, ports, weights and
+    /// priorities, like `_http._tcp.example.com`.
+    #[serde(default)]
+    srv: Option<At<String>>,
     /// Its port, when the address has none. Default: the service's `targetPort`.
     #[serde(default)]
     port: Option<At<u16>>,
-    /// Its share of new flows, 1 to 1000. Default: 1.
+    /// Its share of new flows, 1 to 1000. Default: 1, or what an SRV record says.
     #[serde(default)]
     weight: Option<At<u32>>,
-    /// A name for people.
+    /// Backends of the lowest number serve first; the next ones when those cannot. Default: 0, or
+    /// what an SRV record says.
+    #[serde(default)]
+    priority: Option<At<u16>>,
+    /// A name for people. Default: the DNS name, if it has one.
     #[serde(default)]
     name: Option<String>,
     /// Where it stands.
@@ -245,19 +271,30 @@ impl<'de> Deserialize<'de> for BackendDoc {
             type Value = BackendDoc;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an address or a map with `address`")
+                f.write_str("an address, a name, or a map with `address` or `srv`")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendDoc, E> {
                 let value = Endpoint::parse(text).map_err(E::custom)?;
-                let address = At { place: crate::Place::default(), value };
-                Ok(BackendDoc { address, port: None, weight: None, name: None, zone: None })
+                let target = TargetDoc::Endpoint(At { place: crate::Place::default(), value });
+                let (port, weight, priority, name, zone) = Default::default();
+                Ok(BackendDoc { target, port, weight, priority, name, zone })
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendDoc, A::Error> {
                 let map = BackendMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let BackendMap { address, port, weight, name, zone } = map;
-                Ok(BackendDoc { address, port, weight, name, zone })
+                let BackendMap { address, srv, port, weight, priority, name, zone } = map;
+                let target = match (address, srv) {
+                    (Some(address), None) => TargetDoc::Endpoint(address),
+                    (None, Some(srv)) => TargetDoc::Srv(srv),
+                    (None, None) => return Err(de::Error::missing_field("address")),
+                    (Some(_), Some(_)) => {
+                        return Err(de::Error::custom(
+                            "a backend has an `address` or an `srv`, not both",
+                        ));
+                    }
+                };
+                Ok(BackendDoc { target, port, weight, priority, name, zone })
             }
         }
         deserializer.deserialize_any(Either)
@@ -294,6 +331,10 @@ pub struct EjectionDoc {
     pub min_samples: Option<At<u32>>,
     /// Share of failed connects and early resets that ejects. Default: 50%; 0% is never.
     pub failure_rate: Option<At<Percent>>,
+    /// A backend whose share of good connections lies so far below the mean of its pool is ejected,
+    /// in hundredths of the standard deviation: 190% is usual. Of pools with five judged backends.
+    /// Default: never.
+    pub success_rate_deviation: Option<At<Percent>>,
     /// A backend whose connects take this many times the pool's median is ejected. Default: never.
     pub slow_factor: Option<At<u32>>,
     /// Connects below this time are never slow. Default: 5ms.

@@ -38,6 +38,11 @@ impl Share {
         Self(((u64::from(self.0) * u64::from(other.0)) >> 16) as u32)
     }
 
+    /// Whether `draw`, a number without pattern, falls into this part of all draws.
+    pub(crate) fn has(self, draw: u64) -> bool {
+        draw >> 48 < u64::from(self.0)
+    }
+
     /// In 65536ths, to weigh loads with.
     pub(crate) fn parts(self) -> u64 {
         u64::from(self.0)
@@ -140,8 +145,7 @@ impl Admission {
     #[must_use]
     pub fn takes(&self, member: u16, key: u64, flow: u64) -> bool {
         let state = self.standing(member);
-        state.admits()
-            && (state.share == Share::FULL || mixed(flow ^ key) >> 48 < u64::from(state.share.0))
+        state.admits() && (state.share == Share::FULL || state.share.has(mixed(flow ^ key)))
     }
 
     /// How `member` stands.

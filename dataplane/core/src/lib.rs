@@ -50,7 +50,7 @@ pub use policy::{
     SendHeader, SourceAddress, Timeouts, Udp,
 };
 pub use select::{Pick, Tried};
-pub use service::{BuildError, Member, Pool, Service, ServiceState};
+pub use service::{BuildError, Group, Member, Pool, Service, ServiceState};
 pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};
 pub use tick::Tick;
 pub use turns::Turns;

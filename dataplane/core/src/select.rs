@@ -13,7 +13,8 @@ use alloc::vec::Vec;
 use crate::hash::mixed;
 use crate::service::Layout;
 use crate::{
-    Admission, Backend, BackendAddr, BackendId, EndReason, Member, Pool, Scheduler, Service, Share,
+    Admission, Backend, BackendAddr, BackendId, EndReason, Group, Member, Pool, Scheduler, Service,
+    Share,
 };
 
 /// Slots that are looked at before the list of the admitted is.
@@ -28,8 +29,8 @@ const TURNS: u64 = 64;
 pub struct Pick<'a> {
     /// The backend.
     pub backend: &'a Arc<Backend>,
-    /// Whether it came from the backup pool.
-    pub backup: bool,
+    /// Number of its group; 0 serves first.
+    pub group: usize,
 }
 
 /// Backends that a flow has tried, to be passed over.
@@ -98,15 +99,15 @@ impl Service {
     /// Takes a place on the first candidate from `start` that is admitted, has a place free and
     /// is not among `tried`.
     ///
-    /// The backup pool is asked when the primary one has nobody, and ejected backends when that
-    /// has nobody either. `Err` says how the flow ends.
+    /// Groups are asked in their order, each for its share of the flows; then those that left the
+    /// flow to others, and ejected backends when no group has anybody. `Err` says how the flow ends.
     /// Hashing, random and round-robin schedulers look at some slots, those that compare loads at
     /// every member of the pool.
     pub fn select(&self, start: u64, tried: &Tried, worker: usize) -> Result<Pick<'_>, EndReason> {
         if let Some(pick) = self.search(start, tried, Some(worker)) {
             return Ok(pick);
         }
-        let admitted = self.admission.admitted() + self.backup_admission.admitted();
+        let admitted: usize = self.groups.iter().map(|group| group.admission.admitted()).sum();
         Err(match (admitted, tried.len()) {
             (0, 0) => EndReason::NoBackend,
             (_, 0) => EndReason::Limited,
@@ -126,11 +127,12 @@ impl Service {
         order
     }
 
-    /// The slots that a hashing scheduler looks at for the flow at `start`, and who owns each;
-    /// empty for other schedulers.
+    /// The slots that a hashing scheduler looks at in group number `group` for the flow at `start`,
+    /// and who owns each; empty for other schedulers.
     #[must_use]
-    pub fn slots(&self, start: u64) -> Vec<(u64, u16)> {
-        match (&self.policy.scheduler, self.primary.table()) {
+    pub fn slots(&self, start: u64, group: usize) -> Vec<(u64, u16)> {
+        let table = self.groups.get(group).and_then(|group| group.pool.table());
+        match (&self.policy.scheduler, table) {
             (Scheduler::Maglev { .. }, Some(table)) => {
                 let size = u64::from(table.size());
                 let owned = |slot| Some((slot, table.owner(slot)?));
@@ -142,55 +144,61 @@ impl Service {
 
     fn search(&self, start: u64, tried: &Tried, worker: Option<usize>) -> Option<Pick<'_>> {
         let limit = self.policy.limits.backend_connections;
-        let searches = [
-            (&*self.primary, &self.admission, false),
-            (&*self.backup, &self.backup_admission, true),
-        ]
-        .map(|(pool, admission, backup)| {
-            (Search { service: self, pool, admission, tried, limit, worker, start }, backup)
-        });
-        let admitted = searches.iter().find_map(|(search, backup)| {
-            search.run().map(|backend| Pick { backend, backup: *backup })
-        });
-        let last_resort = || {
-            searches.iter().find_map(|(search, backup)| {
-                search.last_resort().map(|backend| Pick { backend, backup: *backup })
+        let groups = || {
+            self.groups.iter().enumerate().map(|(n, group)| {
+                let Group { pool, admission, .. } = group;
+                (n, group, Search { service: self, pool, admission, tried, limit, worker, start })
             })
         };
-        admitted.or_else(last_resort)
+        let find = |takes: &dyn Fn(&Group) -> bool| {
+            groups()
+                .filter(|(_, group, _)| takes(group))
+                .find_map(|(n, _, search)| Some(Pick { backend: search.run()?, group: n }))
+        };
+        let last_resort = || {
+            groups()
+                .find_map(|(n, _, search)| Some(Pick { backend: search.last_resort()?, group: n }))
+        };
+        find(&|group| group.takes(start))
+            .or_else(|| find(&|group| !group.takes(start)))
+            .or_else(last_resort)
     }
 
     /// Takes a place on the backend `id` if it is here, admitted and has one free.
     #[must_use]
     pub fn select_known(&self, id: BackendId) -> Option<Pick<'_>> {
-        let limit = self.policy.limits.backend_connections;
-        let find = |pool: &Pool| pool.members().iter().position(|m| m.backend.id == id);
-        let (pool, admission, index, backup) = match find(&self.primary) {
-            Some(index) => (&self.primary, &self.admission, index, false),
-            None => (&self.backup, &self.backup_admission, find(&self.backup)?, true),
-        };
-        // A backup is only kept while the primary pool has nobody.
-        if !admission.admits(index as u16) || (backup && self.admission.admitted() > 0) {
+        let place = self.groups.iter().enumerate().find_map(|(n, group)| {
+            let member = group.pool.members().iter().position(|m| m.backend.id == id)?;
+            Some((n, member))
+        });
+        let (n, member) = place?;
+        let group = &self.groups[n];
+        if !group.admission.admits(member as u16) || self.spares(n) {
             return None;
         }
-        let backend = &pool.members()[index].backend;
-        backend.try_open(limit).then_some(Pick { backend, backup })
+        let backend = &group.pool.members()[member].backend;
+        let limit = self.policy.limits.backend_connections;
+        backend.try_open(limit).then_some(Pick { backend, group: n })
     }
 
     /// Whether a flow that is on the backend `id` at `addr` may stay there: it is here, admitted,
-    /// and no backup that the primary pool can do without. Costs a binary search.
+    /// and no backup that the groups before it can do without. Costs a binary search a group.
     #[must_use]
     pub fn keeps(&self, id: BackendId, addr: BackendAddr) -> bool {
-        let find = |pool: &Pool| {
-            let place = pool.members().binary_search_by_key(&addr, |m| m.backend.addr).ok()?;
-            (pool.members()[place].backend.id == id).then_some(place as u16)
+        let find = |group: &Group| {
+            let members = group.pool.members();
+            let place = members.binary_search_by_key(&addr, |m| m.backend.addr).ok()?;
+            (members[place].backend.id == id).then_some(place as u16)
         };
-        match find(&self.primary) {
-            Some(place) => self.admission.admits(place),
-            None => find(&self.backup).is_some_and(|place| {
-                self.backup_admission.admits(place) && self.admission.admitted() == 0
-            }),
-        }
+        let mut groups = self.groups.iter().enumerate();
+        groups
+            .find_map(|(n, group)| Some((n, group, find(group)?)))
+            .is_some_and(|(n, group, place)| group.admission.admits(place) && !self.spares(n))
+    }
+
+    /// Whether a group before number `n` takes every flow, so that `n` is not needed.
+    fn spares(&self, n: usize) -> bool {
+        self.groups[..n].iter().any(Group::is_whole)
     }
 }
 

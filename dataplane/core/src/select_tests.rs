@@ -37,9 +37,9 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
     }
 }
 
-/// A service over 10.0.0.0, 10.0.0.1, … with these weights.
-pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
-    let members = weights.iter().enumerate().map(|(n, weight)| Member {
+/// Backends of these weights, in slots and at addresses from number `from` of 10.0.0.0 on.
+fn group(scheduler: Scheduler, from: usize, weights: &[u32]) -> Group {
+    let members = weights.iter().zip(from..).map(|(weight, n)| Member {
         backend: Backend::new(
             BackendId { slot: n as u32, epoch: NonZeroU32::MIN },
             crate::BackendAddr::new([10, 0, (n >> 8) as u8, n as u8].into(), NonZeroU16::new(80)),
@@ -47,23 +47,24 @@ pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
         ),
         weight: Weight::new(*weight).unwrap(),
     });
-    let primary = Arc::new(Pool::build(members.collect(), &scheduler).unwrap());
-    let backup = Arc::new(Pool::build(Vec::new(), &scheduler).unwrap());
+    let pool = Pool::build(members.collect(), &scheduler).unwrap();
+    Group::new(Arc::new(pool), |_| Standing::GOOD)
+}
+
+/// A service over 10.0.0.0, 10.0.0.1, … with these weights.
+pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
     Service {
         id: ServiceId(0),
         name: "web/http".into(),
         protocol: Protocol::Tcp,
         policy: Arc::new(policy(scheduler)),
-        admission: primary.admission(|_| Standing::GOOD),
-        backup_admission: backup.admission(|_| Standing::GOOD),
-        primary,
-        backup,
+        groups: [group(scheduler, 0, weights)].into(),
         state: ServiceState::new(1),
     }
 }
 
 fn fail(service: &mut Service, failed: &[u32]) {
-    service.admission = service.primary.admission(|backend| Standing {
+    service.groups[0].admission = service.groups[0].pool.admission(|backend| Standing {
         failed: failed.contains(&backend.id.slot),
         ..Standing::GOOD
     });
@@ -199,7 +200,7 @@ fn limits_pass_a_flow_on_and_then_refuse() {
             EndReason::Limited,
             "{scheduler:?}"
         );
-        service.primary.members()[1].backend.close();
+        service.groups[0].pool.members()[1].backend.close();
         assert_eq!(service.select(5, &Tried::NONE, 0).unwrap().backend.id.slot, 1, "{scheduler:?}");
     }
 }
@@ -214,30 +215,71 @@ fn bounded_load_bounds() {
         // Four clients make all the load: plain hashing would use four backends.
         let _ = service.select(mixed(n % 4), &Tried::NONE, 0).unwrap();
     }
-    for member in service.primary.members() {
+    for member in service.groups[0].pool.members() {
         assert!(member.backend.active() <= 125, "{}", member.backend.active());
     }
 }
 
-#[test]
-fn the_backup_pool_serves_when_nobody_else_can() {
+/// Two backends of 10.0.0.0, and behind them as many groups more, of three each.
+fn grouped(further: usize) -> Service {
     let mut service = service(MAGLEV, &[1, 1]);
-    let backup = self::service(MAGLEV, &[1, 1, 1]);
-    service.backup_admission = backup.admission;
-    service.backup = backup.primary;
-    let pick = service.select(9, &Tried::NONE, 0).unwrap();
-    assert!(!pick.backup);
-    let tried: Vec<_> = service.primary.members().iter().map(|m| m.backend.id).collect();
+    let others = (1..=further).map(|n| group(MAGLEV, 10 * n, &[1, 1, 1]));
+    service.groups = service.groups.iter().cloned().chain(others).collect();
+    service
+}
+
+fn group_of(service: &Service, start: u64) -> usize {
+    let pick = service.select(start, &Tried::NONE, 0).unwrap();
+    pick.backend.close();
+    pick.group
+}
+
+#[test]
+fn a_group_serves_when_those_before_it_have_nobody() {
+    let mut service = grouped(2);
+    assert_eq!(group_of(&service, 9), 0);
+    let first = service.groups[0].pool.members()[0].backend.id;
     fail(&mut service, &[0, 1]);
-    assert!(service.select(9, &Tried::NONE, 0).unwrap().backup);
-    assert!(service.select_known(tried[0]).is_none(), "a failed backend keeps no affinity");
+    assert_eq!(group_of(&service, 9), 1);
+    assert!(service.select_known(first).is_none(), "a failed backend keeps no affinity");
+    let backup = Arc::clone(&service.groups[1].pool.members()[0].backend);
+    assert!(service.keeps(backup.id, backup.addr), "while it is needed");
+    let nobody = |group: &Group| {
+        let failed = Standing { failed: true, ..Standing::GOOD };
+        Group::new(Arc::clone(&group.pool), |_| failed)
+    };
+    service.groups[1] = nobody(&service.groups[1]);
+    assert_eq!(group_of(&service, 9), 2);
+    service.groups[2] = nobody(&service.groups[2]);
+    assert_eq!(service.select(9, &Tried::NONE, 0).unwrap_err(), EndReason::NoBackend);
+}
+
+#[test]
+fn a_group_leaves_to_the_next_what_is_above_its_share() {
+    let mut service = grouped(1);
+    let mut at = |part: f64| -> Vec<usize> {
+        service.groups[0].share = Share::of(part);
+        (0..10_000).map(|n| group_of(&service, mixed(n))).collect()
+    };
+    let (all, most, half) = (at(1.0), at(0.8), at(0.5));
+    let left = |groups: &[usize]| groups.iter().sum::<usize>();
+    assert_eq!(left(&all), 0);
+    assert!((1800..2200).contains(&left(&most)), "{}", left(&most));
+    assert!((4800..5200).contains(&left(&half)), "{}", left(&half));
+    assert!(most.iter().zip(&half).all(|(a, b)| a <= b), "a flow came back as the share shrank");
+    let backup = Arc::clone(&service.groups[1].pool.members()[0].backend);
+    assert!(service.keeps(backup.id, backup.addr), "the others are not whole");
+    // Nobody is there for the rest: the first group takes it all the same.
+    let failed = Standing { failed: true, ..Standing::GOOD };
+    service.groups[1] = Group::new(Arc::clone(&service.groups[1].pool), |_| failed);
+    assert!((0..1000).all(|n| group_of(&service, mixed(n)) == 0));
 }
 
 #[test]
 fn ejected_backends_are_a_last_resort() {
     for scheduler in EVERY {
         let mut service = service(scheduler, &[1; 4]);
-        service.admission = service.primary.admission(|backend| Standing {
+        service.groups[0].admission = service.groups[0].pool.admission(|backend| Standing {
             failed: backend.id.slot == 0,
             ejected: backend.id.slot < 3,
             ..Standing::GOOD
@@ -292,7 +334,7 @@ proptest! {
 
 /// The service with backend 0 taking `part` of its flows.
 fn starting(service: &mut Service, part: f64) {
-    service.admission = service.primary.admission(|backend| Standing {
+    service.groups[0].admission = service.groups[0].pool.admission(|backend| Standing {
         share: if backend.id.slot == 0 { Share::of(part) } else { Share::FULL },
         ..Standing::GOOD
     });
@@ -377,11 +419,11 @@ fn what_is_explained_is_what_happens() {
             let explained: Vec<_> =
                 service.candidates(start).iter().map(|pick| pick.backend.id.slot).collect();
             assert_eq!(explained, candidates(&service, start), "{scheduler:?} from {start}");
-            assert!(service.primary.members().iter().all(|m| m.backend.active() == 0));
+            assert!(service.groups[0].pool.members().iter().all(|m| m.backend.active() == 0));
         }
     }
     let service = service(MAGLEV, &[1; 5]);
-    let (_, owner) = service.slots(1234)[0];
+    let (_, owner) = service.slots(1234, 0)[0];
     let first = service.candidates(1234)[0].backend.id;
-    assert_eq!(service.primary.members()[usize::from(owner)].backend.id, first);
+    assert_eq!(service.groups[0].pool.members()[usize::from(owner)].backend.id, first);
 }

@@ -1,13 +1,15 @@
-//! A service in a snapshot: its pools, who is admitted, and the state that outlives snapshots.
+//! A service in a snapshot: its groups of backends, who is admitted, and the state that outlives snapshots.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::backend::Places;
+use crate::hash::mixed;
 use crate::{
     Admission, Backend, BackendAddr, MaglevTable, PerWorker, Policy, Protocol, Scheduler,
-    ServiceCounters, ServiceId, Standing, TableSize, Turns, Weight,
+    ServiceCounters, ServiceId, Share, Standing, TableSize, Turns, Weight,
 };
 
 /// Largest pool.
@@ -182,26 +184,53 @@ pub struct Service {
     pub protocol: Protocol,
     /// How it treats flows.
     pub policy: Arc<Policy>,
-    /// Its backends.
-    pub primary: Arc<Pool>,
-    /// Backends that serve when no primary one can; often empty.
-    pub backup: Arc<Pool>,
-    /// Who of the primary pool is admitted.
-    pub admission: Admission,
-    /// Who of the backup pool is admitted.
-    pub backup_admission: Admission,
+    /// Its backends, those that serve first at the front; most services have one group, with
+    /// everybody.
+    pub groups: Box<[Group]>,
     /// Counters and load.
     pub state: Arc<ServiceState>,
 }
 
+/// Backends of one priority.
+#[derive(Clone)]
+pub struct Group {
+    /// Who they are.
+    pub pool: Arc<Pool>,
+    /// Who of them is admitted.
+    pub admission: Admission,
+    /// The part of the flows that come this far which it takes; the rest goes on to the group
+    /// after it.
+    pub share: Share,
+}
+
+impl Group {
+    /// The group of `pool` whose members stand as `standing` says, and which takes everything.
+    #[must_use]
+    pub fn new(pool: Arc<Pool>, standing: impl Fn(&Backend) -> Standing) -> Self {
+        Self { admission: pool.admission(standing), pool, share: Share::FULL }
+    }
+
+    /// Whether it takes the flow that starts at `flow` and has come this far. As its share shrinks
+    /// flows leave it, and as the share grows the same ones come back.
+    pub(crate) fn takes(&self, flow: u64) -> bool {
+        self.share == Share::FULL || self.share.has(mixed(flow ^ GROUP))
+    }
+
+    /// Whether it leaves nothing to the groups after it, limits aside.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.share == Share::FULL && self.admission.admitted() > 0
+    }
+}
+
+/// Draws of groups are others than those of backends and slots.
+const GROUP: u64 = 0x6a09_e667_f3bc_c908;
+
 impl Service {
-    /// Every backend with its standing, and whether it is a backup.
-    pub fn backends(&self) -> impl Iterator<Item = (&Member, Standing, bool)> {
-        let pools =
-            [(&self.primary, &self.admission, false), (&self.backup, &self.backup_admission, true)];
-        pools.into_iter().flat_map(|(pool, admission, backup)| {
-            let members = pool.members.iter().enumerate();
-            members.map(move |(n, member)| (member, admission.standing(n as u16), backup))
+    /// Every backend with its standing, by group.
+    pub fn backends(&self) -> impl Iterator<Item = (&Member, Standing)> {
+        self.groups.iter().flat_map(|group| {
+            let members = group.pool.members.iter().enumerate();
+            members.map(move |(n, member)| (member, group.admission.standing(n as u16)))
         })
     }
 }

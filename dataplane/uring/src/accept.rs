@@ -98,7 +98,7 @@ fn admitted(
             });
         }
     };
-    if pick.backup {
+    if pick.group > 0 {
         counters.backup.inc();
     }
     let service = cx.held.service(service);

@@ -96,7 +96,7 @@ impl Admin {
             PerBackendDoc::Auto => {
                 let snapshot = self.view.load();
                 let backends = |s: &Arc<fairway_core::Service>| {
-                    s.primary.members().len() + s.backup.members().len()
+                    s.groups.iter().map(|group| group.pool.members().len()).sum::<usize>()
                 };
                 snapshot.services().map(backends).sum::<usize>() <= PER_BACKEND
             }
@@ -226,8 +226,12 @@ async fn plan(
     };
     let changes = admin.ask(move |control| {
         let waiting = control.process.sections_changed(&config.process);
-        let changes =
-            plan_changes(|key| control.services.get(key), &control.desired, &config.services);
+        let changes = plan_changes(
+            |key| control.services.get(key),
+            |spec| control.resolved(spec),
+            &control.desired,
+            &config.services,
+        );
         PlanView { changes, restart: waiting.into_iter().map(Into::into).collect() }
     });
     Ok(Json(changes.await?).into_response())

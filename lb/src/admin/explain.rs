@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use fairway_core::{FlowKey, Protocol, Scheduler, Service, Snapshot, VipAddr};
+use fairway_core::{FlowKey, Pool, Protocol, Scheduler, Service, Snapshot, VipAddr};
 use fairway_uring::Shared;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +56,8 @@ pub(crate) struct SlotView {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CandidateView {
     pub(crate) backend: String,
-    pub(crate) backup: bool,
+    /// 0 serves first, each other when those before it cannot.
+    pub(crate) group: usize,
     pub(crate) active: u32,
     pub(crate) state: String,
     pub(crate) why: Option<String>,
@@ -98,7 +99,7 @@ pub(crate) fn explain_flow(
     let affinity = policy.affinity.and_then(|affinity| {
         let now = shared.clock.now();
         let id = shared.affinity.find(service.id, client.ip(), affinity.timeout, now)?;
-        let known = service.backends().find(|(member, ..)| member.backend.id == id)?;
+        let known = service.backends().find(|(member, _)| member.backend.id == id)?;
         Some(known.0.backend.addr.to_string())
     });
     let candidates: Vec<CandidateView> = service
@@ -106,7 +107,7 @@ pub(crate) fn explain_flow(
         .iter()
         .map(|pick| CandidateView {
             backend: pick.backend.addr.to_string(),
-            backup: pick.backup,
+            group: pick.group,
             active: pick.backend.active(),
             state: String::new(),
             why: None,
@@ -115,7 +116,7 @@ pub(crate) fn explain_flow(
     let tried = |addr: &str| candidates.iter().any(|candidate| candidate.backend == addr);
     let passed_over = service
         .backends()
-        .map(|(member, ..)| member.backend.addr.to_string())
+        .map(|(member, _)| member.backend.addr.to_string())
         .filter(|addr| !tried(addr))
         .map(|backend| PassedOver { backend, state: String::new(), why: None })
         .collect();
@@ -127,7 +128,7 @@ pub(crate) fn explain_flow(
         allowed,
         lists,
         hash: format!("{hash:016x}"),
-        table_slots: service.primary.table_len(),
+        table_slots: pool_of(service, candidates.first()).map_or(0, Pool::table_len),
         slots: slots(service, hash, candidates.first()),
         affinity,
         candidates,
@@ -149,11 +150,18 @@ fn lists(service: &Service, client: SocketAddr) -> (bool, String) {
     }
 }
 
+/// The pool of the backend that takes the flow; the first one when nobody does.
+fn pool_of<'s>(service: &'s Service, first: Option<&CandidateView>) -> Option<&'s Pool> {
+    let group = service.groups.get(first.map_or(0, |first| first.group))?;
+    Some(&group.pool)
+}
+
 /// The slots up to the one that takes the flow; all that are looked at when none does.
 fn slots(service: &Service, hash: u64, first: Option<&CandidateView>) -> Vec<SlotView> {
     let mut views = Vec::new();
-    for (slot, owner) in service.slots(hash) {
-        let backend = service.primary.members()[usize::from(owner)].backend.addr.to_string();
+    let Some(pool) = pool_of(service, first) else { return views };
+    for (slot, owner) in service.slots(hash, first.map_or(0, |first| first.group)) {
+        let backend = pool.members()[usize::from(owner)].backend.addr.to_string();
         let taken = first.is_some_and(|first| first.backend == backend);
         views.push(SlotView { slot, backend, taken });
         if taken {

@@ -116,7 +116,8 @@ pub(crate) struct BackendView {
     pub(crate) name: Option<String>,
     pub(crate) zone: Option<String>,
     pub(crate) weight: u16,
-    pub(crate) backup: bool,
+    /// 0 serves first, each other when those before it cannot.
+    pub(crate) group: usize,
     /// `up`, `starting`, `down`, `ejected`, `draining` or `removed`.
     pub(crate) state: String,
     /// Why, in words.
@@ -307,6 +308,7 @@ impl Control {
             ));
         }
         troubles.extend(self.routing_trouble());
+        troubles.extend(self.name_troubles());
         let mut orders = self.order_words();
         orders.extend(
             self.rolled_back.map(|number| {
@@ -396,10 +398,7 @@ impl Control {
         let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
         let mut views = Vec::new();
         for (key, live) in self.services.iter().filter(|(key, _)| wanted(key)) {
-            let sides = [(&live.backends, false), (&live.backups, true)];
-            for (backends, backup) in sides {
-                views.extend(backends.iter().map(|live| self.backend_view(key, live, backup)));
-            }
+            views.extend(live.grouped().map(|(group, live)| self.backend_view(key, live, group)));
         }
         let mut removed: Vec<_> = self.retiring.removed().filter(|(key, _)| wanted(key)).collect();
         removed.sort_by_key(|(key, backend)| (*key, backend.addr));
@@ -411,7 +410,7 @@ impl Control {
                 name: None,
                 zone: None,
                 weight: 0,
-                backup: false,
+                group: 0,
                 state: "removed".into(),
                 cause: Some("no longer configured; its connections go on".into()),
                 active: backend.active(),
@@ -425,7 +424,7 @@ impl Control {
         views
     }
 
-    fn backend_view(&self, key: &ServiceKey, live: &LiveBackend, backup: bool) -> BackendView {
+    fn backend_view(&self, key: &ServiceKey, live: &LiveBackend, group: usize) -> BackendView {
         let now = self.clock.now();
         let shown = live.ejection.cause.as_deref().unwrap_or("its connections failed");
         let orders = live.orders.words(now);
@@ -457,7 +456,7 @@ impl Control {
             name: live.name.as_deref().map(Into::into),
             zone: live.zone.as_deref().map(Into::into),
             weight: live.weight,
-            backup,
+            group,
             state: state.into(),
             cause,
             active: live.backend.active(),

@@ -195,6 +195,12 @@ enum Command {
         /// At most so many, the oldest of them
         #[arg(long, value_name = "N", default_value = "1000")]
         most: usize,
+        /// Again and again, every 2s or as written: `--watch=5s`
+        #[arg(
+            long, value_name = "TIME", value_parser = humantime::parse_duration,
+            num_args = 0..=1, require_equals = true, default_missing_value = "2s"
+        )]
+        watch: Option<Duration>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -316,7 +322,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Rollback { generation, remote } => {
             client::order(&remote, "/v1/rollback", &RollbackRequest { generation }, EXIT_FAILURE)
         }
-        Command::Connections { service, client, backend, older_than, most, remote } => {
+        Command::Connections { service, client, backend, older_than, most, watch, remote } => {
             let older = older_than.map(|age| age.as_secs().to_string());
             let path = query(
                 "/v1/connections",
@@ -328,12 +334,15 @@ pub(crate) fn main() -> ExitCode {
                     ("most", Some(&most.to_string())),
                 ],
             );
-            show::<Vec<ConnectionView>>(&remote, &path, |views| {
-                if views.len() >= most {
-                    eprintln!("only {most} are shown; `--most` shows more");
-                }
-                table::connections(views)
-            })
+            let list = || {
+                show::<Vec<ConnectionView>>(&remote, &path, |views| {
+                    if views.len() >= most {
+                        eprintln!("only {most} are shown; `--most` shows more");
+                    }
+                    table::connections(views)
+                })
+            };
+            steer::again(watch, list)
         }
         Command::Talkers { service, by, top, remote } => {
             steer::talkers(&remote, service.as_deref(), by, top)
@@ -404,11 +413,7 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
         Ok(config) => Report {
             ok: true,
             services: config.services.len(),
-            backends: config
-                .services
-                .values()
-                .map(|s| s.backends.len() + s.backup_backends.len())
-                .sum(),
+            backends: config.services.values().map(|s| s.backends.len()).sum(),
             problems: Vec::new(),
             notes: notes(&config),
         },
@@ -468,10 +473,10 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
                  errors are noticed all the same"
             ));
         }
-        if spec.backends.is_empty() && spec.backup_backends.is_empty() {
+        if spec.backends.is_empty() && spec.named.is_empty() {
             notes.push(format!("service {key} has no backends; its clients will be refused"));
         }
-        for backend in spec.backends.iter().chain(&spec.backup_backends) {
+        for backend in &spec.backends {
             let own = |f: &Frontend| {
                 f.ip == backend.addr.ip()
                     && backend.addr.port().is_none_or(|p| f.ports.contains(p.get()))
@@ -491,8 +496,8 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
                 check.timeout, check.interval
             ));
         }
-        let named = spec.backends.iter().chain(&spec.backup_backends);
-        let mut names: Vec<_> = named.filter_map(|backend| backend.name.as_deref()).collect();
+        let mut names: Vec<_> =
+            spec.backends.iter().filter_map(|backend| backend.name.as_deref()).collect();
         names.sort_unstable();
         for pair in names.windows(2).filter(|pair| pair[0] == pair[1]) {
             notes.push(format!(

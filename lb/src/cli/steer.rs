@@ -100,6 +100,22 @@ pub(super) fn talkers(remote: &Remote, service: Option<&str>, by: Count, top: us
     ExitCode::SUCCESS
 }
 
+/// Runs `show` once, or every `interval` until it fails: on a terminal in the same place.
+pub(super) fn again(interval: Option<Duration>, show: impl Fn() -> ExitCode) -> ExitCode {
+    let Some(interval) = interval else { return show() };
+    loop {
+        if std::io::stdout().is_terminal() {
+            // To the first place, and everything behind it goes.
+            print!("\x1b[H\x1b[J");
+        }
+        let outcome = show();
+        if outcome != ExitCode::SUCCESS {
+            return outcome;
+        }
+        thread::sleep(interval);
+    }
+}
+
 /// Waits until no connection is left on `backend`.
 pub(super) fn wait_until_drained(
     remote: &Remote,

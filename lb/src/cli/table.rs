@@ -174,7 +174,7 @@ pub(crate) fn backends(views: &[BackendView]) -> String {
                 view.service.clone(),
                 view.address.clone(),
                 view.name.clone().unwrap_or_else(|| "-".into()),
-                if view.backup { format!("{} (backup)", view.state) } else { view.state.clone() },
+                format!("{}{}", view.state, backup(view.group)),
                 view.weight.to_string(),
                 view.active.to_string(),
                 view.connections.to_string(),
@@ -328,7 +328,7 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
         row("note", note.clone());
     }
     let rows = explanation.candidates.iter().enumerate().map(|(n, candidate)| {
-        let backup = if candidate.backup { " (backup)" } else { "" };
+        let backup = backup(candidate.group);
         vec![
             (n + 1).to_string(),
             candidate.backend.clone(),
@@ -344,6 +344,15 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
     let rows: Vec<_> = rows.chain(passed).collect();
     out.push('\n');
     out + &table(&["try#", "backend", "state", "active#", "why"], &rows)
+}
+
+/// How a backend is marked that does not serve first.
+fn backup(group: usize) -> String {
+    match group {
+        0 => String::new(),
+        1 => " (backup)".into(),
+        n => format!(" (backup {n})"),
+    }
 }
 
 #[cfg(test)]

@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use fairway_config::{BackendSpec, CheckSpec, ServiceSpec};
+use fairway_config::{BackendSpec, CheckSpec, Priority, ServiceSpec};
 use fairway_core::{
-    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Member, PassiveEjection,
-    Pool, Scheduler, Service, ServiceId, ServiceState, Share, Standing, Tick,
+    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Group, Member,
+    PassiveEjection, Pool, Service, ServiceId, ServiceState, Share, Standing, Tick,
 };
 
 use super::ids::Ids;
@@ -24,10 +25,10 @@ use crate::health::agent::AgentState;
 pub(crate) struct Live {
     pub(crate) id: ServiceId,
     pub(crate) spec: Arc<ServiceSpec>,
+    /// By priority, then address.
     pub(crate) backends: Vec<LiveBackend>,
-    pub(crate) backups: Vec<LiveBackend>,
-    primary: Arc<Pool>,
-    backup: Arc<Pool>,
+    /// The backends of each priority; one at least.
+    groups: Vec<LiveGroup>,
     pub(crate) state: Arc<ServiceState>,
     /// Too few backends are healthy, so all are used.
     pub(crate) panic: bool,
@@ -35,6 +36,14 @@ pub(crate) struct Live {
     window_ends: Tick,
     /// Connections at the last look.
     accepted: u64,
+}
+
+/// Backends of one priority.
+struct LiveGroup {
+    priority: Priority,
+    /// Where its backends are among all.
+    members: Range<usize>,
+    pool: Arc<Pool>,
 }
 
 /// A configured backend and how it stands.
@@ -198,35 +207,29 @@ impl Live {
         let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
         let (state, pools) = match previous {
             Some(live) => {
-                let old = live.backends.into_iter().chain(live.backups);
-                known.extend(old.map(|live| (live.backend.addr, live)));
-                let pools = (live.spec.policy.scheduler, live.primary, live.backup);
-                (live.state, Some(pools))
+                known.extend(live.backends.into_iter().map(|live| (live.backend.addr, live)));
+                // A pool of another scheduler is of no use.
+                let same = live.spec.policy.scheduler == spec.policy.scheduler;
+                (live.state, if same { live.groups } else { Vec::new() })
             }
-            None => (ServiceState::new(workers), None),
+            None => (ServiceState::new(workers), Vec::new()),
         };
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
-        let mut join = |specs: &[BackendSpec]| -> Vec<LiveBackend> {
-            specs
-                .iter()
-                .map(|spec| match known.remove(&spec.addr) {
-                    Some(live) => LiveBackend {
-                        name: spec.name.clone(),
-                        zone: spec.zone.clone(),
-                        weight: spec.weight.get(),
-                        ..live
-                    },
-                    None => LiveBackend {
-                        down: unchecked.clone(),
-                        ..LiveBackend::new(spec, ids.create(spec.addr, workers))
-                    },
-                })
-                .collect()
-        };
-        let mut backends = join(&spec.backends);
-        let mut backups = join(&spec.backup_backends);
-        for live in backends.iter_mut().chain(&mut backups) {
+        let backends = spec.backends.iter().map(|spec| match known.remove(&spec.addr) {
+            Some(live) => LiveBackend {
+                name: spec.name.clone(),
+                zone: spec.zone.clone(),
+                weight: spec.weight.get(),
+                ..live
+            },
+            None => LiveBackend {
+                down: unchecked.clone(),
+                ..LiveBackend::new(spec, ids.create(spec.addr, workers))
+            },
+        });
+        let mut backends: Vec<LiveBackend> = backends.collect();
+        for live in &mut backends {
             if spec.agent.is_none() {
                 live.agent = AgentState::default();
             }
@@ -235,82 +238,69 @@ impl Live {
                 Some(target) => health(&target).unwrap_or_else(|| live.down.take()),
             };
         }
-        let scheduler = spec.policy.scheduler;
-        let (before, primary, backup) = match pools {
-            Some((before, primary, backup)) => (Some(before), Some(primary), Some(backup)),
-            None => (None, None, None),
-        };
         let started = Instant::now();
-        let same_scheduler = before == Some(scheduler);
-        let old = primary.clone();
-        let primary = pool(&backends, &spec.backends, primary, same_scheduler, &scheduler)?;
-        let backup = pool(&backups, &spec.backup_backends, backup, same_scheduler, &scheduler)?;
-        let rebuilt = old.is_none_or(|old| !Arc::ptr_eq(&old, &primary));
+        let (groups, rebuilt) = groups(&spec, &backends, &pools)?;
         if rebuilt {
             let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             state.table_build_us.store(took, Relaxed);
         }
         let retired = known.into_values().map(|live| live.backend).collect();
-        let live = Self {
-            id,
-            spec,
-            backends,
-            backups,
-            primary,
-            backup,
-            state,
-            panic,
-            window_ends,
-            accepted,
-        };
+        let live = Self { id, spec, backends, groups, state, panic, window_ends, accepted };
         Ok(Replaced { live, retired, rebuilt })
     }
 
     /// The service as workers in `zone` are to see it now.
     pub(crate) fn service(&mut self, zone: Option<&str>) -> Service {
-        let out = |live: &&LiveBackend| live.is_down() || live.ejection.until.is_some();
-        let (total, out) = (self.backends.len(), self.backends.iter().filter(out).count());
-        let panic = out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total;
+        let panic = self.is_in_panic();
         self.panic = panic;
         self.state.panic.store(panic, Relaxed);
-        let near = zone.filter(|_| self.spec.prefer_same_zone).and_then(|z| self.near(z));
-        let standing = |live: &LiveBackend| {
-            let standing = live.standing_in(panic);
-            match near.filter(|_| !panic && live.zone.as_deref() != zone) {
-                Some(near) if standing.share > Share::NONE => {
-                    let share = standing.share.times(near.left_to_others()).max(Share::LEAST);
-                    Standing { share, ..standing }
-                }
-                _ => standing,
-            }
-        };
         for live in self.all() {
             let Standing { failed, ejected, draining, .. } = live.standing();
             live.backend.failed.store(failed || ejected, Relaxed);
             live.backend.draining.store(draining, Relaxed);
         }
-        let admission = |backends: &[LiveBackend]| {
-            Admission::new(backends.iter().map(|live| (live.weight, standing(live))))
-        };
+        let zone = zone.filter(|_| self.spec.prefer_same_zone && !panic);
+        let count = self.groups.len();
+        let groups = self.groups.iter().zip(1..).map(|(group, n)| {
+            let members = &self.backends[group.members.clone()];
+            let near = zone.and_then(|zone| near(members, zone));
+            let standing = |live: &LiveBackend| {
+                let standing = live.standing_in(panic);
+                match near.filter(|_| live.zone.as_deref() != zone) {
+                    Some(near) if standing.share > Share::NONE => {
+                        let share = standing.share.times(near.left_to_others()).max(Share::LEAST);
+                        Standing { share, ..standing }
+                    }
+                    _ => standing,
+                }
+            };
+            let admission = Admission::new(members.iter().map(|m| (m.weight, standing(m))));
+            let wanted = members.len() as f64 * f64::from(self.spec.failover_percent) / 100.0;
+            let well = admission.admitted() as f64;
+            // The last group has nobody to leave flows to.
+            let share = if n == count || well >= wanted { 1.0 } else { well / wanted };
+            Group { pool: Arc::clone(&group.pool), admission, share: Share::of(share) }
+        });
         Service {
             id: self.id,
             name: Arc::clone(&self.spec.key.0),
             protocol: self.spec.protocol,
             policy: Arc::clone(&self.spec.policy),
-            admission: admission(&self.backends),
-            backup_admission: admission(&self.backups),
-            primary: Arc::clone(&self.primary),
-            backup: Arc::clone(&self.backup),
+            groups: groups.collect(),
             state: Arc::clone(&self.state),
         }
     }
 
-    /// How the backends of `zone` stand; none when there are none.
-    fn near(&self, zone: &str) -> Option<Near> {
-        let own = || self.backends.iter().filter(|live| live.zone.as_deref() == Some(zone));
-        let all = own().count();
-        let well = own().filter(|live| live.standing().admits()).count();
-        (all > 0).then_some(Near { all, well })
+    /// Whether so few backends are well, backups aside, that all are used.
+    fn is_in_panic(&self) -> bool {
+        let backups = |group: &&LiveGroup| !matches!(group.priority, Priority::Given(_));
+        let total = self.groups.iter().find(backups).map_or(self.backends.len(), |group| {
+            // Backups come last.
+            group.members.start
+        });
+        let out = |live: &&LiveBackend| live.is_down() || live.ejection.until.is_some();
+        let out = self.backends[..total].iter().filter(out).count();
+        out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total
     }
 
     /// Has the backends that `which` names begin slowly, when the service wants that.
@@ -347,15 +337,23 @@ impl Live {
 
     /// Number of slots of its table, or turns of its round.
     pub(crate) fn table_len(&self) -> usize {
-        self.primary.table_len()
+        self.groups[0].pool.table_len()
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &LiveBackend> {
-        self.backends.iter().chain(&self.backups)
+        self.backends.iter()
+    }
+
+    /// The backends with the number of the group that each belongs to; group 0 serves first.
+    pub(crate) fn grouped(&self) -> impl Iterator<Item = (usize, &LiveBackend)> {
+        let groups = self.groups.iter().enumerate();
+        groups.flat_map(|(n, group)| {
+            self.backends[group.members.clone()].iter().map(move |live| (n, live))
+        })
     }
 
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut LiveBackend> {
-        self.backends.iter_mut().chain(&mut self.backups)
+        self.backends.iter_mut()
     }
 
     /// Ejects the backend `id`; returns for how long. While nobody else is left, it serves all
@@ -364,8 +362,9 @@ impl Live {
     /// None when it is out already, when too many others are, or when nobody is ever ejected.
     pub(crate) fn eject(&mut self, id: BackendId, cause: &str, now: Tick) -> Option<Duration> {
         let rule = self.spec.policy.passive;
-        let backup = self.backups.iter().any(|live| live.backend.id == id);
-        let pool = if backup { &mut self.backups } else { &mut self.backends };
+        let place = self.backends.iter().position(|live| live.backend.id == id)?;
+        let group = self.groups.iter().find(|group| group.members.contains(&place))?;
+        let pool = &mut self.backends[group.members.clone()];
         let out = pool.iter().filter(|live| live.ejection.until.is_some()).count();
         if out >= most_ejected(&self.spec.outliers, pool.len()) {
             return None;
@@ -390,7 +389,8 @@ impl Live {
             return Vec::new();
         }
         let mut found = Vec::new();
-        for pool in [&mut self.backends, &mut self.backups] {
+        for group in &self.groups {
+            let pool = &mut self.backends[group.members.clone()];
             let samples: Vec<Sample> = pool
                 .iter_mut()
                 .map(|live| {
@@ -446,30 +446,56 @@ impl Live {
     }
 }
 
-/// Members carry their live state in the same order as the pool: by address.
-fn pool(
+/// The groups of `backends`, and whether one was built anew: pools of `before`, which have the
+/// same scheduler, are shared when they would come out the same.
+fn groups(
+    spec: &ServiceSpec,
     backends: &[LiveBackend],
-    specs: &[BackendSpec],
-    before: Option<Arc<Pool>>,
-    same_scheduler: bool,
-    scheduler: &Scheduler,
-) -> Result<Arc<Pool>, BuildError> {
-    let same =
-        |pool: &Arc<Pool>| {
-            same_scheduler
-                && pool.members().len() == backends.len()
-                && pool.members().iter().zip(backends.iter().zip(specs)).all(|(m, (live, spec))| {
+    before: &[LiveGroup],
+) -> Result<(Vec<LiveGroup>, bool), BuildError> {
+    let mut groups = Vec::new();
+    let mut start = 0;
+    for specs in spec.backends.chunk_by(|a, b| a.priority == b.priority) {
+        let members = start..start + specs.len();
+        start = members.end;
+        groups.push((specs[0].priority, members));
+    }
+    if groups.is_empty() {
+        groups.push((Priority::Given(0), 0..0));
+    }
+    let mut rebuilt = before.len() != groups.len();
+    let mut build = |(priority, members): (Priority, Range<usize>)| {
+        let (backends, specs) = (&backends[members.clone()], &spec.backends[members.clone()]);
+        let same = |pool: &Arc<Pool>| {
+            let old = pool.members().iter();
+            pool.members().len() == backends.len()
+                && old.zip(backends.iter().zip(specs)).all(|(m, (live, spec))| {
                     m.backend.id == live.backend.id && m.weight == spec.weight
                 })
         };
-    if let Some(pool) = before.filter(same) {
-        return Ok(pool);
-    }
-    let members = backends
-        .iter()
-        .zip(specs)
-        .map(|(live, spec)| Member { backend: Arc::clone(&live.backend), weight: spec.weight });
-    Pool::build(members.collect(), scheduler).map(Arc::new)
+        let old = before.iter().find(|group| group.priority == priority).map(|group| &group.pool);
+        let pool = if let Some(pool) = old.filter(|pool| same(pool)) {
+            Arc::clone(pool)
+        } else {
+            rebuilt = true;
+            let members = backends.iter().zip(specs).map(|(live, spec)| Member {
+                backend: Arc::clone(&live.backend),
+                weight: spec.weight,
+            });
+            Arc::new(Pool::build(members.collect(), &spec.policy.scheduler)?)
+        };
+        Ok(LiveGroup { priority, members, pool })
+    };
+    let groups = groups.into_iter().map(&mut build).collect::<Result<_, _>>()?;
+    Ok((groups, rebuilt))
+}
+
+/// How the backends of `zone` stand; none when there are none.
+fn near(members: &[LiveBackend], zone: &str) -> Option<Near> {
+    let own = || members.iter().filter(|live| live.zone.as_deref() == Some(zone));
+    let all = own().count();
+    let well = own().filter(|live| live.standing().admits()).count();
+    (all > 0).then_some(Near { all, well })
 }
 
 /// What is checked of `backend`; nothing when the service has no checks, or the port is open.

@@ -24,8 +24,8 @@ fn build(previous: Option<Live>, spec: Arc<ServiceSpec>, ids: &mut Ids) -> Repla
 
 fn admitted(live: &mut Live) -> Vec<String> {
     let service = live.service(None);
-    let members = service.backends().filter(|(_, standing, _)| standing.admits());
-    members.map(|(member, ..)| member.backend.addr.ip().to_string()).collect()
+    let members = service.backends().filter(|(_, standing)| standing.admits());
+    members.map(|(member, _)| member.backend.addr.ip().to_string()).collect()
 }
 
 #[test]
@@ -46,24 +46,24 @@ fn backends_keep_their_identity_through_changes() {
 fn a_pool_that_comes_out_the_same_is_shared() {
     let mut ids = Ids::default();
     let first = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
-    let pool = Arc::clone(&first.primary);
+    let pool = Arc::clone(&first.groups[0].pool);
     let other_timeout = "    backends: [10.0.0.1, 10.0.0.2]\n    timeouts: {idle: 5m}\n";
     let second = build(Some(first), spec(other_timeout), &mut ids).live;
-    assert!(Arc::ptr_eq(&second.primary, &pool), "only a timeout changed");
+    assert!(Arc::ptr_eq(&second.groups[0].pool, &pool), "only a timeout changed");
     let weighted = backends("{address: 10.0.0.1, weight: 2}, 10.0.0.2");
     let third = build(Some(second), weighted, &mut ids).live;
-    assert!(!Arc::ptr_eq(&third.primary, &pool), "a weight changed");
+    assert!(!Arc::ptr_eq(&third.groups[0].pool, &pool), "a weight changed");
 }
 
 #[test]
 fn health_and_drain_change_admission_and_no_table() {
     let mut ids = Ids::default();
     let mut live = build(None, backends("10.0.0.1, 10.0.0.2, 10.0.0.3"), &mut ids).live;
-    let pool = Arc::clone(&live.primary);
+    let pool = Arc::clone(&live.groups[0].pool);
     live.backends[0].down = Some("refused".into());
     live.backends[1].orders.drained = Some(Since { at: Tick(0), until_reload: false });
     assert_eq!(admitted(&mut live), ["10.0.0.3"]);
-    assert!(Arc::ptr_eq(&live.service(None).primary, &pool));
+    assert!(Arc::ptr_eq(&live.service(None).groups[0].pool, &pool));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_backend_that_moves_to_the_backups_keeps_its_identity() {
     let moved = Arc::clone(&first.backends[1].backend);
     let text = "    backends: [10.0.0.1]\n    backupBackends: [10.0.0.2]\n";
     let Replaced { live, retired, .. } = build(Some(first), spec(text), &mut ids);
-    assert!(Arc::ptr_eq(&live.backups[0].backend, &moved) && retired.is_empty());
+    assert!(Arc::ptr_eq(&live.backends[1].backend, &moved) && retired.is_empty());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn new_and_returning_backends_begin_slowly() {
     assert!(!live.is_starting(), "a new service serves with all it has");
     let share = |live: &mut Live| {
         let service = live.service(None);
-        let standing: Vec<_> = service.backends().map(|(_, s, _)| s.share.part()).collect();
+        let standing: Vec<_> = service.backends().map(|(_, s)| s.share.part()).collect();
         standing[0]
     };
     let id = live.backends[0].backend.id;
@@ -159,15 +159,21 @@ fn flows_stay_in_the_zone_while_it_is_well() {
     let mut live = build(None, spec(text), &mut ids).live;
     let shares = |live: &mut Live, zone: Option<&str>| -> Vec<f64> {
         let service = live.service(zone);
-        service.backends().map(|(_, s, _)| (s.share.part() * 100.0).round() / 100.0).collect()
+        service.backends().map(|(_, s)| (s.share.part() * 100.0).round() / 100.0).collect()
     };
     assert_eq!(shares(&mut live, Some("a")), [1.0, 1.0, 0.0]);
-    assert!(live.service(Some("a")).admission.admits(2), "there when the others are full");
+    assert!(
+        live.service(Some("a")).groups[0].admission.admits(2),
+        "there when the others are full"
+    );
     assert_eq!(shares(&mut live, Some("b")), [0.0, 0.0, 1.0]);
     assert_eq!(shares(&mut live, None), [1.0, 1.0, 1.0], "a box that stands nowhere");
     assert_eq!(shares(&mut live, Some("c")), [1.0, 1.0, 1.0], "a zone without backends");
     live.backends[2].agent.percent = Some(30);
-    assert!(live.service(Some("a")).admission.admits(2), "a part of the least is not nothing");
+    assert!(
+        live.service(Some("a")).groups[0].admission.admits(2),
+        "a part of the least is not nothing"
+    );
     live.backends[2].agent.percent = None;
     live.backends[0].down = Some("refused".into());
     assert_eq!(shares(&mut live, Some("a"))[2], 0.5, "half of ours is missing");
@@ -191,4 +197,37 @@ fn neither_panic_nor_checks_overrule_the_operator() {
     live.backends[2].agent.percent = Some(0);
     live.backends[2].orders.admitted = now;
     assert_eq!(admitted(&mut live), ["10.0.0.2", "10.0.0.3"], "whatever its agent says");
+}
+
+#[test]
+fn priorities_serve_one_after_the_other_and_help_by_the_threshold() {
+    let mut ids = Ids::default();
+    let text = "    backends:\n      - {address: 10.0.0.1, priority: 5}\n      - 10.0.0.2\n      - 10.0.0.3\n      \
+                - 10.0.0.4\n      - 10.0.0.5\n    backupBackends: [10.0.0.6]\n    failoverThreshold: 75%\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    let order: Vec<_> =
+        live.grouped().map(|(n, live)| (n, live.backend.addr.ip().to_string())).collect();
+    assert_eq!(order.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 2]);
+    assert_eq!(order[4].1, "10.0.0.1");
+    let shares = |live: &mut Live| -> Vec<f64> {
+        let groups = live.service(None).groups;
+        groups.iter().map(|group| (group.share.part() * 100.0).round()).collect()
+    };
+    assert_eq!(shares(&mut live), [100.0; 3]);
+    live.backends[0].down = Some("refused".into());
+    assert_eq!(shares(&mut live), [100.0; 3], "three of four are enough");
+    live.backends[1].orders.drained = Some(Since { at: Tick(0), until_reload: false });
+    assert_eq!(shares(&mut live), [67.0, 100.0, 100.0], "two of the three that are wanted");
+    live.backends[4].down = Some("refused".into());
+    assert_eq!(shares(&mut live), [67.0, 0.0, 100.0], "the last one takes everything");
+
+    let pools = |live: &Live| -> Vec<Arc<Pool>> {
+        live.groups.iter().map(|group| Arc::clone(&group.pool)).collect()
+    };
+    let before = pools(&live);
+    let text = text.replace("      - 10.0.0.5\n", "");
+    let Replaced { live, rebuilt, .. } = build(Some(live), spec(&text), &mut ids);
+    let after = pools(&live);
+    assert!(rebuilt && !Arc::ptr_eq(&before[0], &after[0]));
+    assert!(Arc::ptr_eq(&before[1], &after[1]) && Arc::ptr_eq(&before[2], &after[2]));
 }

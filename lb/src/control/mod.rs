@@ -3,11 +3,13 @@
 //! Everything that changes what is served comes through one channel: documents, health, failures
 //! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
 
+mod apply;
 mod events;
 mod history;
 mod ids;
 mod listeners;
 mod live;
+mod names;
 mod orders;
 mod outlier;
 mod plan;
@@ -24,19 +26,20 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use fairway_config::{ChangeSet, Config, Desired, Problems, Process, ServiceKey, ServiceSpec};
+use fairway_config::{ChangeSet, Config, Desired, Problems, Process, Query, ServiceKey};
 use fairway_core::publish::Publisher;
-use fairway_core::{BackendId, EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
+use fairway_core::{EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
 use fairway_uring::{
     Clock, Command, ConnectionFilter, Event, OpenConnection, ServiceTalkers, WorkerHandle,
 };
 
 use self::events::eject;
 use self::ids::Ids;
-use self::live::{Replaced, followed_at};
+use self::names::Named;
 use self::retire::Retiring;
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
+use crate::resolver::{NameEvent, Resolver};
 
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
@@ -66,6 +69,8 @@ pub(crate) enum Input {
     ConfigFailed(Problems),
     /// A check tipped the scale.
     Health(HealthEvent),
+    /// DNS has news.
+    Names(NameEvent),
     /// A worker has something to say.
     Worker(Event),
     /// Someone asks, or asks for something, and gets the answer through the closure.
@@ -95,6 +100,12 @@ pub(crate) fn waiting_text(sections: &[&str]) -> String {
     format!("changed, in effect from the next start on: {}", list.join(", "))
 }
 
+/// Those who look at what lies outside: backends' health, and names.
+pub(crate) struct Watchers {
+    pub(crate) checker: Checker,
+    pub(crate) resolver: Resolver,
+}
+
 /// The loop's state.
 pub(crate) struct Control {
     pub(crate) clock: Clock,
@@ -109,6 +120,9 @@ pub(crate) struct Control {
     pub(crate) workers: Vec<WorkerHandle>,
     pub(crate) listeners: Listeners,
     pub(crate) checker: Checker,
+    resolver: Resolver,
+    /// What DNS says of the names that services use.
+    names: HashMap<Query, Named>,
     checked: HashMap<CheckTarget, Checked>,
     pub(crate) retiring: Retiring,
     /// Services with an ejected backend.
@@ -160,7 +174,7 @@ impl Control {
         publisher: Publisher,
         workers: Vec<WorkerHandle>,
         listeners: Listeners,
-        checker: Checker,
+        Watchers { checker, resolver }: Watchers,
     ) -> Self {
         Self {
             clock,
@@ -180,6 +194,8 @@ impl Control {
             workers,
             listeners,
             checker,
+            resolver,
+            names: HashMap::new(),
             checked: HashMap::new(),
             retiring: Retiring::default(),
             ejected: BTreeSet::new(),
@@ -254,6 +270,7 @@ impl Control {
             Input::Config(config) => self.take_config(*config),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
+            Input::Names(event) => self.take_names(event),
             Input::Worker(event) => self.take_event(event),
             Input::Ask(ask) => ask(self),
             Input::Stop { now } => self.begin_stop(now),
@@ -288,119 +305,6 @@ impl Control {
             tracing::error!("{problem}");
         }
         tracing::error!("the configuration was not applied; the one before runs on");
-    }
-
-    /// Brings a change of services about, up to publishing.
-    pub(crate) fn apply(&mut self, change: ChangeSet) {
-        for key in change.removals {
-            self.remove(&key);
-        }
-        for spec in change.upserts {
-            self.upsert(spec);
-        }
-    }
-
-    fn upsert(&mut self, spec: Arc<ServiceSpec>) {
-        let key = spec.key.clone();
-        let previous = self.services.remove(&key);
-        let id = previous.as_ref().map_or_else(
-            || {
-                self.next_service += 1;
-                ServiceId(self.next_service)
-            },
-            |live| live.id,
-        );
-        let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
-        let old_frontends =
-            previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
-        let known: HashSet<BackendId> =
-            previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
-        let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
-        let (ids, checked) = (&mut self.ids, &self.checked);
-        let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
-        let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
-        let Replaced { mut live, retired, rebuilt } = match built {
-            Ok(replaced) => replaced,
-            // `config` has refused both kinds of it.
-            Err(error) => {
-                tracing::error!(service = %key, "cannot be served: {error}");
-                return;
-            }
-        };
-        // Who joins others begins slowly; a service that is new has nobody else to serve.
-        if !known.is_empty() {
-            live.start_slowly(now, |live| !known.contains(&live.backend.id) && live.down.is_none());
-        }
-        if live.is_starting() {
-            self.starting.insert(key.clone());
-        }
-        self.retiring.add(&key, retired, drain, now);
-        self.recheck(&key, &old_targets, live.standing_of_targets().collect());
-        self.relisten.push(Relisten {
-            old: old_frontends.clone(),
-            new: spec.frontends.clone(),
-            linger: drain,
-        });
-        let gone: Vec<_> =
-            old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
-        if !gone.is_empty() {
-            self.vacated.push((gone, id));
-        }
-        // An agent that others ask already has said what it has to say.
-        for target in live.agents() {
-            let known = self.checked.get(&target).and_then(|checked| checked.agent.clone());
-            let Some(known) = known else { continue };
-            followed_at(&mut live, &target).for_each(|live| live.agent.clone_from(&known));
-        }
-        self.keys.insert(id, key.clone());
-        self.services.insert(key.clone(), live);
-        if rebuilt {
-            self.rebuilt.insert(key.clone());
-        }
-        self.dirty.insert(key);
-    }
-
-    fn remove(&mut self, key: &ServiceKey) {
-        let Some(live) = self.services.remove(key) else { return };
-        let targets: Vec<_> = live.targets().collect();
-        self.recheck(key, &targets, Vec::new());
-        let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
-        let drain = live.spec.policy.drain_timeout;
-        let old = live.spec.frontends.clone();
-        self.relisten.push(Relisten { old, new: Vec::new(), linger: drain });
-        self.retiring.add(key, backends, drain, self.clock.now());
-        self.keys.remove(&live.id);
-        self.ejected.remove(key);
-        self.starting.remove(key);
-        self.dirty.remove(key);
-        self.rebuilt.remove(key);
-        self.removed.push((live.spec.frontends.clone(), live.id));
-        tracing::info!(service = %key, "service removed");
-    }
-
-    /// Moves the checks of a service from `old` targets to `new` ones, which start with the
-    /// standing that comes with them.
-    fn recheck(
-        &mut self,
-        key: &ServiceKey,
-        old: &[CheckTarget],
-        new: Vec<(CheckTarget, Option<Box<str>>)>,
-    ) {
-        for (target, down) in new {
-            self.checker.add(&target, down.is_none());
-            let fresh = || Checked { down, ..Checked::default() };
-            self.checked.entry(target).or_insert_with(fresh).users.push(key.clone());
-        }
-        for target in old {
-            self.checker.remove(target);
-            let Some(checked) = self.checked.get_mut(target) else { continue };
-            if let Some(place) = checked.users.iter().position(|user| user == key) {
-                checked.users.swap_remove(place);
-            }
-            if checked.users.is_empty() {
-                self.checked.remove(target);
-            }
-        }
     }
 
     fn begin_stop(&mut self, now: bool) {

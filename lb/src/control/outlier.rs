@@ -1,7 +1,8 @@
 //! Outliers: backends whose connections fail, or take far longer than the others'. Pure.
 //!
 //! Counters are compared from one window to the next. A backend is judged by its own rate of
-//! failures, and by the median of the pool's connect times: one slow backend does not move that.
+//! failures, by how far that lies from the pool's, and by the median of the pool's connect times:
+//! one slow backend does not move that.
 
 use std::time::Duration;
 
@@ -40,6 +41,11 @@ impl Sample {
         }
     }
 
+    /// Share of its attempts that came to something.
+    fn good(&self) -> f64 {
+        1.0 - (self.failed as f64 / self.attempts.max(1) as f64).min(1.0)
+    }
+
     /// Mean time of a connect; none without connections.
     fn mean(&self) -> Option<Duration> {
         self.connect_us.checked_div(self.connected).map(Duration::from_micros)
@@ -47,10 +53,12 @@ impl Sample {
 }
 
 /// Why a backend is an outlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Verdict {
     /// This many hundredths of its connections failed.
     Failing(u64),
+    /// So many hundredths of its connections are good, and of the pool's that.
+    Worse(f64, f64),
     /// Its connects take this long, and those of the pool that.
     Slow(Duration, Duration),
 }
@@ -59,11 +67,30 @@ impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Failing(percent) => write!(f, "{percent}% of its connections failed"),
+            Self::Worse(own, mean) => {
+                write!(f, "{own:.1}% of its connections are good, of its pool's {mean:.1}%")
+            }
             Self::Slow(mean, median) => {
                 write!(f, "connects take {mean:.1?}, the pool's median is {median:.1?}")
             }
         }
     }
+}
+
+/// Backends whose rates make a mean that says something (as Envoy has it).
+const COMPARABLE: usize = 5;
+
+/// The mean share of good connections, and the least that is no outlier.
+fn usual(rule: &Outliers, rates: &[f64]) -> Option<(f64, f64)> {
+    let factor = f64::from(rule.deviation_percent?) / 100.0;
+    if rates.len() < COMPARABLE {
+        return None;
+    }
+    let mean_of = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / rates.len() as f64;
+    let mean = mean_of(&mut rates.iter().copied());
+    let variance = mean_of(&mut rates.iter().map(|rate| (rate - mean) * (rate - mean)));
+    // Equal rates may differ by rounding.
+    Some((mean, mean - factor * variance.sqrt() - 1e-9))
 }
 
 /// Judges the backends of a pool.
@@ -74,6 +101,8 @@ pub(crate) fn judge(rule: &Outliers, samples: &[Sample]) -> Vec<Option<Verdict>>
     means.sort_unstable();
     // With two, the median is the quicker one: the slower is slow compared with it.
     let median = means.get(means.len().saturating_sub(1) / 2).copied();
+    let rates: Vec<f64> = samples.iter().filter(|s| enough(s)).map(Sample::good).collect();
+    let usual = usual(rule, &rates);
     let verdict = |sample: &Sample| {
         if !enough(sample) {
             return None;
@@ -81,6 +110,11 @@ pub(crate) fn judge(rule: &Outliers, samples: &[Sample]) -> Vec<Option<Verdict>>
         let percent = sample.failed * 100 / sample.attempts.max(1);
         if rule.failure_percent.is_some_and(|most| percent >= u64::from(most)) {
             return Some(Verdict::Failing(percent.min(100)));
+        }
+        if let Some((mean, least)) = usual
+            && sample.good() < least
+        {
+            return Some(Verdict::Worse(sample.good() * 100.0, mean * 100.0));
         }
         let (mean, median) = (sample.mean()?, median?);
         let most = median.saturating_mul(rule.slow_factor?).max(rule.slow_above);
@@ -103,6 +137,7 @@ mod tests {
         window: Duration::from_secs(10),
         min_samples: 10,
         failure_percent: Some(50),
+        deviation_percent: None,
         slow_factor: Some(3),
         slow_above: Duration::from_millis(2),
     };
@@ -116,8 +151,8 @@ mod tests {
         }
     }
 
-    fn outliers(samples: &[Sample]) -> Vec<usize> {
-        let verdicts = judge(&RULE, samples);
+    fn outliers(rule: &Outliers, samples: &[Sample]) -> Vec<usize> {
+        let verdicts = judge(rule, samples);
         verdicts.iter().enumerate().filter(|(_, v)| v.is_some()).map(|(n, _)| n).collect()
     }
 
@@ -135,8 +170,27 @@ mod tests {
             ("alone", &[sample(50, 0, 900)], &[]),
             ("all slow", &[sample(50, 0, 900), sample(50, 0, 800)], &[]),
         ] {
-            assert_eq!(outliers(samples), want, "{name}");
+            assert_eq!(outliers(&RULE, samples), want, "{name}");
         }
+    }
+
+    #[test]
+    fn a_backend_far_below_its_pool_is_an_outlier() {
+        let rule = Outliers { deviation_percent: Some(190), ..RULE };
+        let pool = |bad: u64, others: &[u64]| -> Vec<Sample> {
+            let failed = std::iter::once(&bad).chain(others);
+            failed.map(|failed| sample(100 - failed, *failed, 1)).collect()
+        };
+        for (name, samples, want) in [
+            ("one of five", pool(20, &[0, 1, 0, 1]), &[0][..]),
+            ("too few to compare", pool(20, &[0, 1, 0]), &[]),
+            ("all alike", pool(3, &[3, 3, 3, 3]), &[]),
+            ("all bad", pool(30, &[31, 29, 30, 32]), &[]),
+            ("two of six: neither is alone", pool(20, &[20, 0, 0, 0, 0]), &[]),
+        ] {
+            assert_eq!(outliers(&rule, &samples), want, "{name}");
+        }
+        assert!(outliers(&RULE, &pool(20, &[0, 1, 0, 1])).is_empty(), "when nobody asks for it");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! What a configuration would change, before it is applied.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use fairway_config::{BackendSpec, Desired, ServiceSpec};
+use fairway_config::{BackendSpec, Desired, Priority, ServiceKey, ServiceSpec};
 use fairway_core::{Backend, BackendAddr, BackendId, Member, Pool, Scheduler, TableSize};
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +26,11 @@ pub(crate) struct Change {
     pub(crate) connections_drained: u64,
 }
 
-/// Compares what runs with `desired`; services that stay as they are do not appear.
+/// Compares what runs with `desired`; services that stay as they are do not appear. `resolved` puts
+/// addresses in the place of names, as far as they are known.
 pub(crate) fn plan<'l>(
-    live: impl Fn(&fairway_config::ServiceKey) -> Option<&'l Live>,
+    live: impl Fn(&ServiceKey) -> Option<&'l Live>,
+    resolved: impl Fn(&Arc<ServiceSpec>) -> Arc<ServiceSpec>,
     running: &Desired,
     desired: &Desired,
 ) -> Vec<Change> {
@@ -37,12 +40,12 @@ pub(crate) fn plan<'l>(
             None => Change {
                 service: key.to_string(),
                 kind: "added".into(),
-                differences: vec![format!("{} backends", spec.backends.len())],
+                differences: vec![format!("{} backends", resolved(spec).backends.len())],
                 slots_moved: None,
                 connections_drained: 0,
             },
             Some(old) if old.same_meaning(spec) => continue,
-            Some(old) => changed(old, spec, live(key)),
+            Some(old) => changed(&resolved(old), &resolved(spec), live(key)),
         };
         changes.insert(key, change);
     }
@@ -88,6 +91,7 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
     differs("ejection", (before.passive, old.outliers) == (after.passive, new.outliers));
     differs("healthCheck", old.check == new.check);
     differs("panicThreshold", old.panic_percent == new.panic_percent);
+    differs("failoverThreshold", old.failover_percent == new.failover_percent);
     differs("slowStart", old.slow_start == new.slow_start);
     differs("drainTimeout", before.drain_timeout == after.drain_timeout);
     if let (Some(before), Some(after)) = (table_slots(old), table_slots(new))
@@ -97,11 +101,16 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
             "table {before} → {after} slots, so that most flows move; `maglev.tableSize` pins it"
         ));
     }
-    backends("backend", &old.backends, &new.backends, &mut differences);
-    backends("backup", &old.backup_backends, &new.backup_backends, &mut differences);
-    let stays = |addr: BackendAddr| {
-        new.backends.iter().chain(&new.backup_backends).any(|spec| spec.addr == addr)
-    };
+    backends(&old.backends, &new.backends, &mut differences);
+    for named in new.named.iter().filter(|named| !old.named.contains(named)) {
+        differences.push(format!("backends of {} added or changed", named.query));
+    }
+    for named in &old.named {
+        if !new.named.iter().any(|other| other.query == named.query) {
+            differences.push(format!("backends of {} removed", named.query));
+        }
+    }
+    let stays = |addr: BackendAddr| new.backends.iter().any(|spec| spec.addr == addr);
     let gone = live.into_iter().flat_map(Live::all).filter(|live| !stays(live.backend.addr));
     Change {
         service: new.key.to_string(),
@@ -117,35 +126,46 @@ fn listed(spec: &ServiceSpec) -> String {
     spec.frontends.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
+/// The backends that serve while all are well: those of the first priority.
+fn first(spec: &ServiceSpec) -> &[BackendSpec] {
+    spec.backends.chunk_by(|a, b| a.priority == b.priority).next().unwrap_or_default()
+}
+
 /// Slots of the table of a hashing scheduler.
 fn table_slots(spec: &ServiceSpec) -> Option<u32> {
     let Scheduler::Maglev { table_size, .. } = spec.policy.scheduler else { return None };
-    let size = table_size.unwrap_or_else(|| TableSize::for_backends(spec.backends.len()));
+    let size = table_size.unwrap_or_else(|| TableSize::for_backends(first(spec).len()));
     Some(size.get())
 }
 
-fn backends(what: &str, old: &[BackendSpec], new: &[BackendSpec], out: &mut Vec<String>) {
-    let by_addr = |specs: &[BackendSpec]| -> HashMap<BackendAddr, u16> {
-        specs.iter().map(|spec| (spec.addr, spec.weight.get())).collect()
+fn backends(old: &[BackendSpec], new: &[BackendSpec], out: &mut Vec<String>) {
+    let word = |spec: &BackendSpec| match spec.priority {
+        Priority::Given(_) => "backend",
+        Priority::Backup(_) => "backup",
+    };
+    let by_addr = |specs: &'_ [BackendSpec]| -> HashMap<BackendAddr, BackendSpec> {
+        specs.iter().map(|spec| (spec.addr, spec.clone())).collect()
     };
     let (before, after) = (by_addr(old), by_addr(new));
     for spec in new {
-        match before.get(&spec.addr) {
-            None => out.push(format!("{what} {} added", spec.addr)),
-            Some(weight) if *weight != spec.weight.get() => {
-                out.push(format!("{what} {} weight {weight} → {}", spec.addr, spec.weight.get()));
-            }
-            Some(_) => {
-                let same = |other: &&BackendSpec| other.addr == spec.addr;
-                let before = old.iter().find(same).map(|old| (&old.name, &old.zone));
-                if before != Some((&spec.name, &spec.zone)) {
-                    out.push(format!("{what} {} has another name or zone", spec.addr));
-                }
-            }
+        let what = word(spec);
+        let Some(old) = before.get(&spec.addr) else {
+            out.push(format!("{what} {} added", spec.addr));
+            continue;
+        };
+        if old.weight != spec.weight {
+            let (old, new) = (old.weight.get(), spec.weight.get());
+            out.push(format!("{what} {} weight {old} → {new}", spec.addr));
+        }
+        if old.priority != spec.priority {
+            out.push(format!("{what} {} has another priority", spec.addr));
+        }
+        if (&old.name, &old.zone) != (&spec.name, &spec.zone) {
+            out.push(format!("{what} {} has another name or zone", spec.addr));
         }
     }
     for spec in old.iter().filter(|spec| !after.contains_key(&spec.addr)) {
-        out.push(format!("{what} {} removed", spec.addr));
+        out.push(format!("{} {} removed", word(spec), spec.addr));
     }
 }
 
@@ -169,7 +189,7 @@ fn slots_moved(old: &ServiceSpec, new: &ServiceSpec) -> Option<f64> {
 }
 
 fn pool(spec: &ServiceSpec) -> Option<Pool> {
-    let members = spec.backends.iter().enumerate().map(|(n, backend)| Member {
+    let members = first(spec).iter().enumerate().map(|(n, backend)| Member {
         backend: Backend::new(
             BackendId { slot: n as u32, epoch: std::num::NonZeroU32::MIN },
             backend.addr,
@@ -217,7 +237,7 @@ mod tests {
                     timeouts,
                 )),
         );
-        let changes = plan(|_| None, &old, &new);
+        let changes = plan(|_| None, Arc::clone, &old, &new);
         let kinds: Vec<_> = changes.iter().map(|c| (&*c.service, &*c.kind)).collect();
         assert_eq!(kinds, [("fresh/2", "added"), ("gone/2", "removed"), ("web/3", "changed")]);
         assert_eq!(
@@ -229,7 +249,7 @@ mod tests {
                 "backend 10.0.0.3:3 removed"
             ]
         );
-        assert!(plan(|_| None, &old, &old).is_empty());
+        assert!(plan(|_| None, Arc::clone, &old, &old).is_empty());
     }
 
     #[test]
@@ -237,7 +257,7 @@ mod tests {
         let moved = |before: &str, after: &str| {
             let (old, new) =
                 (desired(&service("web", 1, before, "")), desired(&service("web", 1, after, "")));
-            plan(|_| None, &old, &new)[0].slots_moved
+            plan(|_| None, Arc::clone, &old, &new)[0].slots_moved
         };
         let three = "10.0.0.1, 10.0.0.2, 10.0.0.3";
         let share = moved(&format!("{three}, 10.0.0.4"), three).unwrap();
@@ -250,10 +270,10 @@ mod tests {
             let fields = format!("    maglev: {{tableSize: {size}}}\n");
             desired(&service("web", 1, three, &fields))
         };
-        let share = plan(|_| None, &sized(251), &sized(4093))[0].slots_moved.unwrap();
+        let share = plan(|_| None, Arc::clone, &sized(251), &sized(4093))[0].slots_moved.unwrap();
         assert!((0.6..0.72).contains(&share), "two of three hashes: {share}");
         let fields = "    scheduler: random\n";
         let random = desired(&service("web", 1, three, fields));
-        assert_eq!(plan(|_| None, &sized(251), &random)[0].slots_moved, None);
+        assert_eq!(plan(|_| None, Arc::clone, &sized(251), &random)[0].slots_moved, None);
     }
 }

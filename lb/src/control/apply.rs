@@ -1,0 +1,130 @@
+//! Brings changes of services about, up to publishing.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use fairway_config::{ChangeSet, ServiceKey, ServiceSpec};
+use fairway_core::{BackendId, ServiceId};
+
+use super::live::{Replaced, followed_at};
+use super::{Checked, Control, Live, Relisten};
+use crate::health::CheckTarget;
+
+impl Control {
+    /// Brings a change of services about, up to publishing.
+    pub(crate) fn apply(&mut self, change: ChangeSet) {
+        for key in change.removals {
+            self.remove(&key);
+        }
+        for spec in change.upserts {
+            self.upsert(spec);
+        }
+    }
+
+    pub(super) fn upsert(&mut self, spec: Arc<ServiceSpec>) {
+        let key = spec.key.clone();
+        let previous = self.services.remove(&key);
+        let named = previous.as_ref().map_or(&[][..], |live| &live.spec.named);
+        self.follow_names(&key, named, &spec.named);
+        let spec = self.resolved(&spec);
+        let id = previous.as_ref().map_or_else(
+            || {
+                self.next_service += 1;
+                ServiceId(self.next_service)
+            },
+            |live| live.id,
+        );
+        let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
+        let old_frontends =
+            previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
+        let known: HashSet<BackendId> =
+            previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
+        let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
+        let (ids, checked) = (&mut self.ids, &self.checked);
+        let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
+        let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
+        let Replaced { mut live, retired, rebuilt } = match built {
+            Ok(replaced) => replaced,
+            // `config` has refused both kinds of it.
+            Err(error) => {
+                tracing::error!(service = %key, "cannot be served: {error}");
+                return;
+            }
+        };
+        // Who joins others begins slowly; a service that is new has nobody else to serve.
+        if !known.is_empty() {
+            live.start_slowly(now, |live| !known.contains(&live.backend.id) && live.down.is_none());
+        }
+        if live.is_starting() {
+            self.starting.insert(key.clone());
+        }
+        self.retiring.add(&key, retired, drain, now);
+        self.recheck(&key, &old_targets, live.standing_of_targets().collect());
+        self.relisten.push(Relisten {
+            old: old_frontends.clone(),
+            new: spec.frontends.clone(),
+            linger: drain,
+        });
+        let gone: Vec<_> =
+            old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
+        if !gone.is_empty() {
+            self.vacated.push((gone, id));
+        }
+        // An agent that others ask already has said what it has to say.
+        for target in live.agents() {
+            let known = self.checked.get(&target).and_then(|checked| checked.agent.clone());
+            let Some(known) = known else { continue };
+            followed_at(&mut live, &target).for_each(|live| live.agent.clone_from(&known));
+        }
+        self.keys.insert(id, key.clone());
+        self.services.insert(key.clone(), live);
+        if rebuilt {
+            self.rebuilt.insert(key.clone());
+        }
+        self.dirty.insert(key);
+    }
+
+    fn remove(&mut self, key: &ServiceKey) {
+        let Some(live) = self.services.remove(key) else { return };
+        let targets: Vec<_> = live.targets().collect();
+        self.recheck(key, &targets, Vec::new());
+        self.follow_names(key, &live.spec.named, &[]);
+        let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
+        let drain = live.spec.policy.drain_timeout;
+        let old = live.spec.frontends.clone();
+        self.relisten.push(Relisten { old, new: Vec::new(), linger: drain });
+        self.retiring.add(key, backends, drain, self.clock.now());
+        self.keys.remove(&live.id);
+        self.ejected.remove(key);
+        self.starting.remove(key);
+        self.dirty.remove(key);
+        self.rebuilt.remove(key);
+        self.removed.push((live.spec.frontends.clone(), live.id));
+        tracing::info!(service = %key, "service removed");
+    }
+
+    /// Moves the checks of a service from `old` targets to `new` ones, which start with the
+    /// standing that comes with them.
+    fn recheck(
+        &mut self,
+        key: &ServiceKey,
+        old: &[CheckTarget],
+        new: Vec<(CheckTarget, Option<Box<str>>)>,
+    ) {
+        for (target, down) in new {
+            self.checker.add(&target, down.is_none());
+            let fresh = || Checked { down, ..Checked::default() };
+            self.checked.entry(target).or_insert_with(fresh).users.push(key.clone());
+        }
+        for target in old {
+            self.checker.remove(target);
+            let Some(checked) = self.checked.get_mut(target) else { continue };
+            if let Some(place) = checked.users.iter().position(|user| user == key) {
+                checked.users.swap_remove(place);
+            }
+            if checked.users.is_empty() {
+                self.checked.remove(target);
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Backends that are DNS names: what DNS says, put in the place of the names.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use fairway_config::{BackendSpec, NamedBackends, Priority, Query, ServiceKey, ServiceSpec};
+use fairway_core::{BackendAddr, Weight};
+
+use super::Control;
+use crate::resolver::{Answer, NameEvent};
+
+/// Backends that a pool can hold.
+const MOST: usize = u16::MAX as usize;
+/// The largest weight of a backend.
+const HEAVIEST: u32 = 1000;
+
+/// A name that services use.
+#[derive(Default)]
+pub(super) struct Named {
+    answers: Vec<Answer>,
+    /// Why the newest question failed; so too before the first answer.
+    failing: Option<String>,
+    users: Vec<ServiceKey>,
+}
+
+/// `spec` with the addresses that `answers` gives in the place of its names. An address that is
+/// written, or comes from a name before, keeps what is said of it there.
+pub(super) fn resolved<'a>(
+    spec: &Arc<ServiceSpec>,
+    answers: impl Fn(&Query) -> &'a [Answer],
+) -> Arc<ServiceSpec> {
+    if spec.named.is_empty() {
+        return Arc::clone(spec);
+    }
+    let mut seen: HashSet<BackendAddr> = spec.backends.iter().map(|spec| spec.addr).collect();
+    let mut backends = spec.backends.clone();
+    for named in &spec.named {
+        let answers = answers(&named.query);
+        let heaviest = answers.iter().filter_map(|a| a.service).map(|s| s.weight).max();
+        for answer in answers {
+            let backend = backend(named, answer, heaviest.unwrap_or(0));
+            if can_serve(spec, &backend) && backends.len() < MOST && seen.insert(backend.addr) {
+                backends.push(backend);
+            }
+        }
+    }
+    backends.sort_by_key(|backend| (backend.priority, backend.addr));
+    Arc::new(ServiceSpec { backends, ..ServiceSpec::clone(spec) })
+}
+
+fn backend(named: &NamedBackends, answer: &Answer, heaviest: u16) -> BackendSpec {
+    let port = answer.service.map(|service| service.port).or(named.port);
+    let of_record = answer.service.map_or(0, |service| service.priority);
+    BackendSpec {
+        addr: BackendAddr::new(answer.ip.to_canonical(), port),
+        weight: named.weight.unwrap_or_else(|| {
+            answer.service.map_or(Weight::ONE, |service| scaled(service.weight, heaviest))
+        }),
+        priority: match named.backup {
+            true => Priority::Backup(of_record),
+            false => Priority::Given(named.priority.unwrap_or(of_record)),
+        },
+        name: Some(named.name.clone()),
+        zone: named.zone.clone(),
+    }
+}
+
+/// The weight of an SRV record, 0 to 65535, as one of ours; zero is the least (RFC 2782).
+fn scaled(weight: u16, heaviest: u16) -> Weight {
+    let (weight, heaviest) = (u32::from(weight), u32::from(heaviest));
+    let weight = if heaviest > HEAVIEST { weight * HEAVIEST / heaviest } else { weight };
+    Weight::new(weight.max(1)).unwrap_or(Weight::ONE)
+}
+
+/// Whether a backend that DNS names can be one of this service.
+fn can_serve(spec: &ServiceSpec, backend: &BackendSpec) -> bool {
+    let ip = backend.addr.ip();
+    // A client's own address only reaches backends of its family.
+    let families = || spec.frontends.iter().all(|f| f.ip.is_ipv4() == ip.is_ipv4());
+    !ip.is_unspecified() && !ip.is_multicast() && (!spec.policy.source.transparent || families())
+}
+
+impl Control {
+    /// `spec` with what is known of its names.
+    pub(crate) fn resolved(&self, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
+        resolved(spec, |query| self.names.get(query).map_or(&[], |named| &named.answers))
+    }
+
+    /// Follows the names of a service that had `old` ones and has `new` ones.
+    pub(super) fn follow_names(
+        &mut self,
+        key: &ServiceKey,
+        old: &[NamedBackends],
+        new: &[NamedBackends],
+    ) {
+        for NamedBackends { query, .. } in new {
+            self.resolver.add(query);
+            let unknown =
+                || Named { failing: Some("it was not resolved yet".into()), ..Named::default() };
+            let named = self.names.entry(query.clone()).or_insert_with(unknown);
+            named.users.push(key.clone());
+        }
+        for NamedBackends { query, .. } in old {
+            if self.resolver.remove(query) {
+                self.names.remove(query);
+            } else if let Some(named) = self.names.get_mut(query)
+                && let Some(place) = named.users.iter().position(|user| user == key)
+            {
+                named.users.swap_remove(place);
+            }
+        }
+        self.count_failing();
+    }
+
+    pub(super) fn take_names(&mut self, event: NameEvent) {
+        let NameEvent { query, answers, failing } = event;
+        // The asking may have ended while this was on its way.
+        let Some(named) = self.names.get_mut(&query) else { return };
+        let count = answers.len();
+        match (&named.failing, &failing) {
+            (_, Some(why)) => {
+                tracing::warn!("{query} cannot be resolved: {why}; {}", in_force(count));
+            }
+            (Some(_), None) => tracing::info!("{query} is resolved: {count} addresses"),
+            (None, None) => tracing::info!("{query} has changed: {count} addresses"),
+        }
+        named.failing = failing;
+        let changed = named.answers != answers;
+        named.answers = answers;
+        let mut users = if changed { named.users.clone() } else { Vec::new() };
+        users.sort_unstable();
+        users.dedup();
+        for key in users {
+            let Some(spec) = self.desired.get(&key).cloned() else { continue };
+            self.upsert(spec);
+        }
+        self.count_failing();
+    }
+
+    fn count_failing(&self) {
+        let failing = self.names.values().filter(|named| named.failing.is_some()).count();
+        metrics::gauge!("fairway_dns_names_failing").set(failing as f64);
+    }
+
+    /// Names that cannot be resolved, in words.
+    pub(crate) fn name_troubles(&self) -> Vec<String> {
+        let trouble = |(query, named): (&Query, &Named)| {
+            let why = named.failing.as_ref()?;
+            let count = named.answers.len();
+            Some(format!("{query} cannot be resolved: {why}; {}", in_force(count)))
+        };
+        let mut troubles: Vec<String> = self.names.iter().filter_map(trouble).collect();
+        troubles.sort_unstable();
+        troubles
+    }
+}
+
+fn in_force(addresses: usize) -> String {
+    match addresses {
+        0 => "no address of it is known".into(),
+        1 => "its last known address holds".into(),
+        n => format!("its last {n} known addresses hold"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolver::Server;
+    use fairway_config::load_text;
+    use std::num::NonZeroU16;
+    use std::path::Path;
+
+    fn spec(backends: &str) -> Arc<ServiceSpec> {
+        let text = format!(
+            "services:\n  - name: web\n    addresses: [192.0.2.1]\n    ports: [{{port: 80}}]\n{backends}"
+        );
+        let config = load_text(&Path::new("test.yaml").into(), &text).unwrap();
+        Arc::clone(config.services.values().next().unwrap())
+    }
+
+    fn answer(ip: &str, service: Option<(u16, u16, u16)>) -> Answer {
+        let service = service.map(|(priority, weight, port)| Server {
+            priority,
+            weight,
+            port: NonZeroU16::new(port).unwrap(),
+        });
+        Answer { ip: ip.parse().unwrap(), service }
+    }
+
+    fn listed(spec: &ServiceSpec) -> Vec<String> {
+        let backends = spec.backends.iter();
+        backends.map(|b| format!("{} {} {:?}", b.addr, b.weight.get(), b.priority)).collect()
+    }
+
+    #[test]
+    fn names_give_backends_and_written_addresses_come_first() {
+        let spec = spec(
+            "    backends:\n      - {address: 10.0.0.2, weight: 5}\n      - {address: web.test, weight: 3, zone: a}\n    \
+             backupBackends: [\"old.test:81\"]\n",
+        );
+        let (web, old) = (
+            [
+                answer("10.0.0.1", None),
+                answer("10.0.0.2", None),
+                answer("::", None),
+                answer("2001:db8::1", None),
+            ],
+            [answer("10.0.0.1", None)],
+        );
+        let resolved = resolved(&spec, |query| match query {
+            Query::Host(name) if &**name == "web.test" => &web,
+            _ => &old,
+        });
+        assert_eq!(
+            listed(&resolved),
+            [
+                "10.0.0.1:80 3 Given(0)",
+                "10.0.0.2:80 5 Given(0)",
+                "[2001:db8::1]:80 3 Given(0)",
+                "10.0.0.1:81 1 Backup(0)",
+            ]
+        );
+        assert_eq!(resolved.backends[0].name.as_deref(), Some("web.test"));
+        assert_eq!(resolved.backends[0].zone.as_deref(), Some("a"));
+        assert_eq!(resolved.backends[1].name, None);
+    }
+
+    #[test]
+    fn srv_records_say_port_weight_and_priority() {
+        let records = [
+            answer("10.0.0.1", Some((10, 60_000, 8080))),
+            answer("10.0.0.2", Some((10, 30_000, 8081))),
+            answer("10.0.0.3", Some((20, 0, 8082))),
+        ];
+        let taken = |fields: &str| {
+            let spec = spec(&format!("    backends: [{{srv: _http._tcp.test{fields}}}]\n"));
+            listed(&resolved(&spec, |_| &records))
+        };
+        assert_eq!(
+            taken(""),
+            [
+                "10.0.0.1:8080 1000 Given(10)",
+                "10.0.0.2:8081 500 Given(10)",
+                "10.0.0.3:8082 1 Given(20)",
+            ]
+        );
+        let set = taken(", weight: 2, priority: 0");
+        assert!(set.iter().all(|backend| backend.ends_with(" 2 Given(0)")), "{set:?}");
+    }
+
+    #[test]
+    fn a_transparent_source_takes_addresses_of_its_family() {
+        let spec = spec("    backends: [web.test]\n    source: transparent\n");
+        let answers = [answer("2001:db8::1", None), answer("10.0.0.1", None)];
+        assert_eq!(listed(&resolved(&spec, |_| &answers)), ["10.0.0.1:80 1 Given(0)"]);
+    }
+}

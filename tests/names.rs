@@ -1,0 +1,165 @@
+//! Backends that are DNS names, answered by a real DNS server; and groups of priority.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use fairway_tests::http::get;
+use fairway_tests::{Fairway, Host, Net, Nginx, VIP4, run, wait_for};
+
+const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP4), 80);
+
+/// A real DNS server at 10.78.0.63 that knows the names of a file in the form of /etc/hosts, for
+/// a second each, and more records.
+struct Dns {
+    child: Child,
+}
+
+impl Dns {
+    fn start(net: &Net, hosts: &Path, records: &[&str]) -> Self {
+        let ip = net.server_address(53);
+        let child = Command::new("ip")
+            .args(["netns", "exec", &net.name(Host::Servers), "dnsmasq", "--keep-in-foreground"])
+            .args(["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"])
+            .args(["--user=root", "--pid-file=", "--port=53", "--local=/test/", "--local-ttl=1"])
+            .arg(format!("--listen-address={ip}"))
+            .arg(format!("--addn-hosts={}", hosts.display()))
+            .args(records)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    /// Has it read its file again.
+    fn reload(&self) {
+        run("kill", &["-HUP", &self.child.id().to_string()]);
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn document(fields: &str) -> String {
+    format!(
+        "resolver: {{servers: [10.78.0.63], timeout: 300ms}}\nservices:\n  - name: web\n    \
+         addresses: [{VIP4}]\n    ports: [{{port: 80}}]\n    \
+         healthCheck: {{interval: 100ms, timeout: 90ms, fall: 1, rise: 1}}\n{fields}"
+    )
+}
+
+/// Which servers answer, and how often.
+fn answers(net: &Net) -> BTreeMap<String, u32> {
+    net.on(Host::Client, || {
+        let mut answers = BTreeMap::new();
+        for _ in 0..30 {
+            let name = get(VIP, "/").unwrap_or_else(|_| "nobody".into());
+            *answers.entry(name).or_default() += 1;
+        }
+        answers
+    })
+}
+
+fn names(net: &Net) -> Vec<String> {
+    answers(net).into_keys().collect()
+}
+
+fn troubles(fairway: &Fairway) -> String {
+    fairway.status().unwrap()["troubles"].to_string()
+}
+
+#[test]
+fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
+    let Some(net) = Net::new() else { return };
+    let servers: Vec<Nginx> = (1..=2).map(|n| Nginx::start(&net, n)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    let (one, two) = ("10.78.0.11 web.test\n", "10.78.0.12 web.test\n");
+    std::fs::write(&hosts, one).unwrap();
+    // No DNS server yet: the service waits for its backends, and says so.
+    let fairway = Fairway::start(&net, &document("    backends: [\"web.test:8080\"]\n"));
+    wait_for("the trouble is told", || {
+        troubles(&fairway).contains("`web.test` cannot be resolved")
+    });
+    assert!(troubles(&fairway).contains("no address of it is known"));
+
+    let dns = Dns::start(&net, &hosts, &[]);
+    wait_for("the first answer serves", || names(&net) == ["s1"]);
+    wait_for("and no trouble is left", || !troubles(&fairway).contains("resolved"));
+    assert_eq!(fairway.backends()[0]["name"], "web.test", "orders reach it by its name");
+
+    std::fs::write(&hosts, format!("{one}{two}")).unwrap();
+    dns.reload();
+    wait_for("an address has come", || names(&net) == ["s1", "s2"]);
+    std::fs::write(&hosts, two).unwrap();
+    dns.reload();
+    wait_for("an address has gone", || names(&net) == ["s2"]);
+
+    // A name that is emptied by mistake, and then a server that is gone: what was known holds.
+    std::fs::write(&hosts, "").unwrap();
+    dns.reload();
+    wait_for("the empty name is told", || troubles(&fairway).contains("no such name"));
+    assert!(troubles(&fairway).contains("its last known address holds"), "{}", troubles(&fairway));
+    drop(dns);
+    wait_for("the dead server is told", || !troubles(&fairway).contains("no such name"));
+    assert!(troubles(&fairway).contains("`web.test` cannot be resolved"), "{}", troubles(&fairway));
+    assert_eq!(names(&net), ["s2"]);
+    assert!(fairway.metrics(&net).contains("fairway_dns_names_failing 1"));
+    // A reload that leaves the name alone keeps its addresses.
+    fairway.apply(&document("    backends: [\"web.test:8080\"]\n    timeouts: {idle: 5m}\n"));
+    assert_eq!(names(&net), ["s2"]);
+
+    std::fs::write(&hosts, one).unwrap();
+    let _dns = Dns::start(&net, &hosts, &[]);
+    wait_for("it is followed again", || names(&net) == ["s1"]);
+    wait_for("all is well", || fairway.metrics(&net).contains("fairway_dns_names_failing 0"));
+    drop(servers);
+}
+
+#[test]
+fn srv_records_make_groups_of_priority() {
+    let Some(net) = Net::new() else { return };
+    let mut servers: Vec<Nginx> = (1..=3).map(|n| Nginx::start(&net, n)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "10.78.0.11 a.test\n10.78.0.12 b.test\n10.78.0.13 c.test\n").unwrap();
+    let records = [
+        "--srv-host=_http._tcp.test,a.test,8080,10,3",
+        "--srv-host=_http._tcp.test,b.test,8080,10,1",
+        "--srv-host=_http._tcp.test,c.test,8080,20,1",
+    ];
+    let _dns = Dns::start(&net, &hosts, &records);
+    let text = document("    backends: [{srv: _http._tcp.test}]\n");
+    let fairway = Fairway::start(&net, &text);
+    wait_for("all are known", || fairway.backends().as_array().unwrap().len() == 3);
+    let seen: Vec<_> = fairway.backends().as_array().unwrap().iter().map(told).collect();
+    let want = [("10.78.0.11:8080", 3, 0), ("10.78.0.12:8080", 1, 0), ("10.78.0.13:8080", 1, 1)];
+    assert_eq!(seen, want.map(|(addr, weight, group)| (addr.to_owned(), weight, group)));
+    assert_eq!(names(&net), ["s1", "s2"]);
+
+    servers[0].kill();
+    wait_for("it is down", || fairway.state_of("10.78.0.11:8080").unwrap() == "down");
+    assert_eq!(names(&net), ["s2"], "the other of its priority takes over");
+    // With a threshold, what is missing goes to the next priority.
+    fairway.apply(&format!("{text}    failoverThreshold: 100%\n"));
+    assert_eq!(names(&net), ["s2", "s3"]);
+    fairway.apply(&text);
+    assert_eq!(names(&net), ["s2"]);
+    servers[1].kill();
+    wait_for("the next priority serves", || names(&net) == ["s3"]);
+    servers[0].restart(&net);
+    wait_for("and the first again", || names(&net) == ["s1"]);
+}
+
+fn told(backend: &serde_json::Value) -> (String, u64, u64) {
+    let number = |name: &str| backend[name].as_u64().unwrap();
+    (backend["address"].as_str().unwrap().into(), number("weight"), number("group"))
+}
