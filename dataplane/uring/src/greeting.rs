@@ -43,11 +43,12 @@ pub(crate) fn welcome(service: &Service, via: SocketAddr) -> Welcome {
     }
 }
 
-/// Counts a connection that is refused because a header was to come from somebody else.
-pub(crate) fn count_refusal(service: &Service, worker: usize) {
-    let counters = service.state.counters.of(worker);
+/// Counts a connection from `flow.0` to `flow.1` that is refused because a header was to come from
+/// somebody else.
+pub(crate) fn count_refusal(service: &Service, flow: (SocketAddr, SocketAddr), cx: &Cx<'_>) {
+    let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
-    counters.ends[EndReason::ProxyHeader as usize].inc();
+    not_admitted(&service.name, counters, flow, EndReason::ProxyHeader, cx);
 }
 
 impl Session {

@@ -336,7 +336,7 @@ impl Worker {
                 None => return refuse(socket),
             },
             Welcome::Refused => {
-                count_refusal(service, cx.worker);
+                count_refusal(service, (peer, vip), &cx);
                 return refuse(socket);
             }
         };

@@ -51,6 +51,13 @@ struct Which {
     service: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WhichBackends {
+    service: Option<String>,
+    backend: Option<String>,
+}
+
 /// An order for a backend.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -177,10 +184,13 @@ async fn services(
 
 async fn backends(
     State(admin): State<Admin>,
-    Query(which): Query<Which>,
+    Query(which): Query<WhichBackends>,
 ) -> Result<Response, Response> {
     known(&admin, which.service.as_ref()).await?;
-    let views = admin.ask(move |c| c.backend_views(which.service.as_deref())).await?;
+    let views = admin.ask(move |control| {
+        control.backend_views(which.service.as_deref(), which.backend.as_deref())
+    });
+    let views = views.await?;
     Ok(Json(views).into_response())
 }
 
@@ -272,7 +282,7 @@ async fn explain(
     let snapshot = admin.view.load();
     let mut explanation = explain_flow(&snapshot, &admin.shared, &question).map_err(refused)?;
     let service = explanation.service.clone();
-    let views = admin.ask(move |control| control.backend_views(Some(&service))).await?;
+    let views = admin.ask(move |control| control.backend_views(Some(&service), None)).await?;
     explanation.say_why(&views);
     Ok(Json(explanation).into_response())
 }

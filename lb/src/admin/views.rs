@@ -10,7 +10,7 @@ use fairway_core::{DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, R
 use fairway_uring::{ConnectionFilter, Features, OpenConnection, ServiceTalkers};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Change, Control, LiveBackend, names, waiting_text};
+use crate::control::{Change, Control, LiveBackend, is_backend, names, waiting_text};
 
 /// The state of the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -394,13 +394,19 @@ impl Control {
         services.map(view).collect()
     }
 
-    pub(crate) fn backend_views(&self, name: Option<&str>) -> Vec<BackendView> {
+    /// The backends of the services that `name` means, or those of them that `word` means.
+    pub(crate) fn backend_views(&self, name: Option<&str>, word: Option<&str>) -> Vec<BackendView> {
         let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
         let mut views = Vec::new();
         for (key, live) in self.services.iter().filter(|(key, _)| wanted(key)) {
-            views.extend(live.grouped().map(|(group, live)| self.backend_view(key, live, group)));
+            let meant = |(_, live): &(usize, &LiveBackend)| {
+                word.is_none_or(|word| is_backend(live.backend.addr, live.name.as_deref(), word))
+            };
+            let backends = live.grouped().filter(meant);
+            views.extend(backends.map(|(group, live)| self.backend_view(key, live, group)));
         }
         let mut removed: Vec<_> = self.retiring.removed().filter(|(key, _)| wanted(key)).collect();
+        removed.retain(|(_, b)| word.is_none_or(|word| is_backend(b.addr, None, word)));
         removed.sort_by_key(|(key, backend)| (*key, backend.addr));
         for (key, backend) in removed {
             let totals = backend.counters.totals();

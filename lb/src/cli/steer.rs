@@ -125,19 +125,14 @@ pub(super) fn wait_until_drained(
 ) -> ExitCode {
     let start = Instant::now();
     let client = Client::new(&remote.socket);
+    let path = query("/v1/backends", &[("service", service), ("backend", Some(backend))]);
     let mut last = u32::MAX;
     loop {
-        let views = match client.get::<Vec<BackendView>>(&path("/v1/backends", service)) {
+        let views = match client.get::<Vec<BackendView>>(&path) {
             Ok(views) => views,
             Err(error) => return report(&error),
         };
-        let is_it = |view: &&BackendView| {
-            let ip = view.address.rsplit_once(':').map_or(&*view.address, |(ip, _)| ip);
-            view.address == backend
-                || ip.trim_matches(['[', ']']) == backend
-                || view.name.as_deref() == Some(backend)
-        };
-        let left: u32 = views.iter().filter(is_it).map(|view| view.active).sum();
+        let left: u32 = views.iter().map(|view| view.active).sum();
         if left == 0 {
             return ExitCode::SUCCESS;
         }

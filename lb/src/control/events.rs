@@ -9,24 +9,27 @@ use fairway_uring::Event;
 use super::live::{checked_at, followed_at};
 use super::{Control, Live, Stop};
 use crate::health::agent::AgentState;
-use crate::health::{CheckTarget, HealthEvent, Transition};
+use crate::health::{CheckTarget, HealthEvent, News, Transition};
 
 impl Control {
     pub(super) fn take_health(&mut self, event: HealthEvent) {
         // A check that was stopped may still have had something to say.
         let Some(checked) = self.checked.get_mut(&event.target) else { return };
-        if let Transition::Agent(report) = &event.transition {
-            let state = checked.agent.get_or_insert_default();
-            state.take(report);
-            let (state, users) = (state.clone(), checked.users.clone());
-            return self.take_agent(&event.target, users, &state);
-        }
-        checked.down = match &event.transition {
-            Transition::Agent(_) => return,
-            Transition::AgentLost { cause } => {
-                tracing::warn!("{cause}; what it said before holds");
-                return;
+        match event.news {
+            News::Health(transition) => self.take_transition(&event.target, &transition),
+            News::Agent(report) => {
+                let state = checked.agent.get_or_insert_default();
+                state.take(&report);
+                let (state, users) = (state.clone(), checked.users.clone());
+                self.take_agent(&event.target, users, &state);
             }
+            News::AgentLost(cause) => tracing::warn!("{cause}; what it said before holds"),
+        }
+    }
+
+    fn take_transition(&mut self, target: &CheckTarget, transition: &Transition) {
+        let Some(checked) = self.checked.get_mut(target) else { return };
+        checked.down = match transition {
             Transition::Up { .. } => None,
             Transition::Down { cause, .. } | Transition::StillDown { cause } => {
                 Some(cause.to_string().into())
@@ -37,20 +40,19 @@ impl Control {
         for key in users {
             let Some(live) = self.services.get_mut(&key) else { continue };
             let mut back = Vec::new();
-            for backend in checked_at(live, &event.target) {
+            for backend in checked_at(live, target) {
                 backend.down.clone_from(&down);
-                if !matches!(event.transition, Transition::StillDown { .. }) {
+                if !matches!(transition, Transition::StillDown { .. }) {
                     backend.backend.transitions.inc();
                 }
-                let (addr, spec) = (backend.backend.addr, &event.target.spec);
-                match &event.transition {
+                let (addr, spec) = (backend.backend.addr, &target.spec);
+                match transition {
                     Transition::Up { good } => {
                         backend.ejection.lift(now);
                         backend.backend.streak.succeeded();
                         back.push(backend.backend.id);
                         tracing::info!(service = %key, backend = %addr, "backend is back: {good} of {} checks good", spec.rise);
                     }
-                    Transition::Agent(_) | Transition::AgentLost { .. } => {}
                     Transition::StillDown { cause } => {
                         tracing::debug!(service = %key, backend = %addr, "backend is still down: {cause}");
                     }
@@ -64,7 +66,7 @@ impl Control {
                 self.starting.insert(key.clone());
             }
             // Another cause changes nothing for the workers.
-            if !matches!(event.transition, Transition::StillDown { .. }) {
+            if !matches!(transition, Transition::StillDown { .. }) {
                 self.dirty.insert(key);
             }
         }

@@ -44,7 +44,7 @@ use crate::resolver::{NameEvent, Resolver};
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::{Live, LiveBackend};
-pub(crate) use self::orders::Order;
+pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;

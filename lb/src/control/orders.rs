@@ -139,7 +139,7 @@ impl Control {
             known = true;
             let timeout = live.spec.policy.drain_timeout;
             let (mut hit, mut back, mut draining) = (Vec::new(), Vec::new(), Vec::new());
-            for live in live.all_mut().filter(|live| is_backend(live, backend)) {
+            for live in live.all_mut().filter(|live| is_it(live, backend)) {
                 let admitted = live.standing().admits();
                 order.apply(&mut live.orders, Since { at: now, until_reload });
                 if live.standing().admits() && !admitted {
@@ -186,7 +186,7 @@ impl Control {
     pub(crate) fn backends_named(&self, word: &str) -> Vec<BackendAddr> {
         let all = self.services.values().flat_map(|live| live.all());
         let mut found: Vec<_> =
-            all.filter(|live| is_backend(live, word)).map(|live| live.backend.addr).collect();
+            all.filter(|live| is_it(live, word)).map(|live| live.backend.addr).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -206,10 +206,13 @@ impl Control {
     }
 }
 
+fn is_it(live: &LiveBackend, word: &str) -> bool {
+    is_backend(live.backend.addr, live.name.as_deref(), word)
+}
+
 /// Whether `word` means this backend: by address with or without port, or by name.
-fn is_backend(live: &LiveBackend, word: &str) -> bool {
-    let addr = live.backend.addr;
-    addr.to_string() == word || addr.ip().to_string() == word || live.name.as_deref() == Some(word)
+pub(crate) fn is_backend(addr: BackendAddr, name: Option<&str>, word: &str) -> bool {
+    addr.to_string() == word || addr.ip().to_string() == word || name == Some(word)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_config::{CheckSpec, Probe};
+use fairway_core::agent_line::AgentReport;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -27,13 +28,24 @@ pub(crate) struct CheckTarget {
     pub(crate) spec: Arc<CheckSpec>,
 }
 
-/// A target changed its health.
+/// News of a target.
 #[derive(Debug)]
 pub(crate) struct HealthEvent {
     /// Which one.
     pub(crate) target: CheckTarget,
-    /// To what, and why.
-    pub(crate) transition: Transition,
+    /// What is new.
+    pub(crate) news: News,
+}
+
+/// What is new of a target.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Its checks changed its health.
+    Health(Transition),
+    /// Its agent says something else than before.
+    Agent(AgentReport),
+    /// Its agent has said nothing that could be understood for a while; what it said holds.
+    AgentLost(ProbeError),
 }
 
 /// The running checks.
@@ -116,7 +128,8 @@ async fn check(target: CheckTarget, up: bool, tools: Arc<Tools>, mut random: u64
             probe(target.addr, &spec, &tools.tls).await
         };
         if let Some(transition) = state.on_result(&result) {
-            (tools.report)(HealthEvent { target: target.clone(), transition });
+            let news = News::Health(transition);
+            (tools.report)(HealthEvent { target: target.clone(), news });
         }
         random = next(random);
         let interval = if state.is_changing() { spec.fast_interval } else { spec.interval };
@@ -137,12 +150,12 @@ async fn follow(target: CheckTarget, tools: Arc<Tools>, mut random: u64) {
             tokio::time::timeout(spec.timeout, agent::ask(target.addr, send)).await
         };
         let late = |_| Err(format!("agent {}: no line in {:?}", target.addr, spec.timeout));
-        let transition = match answer.unwrap_or_else(late) {
+        let news = match answer.unwrap_or_else(late) {
             Ok(report) => {
                 failed = 0;
                 (last.as_ref() != Some(&report)).then(|| {
                     last = Some(report.clone());
-                    Transition::Agent(report)
+                    News::Agent(report)
                 })
             }
             Err(cause) => {
@@ -151,12 +164,12 @@ async fn follow(target: CheckTarget, tools: Arc<Tools>, mut random: u64) {
                 (failed == spec.fall).then(|| {
                     // Whatever it says next is news.
                     last = None;
-                    Transition::AgentLost { cause: ProbeError(cause) }
+                    News::AgentLost(ProbeError(cause))
                 })
             }
         };
-        if let Some(transition) = transition {
-            (tools.report)(HealthEvent { target: target.clone(), transition });
+        if let Some(news) = news {
+            (tools.report)(HealthEvent { target: target.clone(), news });
         }
         random = next(random);
         tokio::time::sleep(jittered(spec.interval, spec.jitter_percent, random)).await;

@@ -5,5 +5,5 @@ mod checker;
 mod probe;
 mod state;
 
-pub(crate) use checker::{CheckTarget, Checker, HealthEvent};
+pub(crate) use checker::{CheckTarget, Checker, HealthEvent, News};
 pub(crate) use state::Transition;

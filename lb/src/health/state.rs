@@ -2,8 +2,6 @@
 
 use fairway_config::CheckSpec;
 
-use fairway_core::agent_line::AgentReport;
-
 /// How a check ended.
 pub(crate) type ProbeResult = Result<(), ProbeError>;
 
@@ -26,13 +24,6 @@ pub(crate) enum Transition {
         cause: ProbeError,
         /// How many.
         failed: u32,
-    },
-    /// An agent says something else than before.
-    Agent(AgentReport),
-    /// An agent has said nothing that could be understood for a while; what it said holds.
-    AgentLost {
-        /// What is wrong.
-        cause: ProbeError,
     },
     /// It is down as before, for another reason.
     StillDown {
