@@ -81,6 +81,8 @@ macro_rules! reasons {
     };
 }
 
+pub(crate) use reasons;
+
 reasons! {
     /// Why a connection ended.
     EndReason {

@@ -18,6 +18,7 @@ mod clients;
 mod counters;
 mod hash;
 mod maglev;
+pub mod packet;
 mod policy;
 pub mod proxy_header;
 #[cfg(feature = "std")]

@@ -1,0 +1,110 @@
+//! A frame in a buffer with room before it, so that headers can grow.
+
+/// A VLAN tag that the port has taken off, or is to put on: 802.1Q's tag control information.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VlanTag(pub u16);
+
+/// What is known of a frame's transport checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransportChecksum {
+    /// It is in the frame.
+    #[default]
+    Present,
+    /// The frame has the pseudo-header's sum in its place: a sender on this machine left the rest
+    /// to its port.
+    Partial,
+}
+
+/// An Ethernet frame.
+pub struct Frame<'b> {
+    buffer: &'b mut [u8],
+    start: usize,
+    end: usize,
+    /// Outer tag, if the port took one off; the port puts it on again.
+    pub tag: Option<VlanTag>,
+    /// The transport checksum on arrival.
+    pub checksum: TransportChecksum,
+}
+
+impl<'b> Frame<'b> {
+    /// The frame in `buffer[start..end]`. What lies before it and behind it may be used.
+    ///
+    /// # Panics
+    /// When that is no part of the buffer.
+    #[must_use]
+    pub fn new(buffer: &'b mut [u8], start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= buffer.len(), "a frame lies in its buffer");
+        Self { buffer, start, end, tag: None, checksum: TransportChecksum::Present }
+    }
+
+    /// Its bytes, from the Ethernet header on.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Its bytes, to be changed.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.end]
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "an empty frame is none")]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Makes `n` bytes of room at its front, of any content; false when there is none.
+    #[must_use]
+    pub fn grow_front(&mut self, n: usize) -> bool {
+        let fits = n <= self.start;
+        if fits {
+            self.start -= n;
+        }
+        fits
+    }
+
+    /// Takes `n` bytes off its front, or all that there are.
+    pub fn shrink_front(&mut self, n: usize) {
+        self.start = (self.start + n).min(self.end);
+    }
+
+    /// Makes `n` bytes of room at its end, of any content; false when there is none.
+    #[must_use]
+    pub fn grow_back(&mut self, n: usize) -> bool {
+        let fits = n <= self.buffer.len() - self.end;
+        if fits {
+            self.end += n;
+        }
+        fits
+    }
+
+    /// Cuts it to `n` bytes.
+    pub fn truncate(&mut self, n: usize) {
+        self.end = self.end.min(self.start + n);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_grow_within_their_buffers() {
+        let mut buffer = [0, 1, 2, 3, 4, 5, 6, 7];
+        let mut frame = Frame::new(&mut buffer, 2, 6);
+        assert_eq!(frame.bytes(), [2, 3, 4, 5]);
+        assert!(!frame.grow_front(3) && frame.grow_front(2));
+        assert_eq!(frame.bytes(), [0, 1, 2, 3, 4, 5]);
+        frame.shrink_front(1);
+        assert!(!frame.grow_back(3) && frame.grow_back(1));
+        assert_eq!(frame.bytes(), [1, 2, 3, 4, 5, 6]);
+        frame.truncate(2);
+        assert_eq!(frame.bytes(), [1, 2]);
+        frame.truncate(9);
+        frame.shrink_front(9);
+        assert_eq!(frame.len(), 0);
+    }
+}
