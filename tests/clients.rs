@@ -64,7 +64,7 @@ fn haproxy_behind_fairway_hears_the_client() {
     let _haproxy = Other::haproxy(
         &net,
         Host::Servers,
-        "frontend web\n  mode http\n  bind 10.78.0.2:8080 accept-proxy\n  \
+        "frontend web\n  mode http\n  bind 10.78.0.2:8080 accept-proxy\n  bind [fd78::2]:8080 accept-proxy\n  \
          http-request return content-type text/plain lf-string \"%[src] %[fc_pp_unique_id]\\n\"\n",
     );
     for (send, with_id) in [
@@ -73,10 +73,15 @@ fn haproxy_behind_fairway_hears_the_client() {
         ("{send: v2, crc32c: true}", false),
         ("{send: v2, crc32c: true, uniqueId: true}", true),
     ] {
-        let _fairway = Fairway::start(&net, &document(send, "10.78.0.2:8080"));
-        let answer = answer(&net, Host::Client, VIP);
-        let id = answer.strip_prefix("10.77.0.2").unwrap().trim();
-        assert_eq!(id.len(), if with_id { 32 } else { 0 }, "{send}: {answer}");
+        for backend in ["10.78.0.2:8080", "[fd78::2]:8080"] {
+            let _fairway = Fairway::start(&net, &document(send, backend));
+            let vip6 = SocketAddr::new(VIP6.into(), 80);
+            for (vip, client) in [(VIP, "10.77.0.2"), (vip6, "fd77::2")] {
+                let answer = answer(&net, Host::Client, vip);
+                let id = answer.strip_prefix(client).unwrap().trim();
+                assert_eq!(id.len(), if with_id { 32 } else { 0 }, "{send} {backend}: {answer}");
+            }
+        }
     }
 }
 

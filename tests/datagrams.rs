@@ -115,6 +115,7 @@ fn dns_is_balanced_and_a_killed_server_costs_one_try() {
     }
     wait_for("sessions end with their answers", || fairway.count("active") == 0);
     assert!(fairway.count("ends/answered") >= 80);
+    assert!(fairway.count("sentDatagrams") >= 80, "every reply is counted");
     servers[0].kill();
     assert_eq!(shares(&net, VIP, 40), BTreeMap::from([(2, 40)]));
     assert_eq!(fairway.state_of("10.78.0.11:53").unwrap(), "ejected");
@@ -141,6 +142,17 @@ fn a_session_moves_when_its_backend_drains_or_goes() {
         assert_ne!(third, second, "removed");
     });
     assert_eq!(fairway.count("connections"), 1, "one session all the while");
+}
+
+#[test]
+fn a_client_stays_on_its_backend_with_affinity() {
+    let Some(net) = Net::new() else { return };
+    let servers = [Dns::start(&net, 1), Dns::start(&net, 2)];
+    let fields = "    sessionAffinity: ClientIP\n    udp: {responses: 1}\n";
+    let _fairway = Fairway::start(&net, &document(&[&servers[0], &servers[1]], fields));
+    for vip in [VIP, SocketAddr::new(VIP6.into(), 53)] {
+        assert_eq!(shares(&net, vip, 20).len(), 1, "{vip}: under round robin");
+    }
 }
 
 #[test]

@@ -139,6 +139,28 @@ server.wait_for_termination()
 "#;
 
 #[test]
+fn checks_are_faster_while_results_change() {
+    let Some(net) = Net::new() else { return };
+    let mut server = Nginx::start(&net, 1);
+    let text = document(&[("web", "type: tcp")], &server.addr.to_string());
+    let (start, rest) = text.split_once("healthCheck: {").unwrap();
+    let (_, end) = rest.split_once('}').unwrap();
+    let check = "interval: 2s, fastInterval: 20ms, timeout: 1s, fall: 40, rise: 40";
+    let fairway = Fairway::start(&net, &format!("{start}healthCheck: {{{check}}}{end}"));
+    server.kill();
+    // At 2s each, 40 failures would take longer than anybody waits here.
+    wait_down(&fairway, "web", "connection refused");
+    server.restart(&net);
+    wait_up(&fairway, "web");
+    let metrics = fairway.metrics(&net);
+    for result in ["success", "failure"] {
+        let line = format!("fairway_health_checks_total{{type=\"tcp\",result=\"{result}\"}} ");
+        let count = metrics.lines().find_map(|text| text.strip_prefix(&line)).unwrap();
+        assert!(count.parse::<u32>().unwrap() >= 40, "{result}: {count}");
+    }
+}
+
+#[test]
 fn grpc_checks_ask_the_health_service() {
     let Some(net) = Net::new() else { return };
     if !Path::new("/usr/lib/python3/dist-packages/grpc").exists() {

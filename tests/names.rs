@@ -1,12 +1,13 @@
-//! Backends that are DNS names, answered by a real DNS server; and groups of priority.
+//! Who serves: backends that are DNS names, answered by a real DNS server; priorities; zones.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use fairway_tests::http::get;
+use fairway_tests::http::{ask, connect, get};
 use fairway_tests::{Fairway, Host, Net, Nginx, VIP4, run, wait_for};
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP4), 80);
@@ -96,12 +97,19 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
     wait_for("and no trouble is left", || !troubles(&fairway).contains("resolved"));
     assert_eq!(fairway.backends()[0]["name"], "web.test", "orders reach it by its name");
 
+    let mut held = net.on(Host::Client, || connect(VIP).unwrap());
+    assert_eq!(ask(&mut held, "/").unwrap(), "s1");
     std::fs::write(&hosts, format!("{one}{two}")).unwrap();
     dns.reload();
     wait_for("an address has come", || names(&net) == ["s1", "s2"]);
     std::fs::write(&hosts, two).unwrap();
     dns.reload();
     wait_for("an address has gone", || names(&net) == ["s2"]);
+    assert_eq!(ask(&mut held, "/").unwrap(), "s1", "an open connection may go on");
+    let left = fairway.cli(&["drain", "web.test", "--wait", "--timeout", "300ms"]);
+    assert_eq!(left.status.code(), Some(1), "and is waited for by the name that it came by");
+    assert!(fairway.cli(&["undrain", "web.test"]).status.success());
+    drop(held);
 
     // A name that is emptied by mistake, and then a server that is gone: what was known holds.
     std::fs::write(&hosts, "").unwrap();
@@ -116,12 +124,49 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
     // A reload that leaves the name alone keeps its addresses.
     fairway.apply(&document("    backends: [\"web.test:8080\"]\n    timeouts: {idle: 5m}\n"));
     assert_eq!(names(&net), ["s2"]);
+    // Nor does a service that is renamed lose them.
+    let renamed =
+        document("    backends: [\"web.test:8080\"]\n").replace("name: web", "name: shop");
+    fairway.apply(&renamed);
+    assert_eq!(names(&net), ["s2"]);
 
     std::fs::write(&hosts, one).unwrap();
     let _dns = Dns::start(&net, &hosts, &[]);
     wait_for("it is followed again", || names(&net) == ["s1"]);
     wait_for("all is well", || fairway.metrics(&net).contains("fairway_dns_names_failing 0"));
     drop(servers);
+}
+
+#[test]
+fn a_change_of_names_refuses_nobody() {
+    let Some(net) = Net::new() else { return };
+    let _servers: Vec<Nginx> = (1..=2).map(|n| Nginx::start(&net, n)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "10.78.0.11 a.test\n10.78.0.12 b.test\n").unwrap();
+    let _dns = Dns::start(&net, &hosts, &[]);
+    let named = |name: &str| document(&format!("    backends: [\"{name}:8080\"]\n"));
+    let fairway = Fairway::start(&net, &named("a.test"));
+    assert_eq!(names(&net), ["s1"], "from the first moment on");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut seen: Vec<String> = Vec::new();
+            while !over.load(Relaxed) {
+                seen.extend(names(&net));
+            }
+            seen
+        });
+        for name in ["b.test", "a.test", "b.test", "typo.test"] {
+            fairway.apply(&named(name));
+        }
+        over.store(true, Relaxed);
+        assert!(!client.join().unwrap().contains(&"nobody".to_owned()));
+    });
+    assert_eq!(names(&net), ["s2"], "a name that is nobody's leaves what was there");
+    let output = fairway.cli(&["reload"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("`typo.test` cannot be resolved: there is no such name"), "{text}");
 }
 
 #[test]
@@ -136,7 +181,7 @@ fn srv_records_make_groups_of_priority() {
         "--srv-host=_http._tcp.test,b.test,8080,10,1",
         "--srv-host=_http._tcp.test,c.test,8080,20,1",
     ];
-    let _dns = Dns::start(&net, &hosts, &records);
+    let dns = Dns::start(&net, &hosts, &records);
     let text = document("    backends: [{srv: _http._tcp.test}]\n");
     let fairway = Fairway::start(&net, &text);
     wait_for("all are known", || fairway.backends().as_array().unwrap().len() == 3);
@@ -157,6 +202,77 @@ fn srv_records_make_groups_of_priority() {
     wait_for("the next priority serves", || names(&net) == ["s3"]);
     servers[0].restart(&net);
     wait_for("and the first again", || names(&net) == ["s1"]);
+    // The service is said to be no more, and then its records are gone: neither takes it away.
+    drop(dns);
+    let none = Dns::start(&net, &hosts, &["--srv-host=_http._tcp.test"]);
+    wait_for("its end is told", || troubles(&fairway).contains("there is no such service"));
+    assert_eq!(fairway.backends().as_array().unwrap().len(), 3);
+    drop(none);
+    let _nothing = Dns::start(&net, &hosts, &[]);
+    wait_for("its absence is told", || troubles(&fairway).contains("there is no such name"));
+    assert_eq!(fairway.backends().as_array().unwrap().len(), 3);
+    assert_eq!(names(&net), ["s1"]);
+}
+
+#[test]
+fn names_are_looked_up_as_this_machine_does() {
+    let Some(net) = Net::new() else { return };
+    let _servers: Vec<Nginx> = (1..=2).map(|n| Nginx::start(&net, n)).collect();
+    let _wide = Nginx::start_at(&net, "[fd78::2]:8080".parse().unwrap(), "s6");
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "10.78.0.11 web.test\nfd78::2 six.test\n").unwrap();
+    // Whatever is asked below the search domain has an address, which is nobody's.
+    let _dns = Dns::start(&net, &hosts, &["--address=/corp.example/fd78::99"]);
+    net.etc(Host::Lb, "resolv.conf", "nameserver 10.78.0.63\nsearch corp.example\n");
+    net.etc(Host::Lb, "hosts", "10.78.0.12 db1\n");
+    let text = document("    backends: [\"web.test:8080\", \"db1:8080\", \"six.test:8080\"]\n");
+    let text = text.replace("resolver: {servers: [10.78.0.63], timeout: 300ms}\n", "");
+    let fairway = Fairway::start(&net, &text);
+    wait_for("all serve", || names(&net) == ["s1", "s2", "s6"]);
+    assert_eq!(fairway.backends().as_array().unwrap().len(), 3, "and nobody else");
+    assert!(!troubles(&fairway).contains("resolved"), "{}", troubles(&fairway));
+}
+
+#[test]
+fn a_plan_asks_for_names_that_are_new() {
+    let Some(net) = Net::new() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let hosts = folder.path().join("hosts");
+    std::fs::write(&hosts, "10.78.0.11 web.test\n10.78.0.12 web.test\n").unwrap();
+    let _dns = Dns::start(&net, &hosts, &[]);
+    let fairway = Fairway::start(
+        &net,
+        &document("    backends: [\"10.78.0.11:8080\", \"10.78.0.12:8080\"]\n"),
+    );
+    let new = fairway.folder().join("new.yaml");
+    let named = document("    backends: [\"web.test:8080\"]\n");
+    std::fs::write(&new, fairway.whole(&named)).unwrap();
+    let output = fairway.cli(&["plan", new.to_str().unwrap(), "--output", "json"]);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["changes"][0]["slotsMoved"], 0.0, "the same addresses: {plan}");
+    fairway.apply(&named);
+    wait_for("as foretold", || fairway.backends().as_array().unwrap().len() == 2);
+}
+
+#[test]
+fn flows_stay_in_the_zone_of_the_box() {
+    let Some(net) = Net::new() else { return };
+    let mut servers: Vec<Nginx> = (1..=4).map(|n| Nginx::start(&net, n)).collect();
+    let backend =
+        |n: usize, zone: &str| format!("{{address: \"{}\", zone: {zone}}}", servers[n].addr);
+    let backends = [backend(0, "a"), backend(1, "a"), backend(2, "b"), backend(3, "b")].join(", ");
+    let fields = format!("    backends: [{backends}]\n    trafficDistribution: PreferSameZone\n");
+    let text = format!("dataplane: {{zone: a}}\n{}", document(&fields));
+    let fairway = Fairway::start(&net, &text);
+    assert_eq!(names(&net), ["s1", "s2"]);
+    servers[0].kill();
+    wait_for("it is down", || fairway.state_of("10.78.0.11:8080").unwrap() == "down");
+    let answers = answers(&net);
+    assert!(answers["s2"] > 5, "half stays: {answers:?}");
+    assert!(answers.keys().any(|name| name == "s3" || name == "s4"), "{answers:?}");
+    servers[1].kill();
+    wait_for("the other zone serves", || names(&net) == ["s3", "s4"]);
 }
 
 fn told(backend: &serde_json::Value) -> (String, u64, u64) {

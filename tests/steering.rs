@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Output;
 
@@ -233,6 +234,36 @@ fn open_connections_are_listed_and_filtered() {
         assert!(!fairway.cli(&[&["connections"], wrong].concat()).status.success(), "{wrong:?}");
     }
     assert!(!fairway.cli(&["connections", "--client", "x"]).status.success());
+}
+
+#[test]
+fn connections_are_listed_again_and_again() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let fairway = Fairway::start(&net, &document(&[&server], ""));
+    let mut held = net.on(Host::Client, || connect(VIP).unwrap());
+    ask(&mut held, "/").unwrap();
+    let client = held.local_addr().unwrap().to_string();
+    let mut watch = std::process::Command::new(fairway_tests::program())
+        .args(["connections", "--watch=200ms", "--socket"])
+        .arg(fairway.folder().join("admin.sock"))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.by_ref().filter(|line| line.contains(&client)).take(3).count(), 3);
+    drop(held);
+    // A table without it is a heading alone.
+    let mut row_since_heading = true;
+    let gone = lines.any(|line| {
+        let heading = line.starts_with("SERVICE") || line.starts_with("service");
+        let empty = heading && !std::mem::replace(&mut row_since_heading, false);
+        row_since_heading |= line.contains(&client);
+        empty || line.contains("no ")
+    });
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert!(gone);
 }
 
 #[test]

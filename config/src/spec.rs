@@ -352,6 +352,25 @@ pub enum Probe {
     Agent(Box<[u8]>),
 }
 
+impl Probe {
+    /// Its type, in the word of the document.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Tcp(_) => "tcp",
+            Self::Http(_, None) => "http",
+            Self::Http(_, Some(_)) => "https",
+            Self::Tls(_) => "tls",
+            Self::Grpc(..) => "grpc",
+            Self::Dns { .. } => "dns",
+            Self::Udp(_) => "udp",
+            Self::Icmp => "icmp",
+            Self::Exec(_) => "exec",
+            Self::Agent(_) => "agent",
+        }
+    }
+}
+
 /// What is sent and what must come back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Exchange {

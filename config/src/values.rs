@@ -218,7 +218,14 @@ impl Endpoint {
         }
         let (name, port) = match text.split_once(':') {
             None => (text, None),
-            Some((name, port)) => (name, Some(port.parse().map_err(|_| error())?)),
+            Some((name, port)) => {
+                let number = port.parse();
+                let is_place = dns_name(name).is_some() || name.parse::<IpAddr>().is_ok();
+                if number.is_err() && is_place && !port.contains(':') {
+                    return Err(format!("`{port}` in `{text}` is no port; ports are 1 to 65535"));
+                }
+                (name, Some(number.map_err(|_| error())?))
+            }
         };
         let name = dns_name(name).ok_or_else(error)?;
         Ok(Self { host: Host::Name(name), port })

@@ -142,6 +142,8 @@ fn errors_name_place_value_and_remedy() {
             "7:50: the port is in `address` already",
         ),
         ("backupBackends: [10.0.0.x]", "7:22: `10.0.0.x` is neither an address"),
+        ("backupBackends: [\"10.0.0.2:70000\"]", "7:22: `70000` in `10.0.0.2:70000` is no port"),
+        ("backupBackends: [\"web:0\"]", "7:22: `0` in `web:0` is no port; ports are 1 to 65535"),
         ("backupBackends: [10.0.0.300]", "7:22: `10.0.0.300` is neither an address"),
         ("backupBackends: [\"-.example.com\"]", "7:22: `-.example.com` is neither an address"),
         ("backupBackends: [web, WEB]", "7:27: `web` is listed twice (first on line 7)"),

@@ -12,7 +12,7 @@ use fairway_core::{BackendAddr, Weight};
 use fairway_uring::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::control::{Control, Listeners, Watchers};
+use crate::control::{Answers, Control, Listeners, Watchers};
 use crate::health::Checker;
 use crate::resolver::Resolver;
 
@@ -62,13 +62,13 @@ pub fn scale(document: &str, changes: usize) -> Scale {
     let specs: Vec<Arc<ServiceSpec>> = config.services.values().cloned().collect();
     let mut control = control(&config);
     let start = cpu();
-    control.begin(config);
+    control.begin(config, &Answers::new());
     let load = cpu().saturating_sub(start);
     let changes = (0..changes).map(|n| {
         let spec = &specs[n * 7919 % specs.len()];
         let change = ChangeSet { upserts: vec![changed(spec, n)], removals: Vec::new() };
         let start = cpu();
-        control.apply(change);
+        control.apply(change, &Answers::new());
         control.publish();
         cpu().saturating_sub(start)
     });

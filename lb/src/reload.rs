@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fairway_config::{Config, Watcher, load};
+use fairway_config::{Config, Query, Watcher, load};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::control::{Control, Input};
+use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Quiet time after the last event before files are read.
 const QUIET: Duration = Duration::from_millis(50);
@@ -33,6 +34,8 @@ pub(crate) struct Outcome {
     pub(crate) problems: Vec<String>,
     /// Sections of it that take effect at the next start.
     pub(crate) waiting: Vec<&'static str>,
+    /// Names that are not resolved.
+    pub(crate) names: Vec<String>,
 }
 
 /// Reads the document at `path` for every reason that comes, and hands it to the control loop,
@@ -43,6 +46,7 @@ pub(crate) async fn run(
     mut watcher: Option<Watcher>,
     mut reasons: mpsc::UnboundedReceiver<Reload>,
     control: Sender<Input>,
+    asker: Asker,
 ) {
     // What was read last: an event without a change, as from a neighbour's file, is no news.
     let mut last = Some(running);
@@ -80,7 +84,12 @@ pub(crate) async fn run(
                 rewatch(&mut watcher, &config.files);
                 if forced || last.as_ref() != Some(&config) {
                     last = Some(config.clone());
-                    if control.send(Input::Config(Box::new(config))).is_err() {
+                    let Some((config, unknown)) = unknown_names(&control, config).await else {
+                        return;
+                    };
+                    // So that nobody is refused while DNS makes up its mind.
+                    let names = asker.ask(unknown, FIRST_ANSWER).await;
+                    if control.send(Input::Config(Box::new(config), names)).is_err() {
                         return;
                     }
                 }
@@ -103,10 +112,10 @@ pub(crate) async fn run(
             continue;
         }
         let outcome = match in_force(&control).await {
-            Some(waiting) => Outcome { problems, waiting },
+            Some((waiting, names)) => Outcome { problems, waiting, names },
             None => Outcome {
                 problems: vec!["the process is stopping; nothing new is applied".into()],
-                waiting: Vec::new(),
+                ..Outcome::default()
             },
         };
         for sender in waiting {
@@ -116,21 +125,40 @@ pub(crate) async fn run(
     }
 }
 
-/// Waits until the control loop has published what it was sent; returns what waits for a restart,
-/// or none when the process is stopping.
-async fn in_force(control: &Sender<Input>) -> Option<Vec<&'static str>> {
+/// Has the control loop answer; none when the process is stopping.
+async fn ask<T: Send + 'static>(
+    control: &Sender<Input>,
+    question: impl FnOnce(&mut Control) -> T + Send + 'static,
+) -> Option<T> {
     let (sender, receiver) = oneshot::channel();
-    let publish = Box::new(move |control: &mut Control| {
-        control.publish();
+    let ask = Box::new(move |control: &mut Control| {
         // Nobody waits any more when the process stops.
-        let waiting = (!control.is_stopping()).then(|| control.config.waiting.clone());
-        let _ = sender.send(waiting);
+        let _ = sender.send((!control.is_stopping()).then(|| question(control)));
     });
-    if control.send(Input::Ask(publish)).is_err() {
+    if control.send(Input::Ask(ask)).is_err() {
         return None;
     }
     // An error is a loop that has stopped.
     receiver.await.ok().flatten()
+}
+
+/// The names of `config` that nobody follows yet, beside it.
+async fn unknown_names(control: &Sender<Input>, config: Config) -> Option<(Config, Vec<Query>)> {
+    ask(control, move |control| {
+        let unknown = control.unknown_names(&config.services);
+        (config, unknown)
+    })
+    .await
+}
+
+/// Waits until the control loop has published what it was sent; returns what waits for a restart
+/// and the names that are not resolved.
+async fn in_force(control: &Sender<Input>) -> Option<(Vec<&'static str>, Vec<String>)> {
+    ask(control, |control| {
+        control.publish();
+        (control.config.waiting.clone(), control.name_troubles())
+    })
+    .await
 }
 
 fn rewatch(watcher: &mut Option<Watcher>, files: &[PathBuf]) {

@@ -29,7 +29,7 @@ use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, Tproxy, Watchers};
 use crate::health::Checker;
 use crate::reload::{self, Reload};
-use crate::resolver::Resolver;
+use crate::resolver::{FIRST_ANSWER, Resolver};
 
 /// Descriptors for sockets of the control plane: checks, admin, metrics, files.
 const CONTROL_DESCRIPTORS: u64 = 1500;
@@ -154,6 +154,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         // As above.
         let _ = names.send(Input::Names(event));
     });
+    let asker = resolver.asker();
     let watchers = Watchers { checker, resolver };
 
     let ready = Arc::new(AtomicBool::new(false));
@@ -161,6 +162,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let admin = Admin {
         control: sender.clone(),
         reload: reload_sender.clone(),
+        asker: asker.clone(),
         view: publisher.view(),
         shared,
         workers: workers.iter().map(|worker| Arc::clone(&worker.stats)).collect(),
@@ -195,6 +197,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         watcher,
         reload_reasons,
         sender.clone(),
+        asker.clone(),
     ));
     runtime.spawn(signals(sender, reload_sender, Arc::clone(&ready)));
 
@@ -202,7 +205,9 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     tracing::info!(workers = count, features = names.join(" "), "started");
     let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
     let mut control = Control::new(clock, process, path, publisher, workers, listeners, watchers);
-    control.begin(config);
+    let unknown = control.unknown_names(&config.services);
+    let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
+    control.begin(config, &names);
     ready.store(true, Relaxed);
     Ok(Started { control, inputs, socket, log })
 }
@@ -230,6 +235,10 @@ fn describe_metrics() {
     metrics::describe_gauge!(
         "fairway_addresses_missing",
         "Addresses of services that are not on this machine."
+    );
+    metrics::describe_counter!(
+        "fairway_health_checks_total",
+        "Health checks and questions to agents, by type and result."
     );
     metrics::describe_counter!("fairway_dns_lookups_total", "Names asked for, by result.");
     metrics::describe_gauge!(

@@ -104,6 +104,17 @@ impl Net {
         run("ip", &words)
     }
 
+    /// What `/etc/name` is for programs that are started on a host.
+    pub fn etc(&self, host: Host, name: &str, text: &str) {
+        let folder = self.etc_folder(host);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+
+    fn etc_folder(&self, host: Host) -> PathBuf {
+        PathBuf::from("/etc/netns").join(self.name(host))
+    }
+
     /// Address `n` on the servers' host, made if need be.
     pub fn server_address(&self, n: u8) -> IpAddr {
         let name = self.name(Host::Servers);
@@ -137,6 +148,7 @@ impl Drop for Net {
     fn drop(&mut self) {
         for host in [Host::Client, Host::Lb, Host::Servers] {
             let _ = Command::new("ip").args(["netns", "delete", &self.name(host)]).output();
+            let _ = std::fs::remove_dir_all(self.etc_folder(host));
         }
     }
 }

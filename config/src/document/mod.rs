@@ -219,7 +219,7 @@ pub struct ShutdownDoc {
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ResolverDoc {
     /// Addresses of DNS servers, with port 53 unless they have another. Default: those of
-    /// /etc/resolv.conf, with its search domains. Names in /etc/hosts are found either way.
+    /// /etc/resolv.conf, with its search domains. /etc/hosts comes first either way.
     pub servers: Vec<At<Endpoint>>,
     /// How long a server may take to answer. Default: 2s.
     pub timeout: Option<At<Time>>,

@@ -51,7 +51,8 @@ pub struct ServiceDoc {
     /// An agent on each backend says how much it takes (HAProxy's agent-check). Default: none.
     #[serde(default)]
     pub agent_check: Option<At<AgentCheckDoc>>,
-    /// Below this share of healthy backends all are used. Default: 0%, never.
+    /// Below this share of healthy backends of a priority all of them are used, if nobody of a later
+    /// priority can help. Default: 0%, never.
     #[serde(default)]
     pub panic_threshold: Option<At<Percent>>,
     /// Ejection of backends for what their traffic shows.

@@ -48,6 +48,20 @@ pub enum ConnectionLog {
     All,
 }
 
+impl ConnectionLog {
+    /// Whether a connection is logged that ended in order or did not; `hash` draws the sample.
+    fn wants(self, in_order: bool, hash: u64) -> bool {
+        // Turns of a round count up: mixed, they are as good as hashes.
+        let draw = || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 100;
+        match self {
+            Self::Off => false,
+            Self::Errors => !in_order,
+            Self::Sampled(percent) => !in_order || draw() < u64::from(percent),
+            Self::All => true,
+        }
+    }
+}
+
 /// Time for workers: one origin for all of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(Instant);
@@ -248,17 +262,9 @@ impl Shared {
         hash: u64,
         record: impl FnOnce() -> ConnectionRecord,
     ) {
-        let wanted = match self.settings.log {
-            ConnectionLog::Off => false,
-            ConnectionLog::Errors => !in_order,
-            ConnectionLog::Sampled(percent) => {
-                // Turns of a round count up: mixed, they are as good as hashes.
-                !in_order
-                    || (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 100 < u64::from(percent)
-            }
-            ConnectionLog::All => true,
-        };
-        if wanted && !(self.sink)(Event::ConnectionEnded(Box::new(record()))) {
+        if self.settings.log.wants(in_order, hash)
+            && !(self.sink)(Event::ConnectionEnded(Box::new(record())))
+        {
             self.lost_log_lines.fetch_add(1, Relaxed);
         }
     }
@@ -290,4 +296,21 @@ pub struct WorkerStats {
     pub unbound: Counter,
     /// Connections refused because no service listens there any more.
     pub no_service: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_wrong_is_always_logged_and_a_share_of_the_rest() {
+        use ConnectionLog::{All, Errors, Off, Sampled};
+        for (log, bad, good) in
+            [(Off, 0, 0), (Errors, 10_000, 0), (Sampled(5), 10_000, 500), (All, 10_000, 10_000)]
+        {
+            let logged = |in_order| (0..10_000).filter(|n| log.wants(in_order, *n)).count();
+            assert_eq!(logged(false), bad, "{log:?}");
+            assert!(logged(true).abs_diff(good) <= good / 10, "{log:?}: {}", logged(true));
+        }
+    }
 }

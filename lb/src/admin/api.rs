@@ -24,6 +24,7 @@ use super::metrics_text;
 use super::views::{ConnectionView, Fixed, PlanView, TalkerView, WhichConnections};
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
+use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Backends up to which each has series of its own, unless the configuration says.
 const PER_BACKEND: usize = 20_000;
@@ -36,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Admin {
     pub(crate) control: Sender<Input>,
     pub(crate) reload: mpsc::UnboundedSender<Reload>,
+    pub(crate) asker: Asker,
     pub(crate) view: View,
     pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Arc<[SharedStats]>,
@@ -210,7 +212,11 @@ async fn order(
         None => Answer { ok: false, message: no_service(&whose), details: Vec::new() },
         Some(found) if found.is_empty() => Answer {
             ok: false,
-            message: format!("no backend `{what}` here; `fairway backends` lists them"),
+            message: if whose.is_empty() {
+                format!("no backend `{what}` here; `fairway backends` lists them")
+            } else {
+                format!("no backend `{what}` in `{whose}`; `fairway backends {whose}` lists them")
+            },
             details: found,
         },
         Some(found) => {
@@ -234,11 +240,18 @@ async fn plan(
             return Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response());
         }
     };
+    let (config, unknown) = admin
+        .ask(move |control| {
+            let unknown = control.unknown_names(&config.services);
+            (config, unknown)
+        })
+        .await?;
+    let names = admin.asker.ask(unknown, FIRST_ANSWER).await;
     let changes = admin.ask(move |control| {
         let waiting = control.process.sections_changed(&config.process);
         let changes = plan_changes(
             |key| control.services.get(key),
-            |spec| control.resolved(spec),
+            |spec| control.resolved_with(spec, &names),
             &control.desired,
             &config.services,
         );
@@ -298,7 +311,7 @@ async fn connections(
         let filter = wanted.filter(control)?;
         Ok(control.list(&filter, &sender))
     });
-    let bad = |why: String| (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response();
+    let bad = |(status, why): (StatusCode, String)| (status, format!("{why}\n")).into_response();
     let workers = asked.await?.map_err(bad)?;
     // Each worker answers at its next turn; one that does not has other troubles.
     let gather = move || -> Vec<ConnectionView> {
@@ -315,9 +328,10 @@ async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {
     let (sender, receiver) = oneshot::channel();
     let gone = || (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping\n").into_response();
     admin.reload.send(Reload::Asked(sender)).map_err(|_| gone())?;
-    let Outcome { problems, waiting } = receiver.await.map_err(|_| gone())?;
+    let Outcome { problems, waiting, names } = receiver.await.map_err(|_| gone())?;
     let answer = if problems.is_empty() {
-        let details = if waiting.is_empty() { Vec::new() } else { vec![waiting_text(&waiting)] };
+        let waiting = (!waiting.is_empty()).then(|| waiting_text(&waiting));
+        let details = waiting.into_iter().chain(names).collect();
         Answer { ok: true, message: "configuration applied".into(), details }
     } else {
         let message = "the configuration has errors; the one before runs on".into();

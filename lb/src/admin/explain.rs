@@ -121,6 +121,11 @@ pub(crate) fn explain_flow(
         .map(|backend| PassedOver { backend, state: String::new(), why: None })
         .collect();
     let (scheduler, note) = described(&policy.scheduler);
+    let passed_on = candidates.first().and_then(|first| passed_on(service, first.group));
+    let note = match (passed_on, note) {
+        (Some(a), Some(b)) => Some(format!("{a}; {b}")),
+        (passed_on, note) => passed_on.or_else(|| note.map(Into::into)),
+    };
     Ok(Explanation {
         service: service.name.to_string(),
         generation: snapshot.generation,
@@ -133,7 +138,23 @@ pub(crate) fn explain_flow(
         affinity,
         candidates,
         passed_over,
-        note: note.map(Into::into),
+        note,
+    })
+}
+
+/// Why a flow goes to the backups of number `group`, in words.
+fn passed_on(service: &Service, group: usize) -> Option<String> {
+    let first = service.groups.first().filter(|_| group > 0)?;
+    if first.admission.admitted() == 0 {
+        return Some("no backend of the first priority takes connections".into());
+    }
+    let percent = (first.share.part() * 100.0).round();
+    Some(match percent < 100.0 {
+        true => format!(
+            "the first priority has too few backends: it takes {percent}% of the flows, and this \
+             one is of the others"
+        ),
+        false => "every backend of the first priority is at its limit".into(),
     })
 }
 

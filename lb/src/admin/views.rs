@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::http::StatusCode;
 use fairway_config::ServiceKey;
 use fairway_core::{DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share};
 use fairway_uring::{ConnectionFilter, Features, OpenConnection, ServiceTalkers};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Change, Control, LiveBackend, is_backend, names, waiting_text};
+use crate::control::{Change, Control, Live, LiveBackend, is_backend, names, waiting_text};
 
 /// The state of the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -187,16 +188,23 @@ pub(crate) struct WhichConnections {
 const LISTED: usize = 10_000;
 
 impl WhichConnections {
-    /// An error says what is no filter.
-    pub(crate) fn filter(&self, control: &Control) -> Result<ConnectionFilter, String> {
+    /// An error says what is no filter, or who is not here.
+    pub(crate) fn filter(
+        &self,
+        control: &Control,
+    ) -> Result<ConnectionFilter, (StatusCode, String)> {
         let client = self.client.as_ref().map(|text| {
             let prefix = text.parse::<IpPrefix>();
-            prefix.map_err(|_| format!("`{text}` is no address or prefix of a client"))
+            prefix.map_err(|_| {
+                let why = format!("`{text}` is no address or prefix of a client");
+                (StatusCode::BAD_REQUEST, why)
+            })
         });
         let backends = self.backend.as_ref().map(|word| {
             let found = control.backends_named(word);
             if found.is_empty() {
-                return Err(format!("no backend `{word}` here; `fairway backends` lists them"));
+                let why = format!("no backend `{word}` here; `fairway backends` lists them");
+                return Err((StatusCode::NOT_FOUND, why));
             }
             Ok(found)
         });
@@ -282,22 +290,8 @@ impl Control {
                 troubles.push("…".into());
                 break;
             }
-            if !live.all().any(|live| live.standing().admits()) && !live.panic {
-                let why = if live.all().next().is_none() {
-                    "has no backends"
-                } else {
-                    "has no backend that takes new connections"
-                };
-                troubles.push(format!("service {key} {why}"));
-            }
-            if live.panic {
-                troubles.push(format!(
-                    "service {key}: panic mode: too few healthy backends, so all are used"
-                ));
-            }
-            for trouble in self.listeners.troubles(&live.spec.frontends) {
-                troubles.push(format!("service {key}: {trouble}"));
-            }
+            let own = self.troubles_of(live).into_iter();
+            troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
         }
         let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
         if unbound > 0 {
@@ -308,7 +302,12 @@ impl Control {
             ));
         }
         troubles.extend(self.routing_trouble());
-        troubles.extend(self.name_troubles());
+        let names = self.name_troubles();
+        let more = names.len().saturating_sub(MOST_TROUBLES);
+        troubles.extend(names.into_iter().take(MOST_TROUBLES));
+        if more > 0 {
+            troubles.push(format!("{more} more names cannot be resolved"));
+        }
         let mut orders = self.order_words();
         orders.extend(
             self.rolled_back.map(|number| {
@@ -360,10 +359,24 @@ impl Control {
         }
     }
 
+    /// What is wrong with a service, in words.
+    fn troubles_of(&self, live: &Live) -> Vec<String> {
+        let serving = live.grouped().find(|(_, live)| live.standing().admits());
+        let pool = match serving {
+            _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
+            None if live.all().next().is_none() => Some("no backends"),
+            None => Some("no backend takes new connections"),
+            Some((0, _)) => None,
+            Some(_) => Some("no backend of the first priority takes connections; others serve"),
+        };
+        let listeners = self.listeners.troubles(&live.spec.frontends);
+        pool.map(Into::into).into_iter().chain(listeners).collect()
+    }
+
     pub(crate) fn service_views(&self, name: Option<&str>) -> Vec<ServiceView> {
         let wanted = |key: &ServiceKey| name.is_none_or(|name| names(key, name));
         let services = self.services.iter().filter(|(key, _)| wanted(key));
-        let view = |(key, live): (&ServiceKey, &crate::control::Live)| {
+        let view = |(key, live): (&ServiceKey, &Live)| {
             let totals = live.state.counters.totals();
             let spec = &live.spec;
             let addresses = spec.frontends.iter();
@@ -388,7 +401,7 @@ impl Control {
                 sent_datagrams: totals.tx_datagrams,
                 dropped_datagrams: above_zero(&totals.datagram_drops, DatagramDrop::LABELS),
                 written_at: format!("{}:{}", spec.origin.file.display(), spec.origin.place.line),
-                troubles: self.listeners.troubles(&spec.frontends),
+                troubles: self.troubles_of(live),
             }
         };
         services.map(view).collect()
@@ -405,15 +418,15 @@ impl Control {
             let backends = live.grouped().filter(meant);
             views.extend(backends.map(|(group, live)| self.backend_view(key, live, group)));
         }
-        let mut removed: Vec<_> = self.retiring.removed().filter(|(key, _)| wanted(key)).collect();
-        removed.retain(|(_, b)| word.is_none_or(|word| is_backend(b.addr, None, word)));
-        removed.sort_by_key(|(key, backend)| (*key, backend.addr));
-        for (key, backend) in removed {
+        let mut removed: Vec<_> = self.retiring.removed().filter(|(key, ..)| wanted(key)).collect();
+        removed.retain(|(_, name, b)| word.is_none_or(|word| is_backend(b.addr, *name, word)));
+        removed.sort_by_key(|(key, _, backend)| (*key, backend.addr));
+        for (key, name, backend) in removed {
             let totals = backend.counters.totals();
             views.push(BackendView {
                 service: key.to_string(),
                 address: backend.addr.to_string(),
-                name: None,
+                name: name.map(Into::into),
                 zone: None,
                 weight: 0,
                 group: 0,

@@ -157,8 +157,11 @@ enum Command {
     },
     /// Why a connection goes where it goes: `fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp`
     Explain {
-        /// The client's address and port, and what it dials; an arrow between them is quoted
-        #[arg(num_args = 1..=2, required = true, value_names = ["CLIENT", "VIP"])]
+        /// The client's address and port, and what it dials; an arrow may stand between them
+        #[arg(
+            num_args = 1..=3, required = true, value_names = ["CLIENT", "VIP"],
+            allow_hyphen_values = true
+        )]
         flow: Vec<String>,
         #[command(flatten)]
         remote: Remote,
@@ -406,6 +409,8 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
         ok: bool,
         services: usize,
         backends: usize,
+        /// Names that stand for more of them.
+        names: usize,
         problems: Vec<String>,
         notes: Vec<String>,
     }
@@ -414,6 +419,7 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
             ok: true,
             services: config.services.len(),
             backends: config.services.values().map(|s| s.backends.len()).sum(),
+            names: config.services.values().map(|s| s.named.len()).sum(),
             problems: Vec::new(),
             notes: notes(&config),
         },
@@ -421,6 +427,7 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
             ok: false,
             services: 0,
             backends: 0,
+            names: 0,
             problems: problems.list.iter().map(ToString::to_string).collect(),
             notes: Vec::new(),
         },
@@ -430,7 +437,11 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
     } else if report.ok {
         let services = counted(report.services, "service");
         let backends = counted(report.backends, "backend");
-        println!("{}: good, {services}, {backends}", path.display());
+        let names = match report.names {
+            0 => String::new(),
+            names => format!(", {}", counted(names, "name of backends")),
+        };
+        println!("{}: good, {services}, {backends}{names}", path.display());
         for note in &report.notes {
             println!("note: {note}");
         }

@@ -15,6 +15,8 @@ use crate::admin::PlanRequest;
 use crate::admin::explain::Explanation;
 use crate::admin::views::{BackendView, PlanView, TalkerView};
 
+/// Least time from one list of connections to the next: each asks every worker.
+const SOONEST: Duration = Duration::from_millis(200);
 /// From one look at a draining backend to the next.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -112,7 +114,7 @@ pub(super) fn again(interval: Option<Duration>, show: impl Fn() -> ExitCode) -> 
         if outcome != ExitCode::SUCCESS {
             return outcome;
         }
-        thread::sleep(interval);
+        thread::sleep(interval.max(SOONEST));
     }
 }
 
@@ -142,7 +144,7 @@ pub(super) fn wait_until_drained(
         last = left;
         if timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
             let left = counted(left as usize, "connection");
-            eprintln!("fairway: {backend} still has {left} after {:?}", start.elapsed());
+            eprintln!("fairway: {backend} still has {left} after {:.1?}", start.elapsed());
             return ExitCode::from(EXIT_FAILURE);
         }
         thread::sleep(LOOK);

@@ -7,26 +7,40 @@ use fairway_config::{ChangeSet, ServiceKey, ServiceSpec};
 use fairway_core::{BackendId, ServiceId};
 
 use super::live::{Replaced, followed_at};
-use super::{Checked, Control, Live, Relisten};
+use super::retire::Retired;
+use super::{Answers, Checked, Control, Live, LiveBackend, Relisten};
 use crate::health::CheckTarget;
 
 impl Control {
-    /// Brings a change of services about, up to publishing.
-    pub(crate) fn apply(&mut self, change: ChangeSet) {
+    /// Brings a change of services about, up to publishing; `names` is what DNS said of new names.
+    pub(crate) fn apply(&mut self, change: ChangeSet, names: &Answers) {
+        // New names first and old ones last: what is known of a name outlives its change of hands.
+        change.upserts.iter().for_each(|spec| self.follow_names(spec, names));
+        let touched = change.removals.iter().chain(change.upserts.iter().map(|spec| &spec.key));
+        let before: Vec<_> =
+            touched.filter_map(|key| Some(Arc::clone(&self.services.get(key)?.spec))).collect();
         for key in change.removals {
             self.remove(&key);
         }
         for spec in change.upserts {
-            self.upsert(spec);
+            self.upsert(&spec);
         }
+        before.iter().for_each(|spec| self.release_names(spec));
     }
 
-    pub(super) fn upsert(&mut self, spec: Arc<ServiceSpec>) {
+    /// Puts a service, whose names are followed already, in the place of what it was.
+    pub(super) fn upsert(&mut self, spec: &Arc<ServiceSpec>) {
         let key = spec.key.clone();
         let previous = self.services.remove(&key);
-        let named = previous.as_ref().map_or(&[][..], |live| &live.spec.named);
-        self.follow_names(&key, named, &spec.named);
-        let spec = self.resolved(&spec);
+        let mut spec = self.resolved(spec);
+        // Names of which nothing is known yet leave a service with what it has.
+        if let Some(previous) = &previous
+            && spec.backends.is_empty()
+            && !spec.named.is_empty()
+        {
+            let backends = previous.spec.backends.clone();
+            spec = Arc::new(ServiceSpec { backends, ..ServiceSpec::clone(&spec) });
+        }
         let id = previous.as_ref().map_or_else(
             || {
                 self.next_service += 1;
@@ -37,6 +51,10 @@ impl Control {
         let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
         let old_frontends =
             previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
+        let listens_alike = previous.as_ref().is_some_and(|live| {
+            let transparent = live.spec.policy.source.transparent;
+            live.spec.frontends == spec.frontends && transparent == spec.policy.source.transparent
+        });
         let known: HashSet<BackendId> =
             previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
         let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
@@ -60,11 +78,10 @@ impl Control {
         }
         self.retiring.add(&key, retired, drain, now);
         self.recheck(&key, &old_targets, live.standing_of_targets().collect());
-        self.relisten.push(Relisten {
-            old: old_frontends.clone(),
-            new: spec.frontends.clone(),
-            linger: drain,
-        });
+        if !listens_alike {
+            let (old, new) = (old_frontends.clone(), spec.frontends.clone());
+            self.relisten.push(Relisten { old, new, linger: drain });
+        }
         let gone: Vec<_> =
             old_frontends.into_iter().filter(|old| !spec.frontends.contains(old)).collect();
         if !gone.is_empty() {
@@ -88,8 +105,11 @@ impl Control {
         let Some(live) = self.services.remove(key) else { return };
         let targets: Vec<_> = live.targets().collect();
         self.recheck(key, &targets, Vec::new());
-        self.follow_names(key, &live.spec.named, &[]);
-        let backends = live.all().map(|live| Arc::clone(&live.backend)).collect();
+        let retired = |live: &LiveBackend| Retired {
+            backend: Arc::clone(&live.backend),
+            name: live.name.clone(),
+        };
+        let backends = live.all().map(retired).collect();
         let drain = live.spec.policy.drain_timeout;
         let old = live.spec.frontends.clone();
         self.relisten.push(Relisten { old, new: Vec::new(), linger: drain });

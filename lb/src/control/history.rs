@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fairway_config::{ChangeSet, Desired};
 use serde::{Deserialize, Serialize};
 
-use super::Control;
+use super::{Answers, Control};
 
 /// Generations that are kept. Services that did not change are shared between them.
 const KEPT: usize = 10;
@@ -113,7 +113,7 @@ impl Control {
         self.history.push(desired, format!("rollback to {number}"));
         self.rolled_back = Some(number);
         self.end_orders();
-        self.apply(change);
+        self.apply(change, &Answers::new());
         tracing::warn!(generation = number, "rolled back by order of the operator");
         Ok(number)
     }

@@ -18,6 +18,7 @@ use super::ids::Ids;
 use super::orders::Orders;
 use super::outlier::{Sample, Verdict, judge, most_ejected};
 use super::ramp::Ramp;
+use super::retire::Retired;
 use crate::health::CheckTarget;
 use crate::health::agent::AgentState;
 
@@ -36,6 +37,8 @@ pub(crate) struct Live {
     window_ends: Tick,
     /// Connections at the last look.
     accepted: u64,
+    /// Lasting orders for backends that DNS does not name now, and may name again.
+    absent: HashMap<BackendAddr, Orders>,
 }
 
 /// Backends of one priority.
@@ -181,8 +184,8 @@ impl Near {
 /// What a new spec made of a service.
 pub(crate) struct Replaced {
     pub(crate) live: Live,
-    /// Backends that are no longer configured.
-    pub(crate) retired: Vec<Arc<Backend>>,
+    /// Backends that are no longer configured, with their names.
+    pub(crate) retired: Vec<Retired>,
     /// The table was built anew.
     pub(crate) rebuilt: bool,
 }
@@ -204,10 +207,12 @@ impl Live {
         let panic = previous.as_ref().is_some_and(|live| live.panic);
         let window_ends = previous.as_ref().map_or(Tick(0), |live| live.window_ends);
         let accepted = previous.as_ref().map_or(0, |live| live.accepted);
+        let mut absent = HashMap::new();
         let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
         let (state, pools) = match previous {
             Some(live) => {
                 known.extend(live.backends.into_iter().map(|live| (live.backend.addr, live)));
+                absent = live.absent;
                 // A pool of another scheduler is of no use.
                 let same = live.spec.policy.scheduler == spec.policy.scheduler;
                 (live.state, if same { live.groups } else { Vec::new() })
@@ -225,6 +230,7 @@ impl Live {
             },
             None => LiveBackend {
                 down: unchecked.clone(),
+                orders: absent.remove(&spec.addr).unwrap_or_default(),
                 ..LiveBackend::new(spec, ids.create(spec.addr, workers))
             },
         });
@@ -244,26 +250,33 @@ impl Live {
             let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             state.table_build_us.store(took, Relaxed);
         }
-        let retired = known.into_values().map(|live| live.backend).collect();
-        let live = Self { id, spec, backends, groups, state, panic, window_ends, accepted };
+        if spec.named.is_empty() {
+            absent.clear();
+        } else {
+            let ordered = known.values().filter(|live| live.orders != Orders::default());
+            absent.extend(ordered.map(|live| (live.backend.addr, live.orders)));
+        }
+        let retired = |live: LiveBackend| Retired { backend: live.backend, name: live.name };
+        let retired = known.into_values().map(retired).collect();
+        let live = Self { id, spec, backends, groups, state, panic, window_ends, accepted, absent };
         Ok(Replaced { live, retired, rebuilt })
     }
 
     /// The service as workers in `zone` are to see it now.
     pub(crate) fn service(&mut self, zone: Option<&str>) -> Service {
-        let panic = self.is_in_panic();
-        self.panic = panic;
-        self.state.panic.store(panic, Relaxed);
+        let panics = self.panics();
+        self.panic = panics.contains(&true);
+        self.state.panic.store(self.panic, Relaxed);
         for live in self.all() {
             let Standing { failed, ejected, draining, .. } = live.standing();
             live.backend.failed.store(failed || ejected, Relaxed);
             live.backend.draining.store(draining, Relaxed);
         }
-        let zone = zone.filter(|_| self.spec.prefer_same_zone && !panic);
+        let zone = zone.filter(|_| self.spec.prefer_same_zone);
         let count = self.groups.len();
-        let groups = self.groups.iter().zip(1..).map(|(group, n)| {
+        let groups = self.groups.iter().zip(panics).zip(1..).map(|((group, panic), n)| {
             let members = &self.backends[group.members.clone()];
-            let near = zone.and_then(|zone| near(members, zone));
+            let near = zone.filter(|_| !panic).and_then(|zone| near(members, zone));
             let standing = |live: &LiveBackend| {
                 let standing = live.standing_in(panic);
                 match near.filter(|_| live.zone.as_deref() != zone) {
@@ -291,16 +304,21 @@ impl Live {
         }
     }
 
-    /// Whether so few backends are well, backups aside, that all are used.
-    fn is_in_panic(&self) -> bool {
-        let backups = |group: &&LiveGroup| !matches!(group.priority, Priority::Given(_));
-        let total = self.groups.iter().find(backups).map_or(self.backends.len(), |group| {
-            // Backups come last.
-            group.members.start
-        });
-        let out = |live: &&LiveBackend| live.is_down() || live.ejection.until.is_some();
-        let out = self.backends[..total].iter().filter(out).count();
-        out > 0 && (total - out) * 100 < self.spec.panic_percent as usize * total
+    /// Of each group whether all its backends are used: too few of them are well, and nobody in the
+    /// groups behind it can help.
+    fn panics(&self) -> Vec<bool> {
+        let mut helped = false;
+        let mut panics: Vec<bool> = Vec::with_capacity(self.groups.len());
+        for group in self.groups.iter().rev() {
+            let members = &self.backends[group.members.clone()];
+            let out = |live: &&LiveBackend| live.is_down() || live.ejection.until.is_some();
+            let (total, out) = (members.len(), members.iter().filter(out).count());
+            let few = (total - out) * 100 < self.spec.panic_percent as usize * total;
+            panics.push(out > 0 && few && !helped);
+            helped |= members.iter().any(|live| live.standing().admits());
+        }
+        panics.reverse();
+        panics
     }
 
     /// Has the backends that `which` names begin slowly, when the service wants that.
@@ -328,6 +346,14 @@ impl Live {
             live.share = share;
         }
         changed
+    }
+
+    /// Ends orders that were to last until now, of backends that are not here.
+    pub(crate) fn end_absent_orders(&mut self) {
+        self.absent.retain(|_, orders| {
+            orders.end_with_reload();
+            *orders != Orders::default()
+        });
     }
 
     /// Whether a backend is in slow start.

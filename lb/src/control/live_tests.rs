@@ -39,7 +39,7 @@ fn backends_keep_their_identity_through_changes() {
         build(Some(first), backends("10.0.0.2, 10.0.0.3"), &mut ids);
     assert!(Arc::ptr_eq(&live.backends[0].backend, &kept), "same object, so same load");
     assert_eq!(retired.len(), 1);
-    assert_eq!(retired[0].addr.to_string(), "10.0.0.1:80");
+    assert_eq!(retired[0].backend.addr.to_string(), "10.0.0.1:80");
 }
 
 #[test]
@@ -230,4 +230,47 @@ fn priorities_serve_one_after_the_other_and_help_by_the_threshold() {
     let after = pools(&live);
     assert!(rebuilt && !Arc::ptr_eq(&before[0], &after[0]));
     assert!(Arc::ptr_eq(&before[1], &after[1]) && Arc::ptr_eq(&before[2], &after[2]));
+}
+
+#[test]
+fn panic_is_for_groups_that_nobody_can_help() {
+    let mut ids = Ids::default();
+    let text = "    backends: [10.0.0.1, 10.0.0.2, 10.0.0.3, {address: 10.0.0.4, priority: 1}]\n    \
+                backupBackends: [10.0.0.5, 10.0.0.6]\n    panicThreshold: 60%\n";
+    let mut live = build(None, spec(text), &mut ids).live;
+    let fail = |live: &mut Live, which: &[usize]| {
+        for n in 0..6 {
+            live.backends[n].down = which.contains(&n).then(|| "refused".into());
+        }
+        admitted(live)
+    };
+    assert_eq!(fail(&mut live, &[0, 1, 2]).len(), 3, "the next priority serves, and no dead one");
+    assert_eq!(fail(&mut live, &[0, 1, 2, 3]), ["10.0.0.5", "10.0.0.6"], "and then the backups");
+    assert!(!live.panic);
+    let last = ["10.0.0.5", "10.0.0.6"];
+    assert_eq!(fail(&mut live, &[0, 1, 2, 3, 4]), last, "half of the backups is too few");
+    assert!(live.panic);
+    assert_eq!(fail(&mut live, &[0, 1, 2, 3, 4, 5]).len(), 6, "nobody is well");
+}
+
+#[test]
+fn lasting_orders_outlive_a_gap_in_what_dns_says() {
+    let mut ids = Ids::default();
+    let named = |addresses: &str| {
+        let spec = spec(&format!("    backends: [web.test, {addresses}]\n"));
+        assert!(!spec.named.is_empty());
+        spec
+    };
+    let mut live = build(None, named("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    let lasting = Since { at: Tick(0), until_reload: false };
+    live.backends[0].orders.ejected = Some(lasting);
+    live.backends[1].orders.drained = Some(Since { until_reload: true, ..lasting });
+    let mut live = build(Some(live), named("10.0.0.3"), &mut ids).live;
+    live.end_absent_orders();
+    let live = build(Some(live), named("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    assert!(live.backends[0].orders.ejected.is_some());
+    assert!(live.backends[1].orders.drained.is_none(), "until the reload that was meanwhile");
+    let live = build(Some(live), backends("10.0.0.2"), &mut ids).live;
+    let live = build(Some(live), backends("10.0.0.1"), &mut ids).live;
+    assert!(live.backends[0].orders.ejected.is_none(), "the document took it out");
 }

@@ -39,7 +39,7 @@ use self::names::Named;
 use self::retire::Retiring;
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
-use crate::resolver::{NameEvent, Resolver};
+use crate::resolver::{NameAddress, NameEvent, Resolver};
 
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
@@ -61,10 +61,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// What the workers say of a service's heaviest clients; it ends with the last of them.
 pub(crate) type TalkerAnswers = Receiver<ServiceTalkers>;
 
+/// What DNS said of names before they are followed.
+pub(crate) type Answers = HashMap<Query, Vec<NameAddress>>;
+
 /// Something for the control loop.
 pub(crate) enum Input {
-    /// A document was read.
-    Config(Box<Config>),
+    /// A document was read, and asked for were the names that it brings.
+    Config(Box<Config>, Answers),
     /// A document could not be read; what runs goes on.
     ConfigFailed(Problems),
     /// A check tipped the scale.
@@ -216,11 +219,11 @@ impl Control {
     }
 
     /// Starts to serve what `config` says.
-    pub(crate) fn begin(&mut self, config: Config) {
+    pub(crate) fn begin(&mut self, config: Config, names: &Answers) {
         let change = ChangeSet::between(&self.desired, &config.services);
         self.desired = config.services;
         self.history.push(self.desired.clone(), self.config.path.display().to_string());
-        self.apply(change);
+        self.apply(change, names);
         self.publish();
         self.listeners.tend(self.clock.now(), &self.workers);
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
@@ -266,8 +269,8 @@ impl Control {
     fn take(&mut self, input: Input) {
         match input {
             // What was accepted is to end; a new document is for the next start.
-            Input::Config(_) if self.is_stopping() => {}
-            Input::Config(config) => self.take_config(*config),
+            Input::Config(..) if self.is_stopping() => {}
+            Input::Config(config, names) => self.take_config(*config, &names),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),
@@ -277,7 +280,7 @@ impl Control {
         }
     }
 
-    fn take_config(&mut self, config: Config) {
+    fn take_config(&mut self, config: Config, names: &Answers) {
         let change = ChangeSet::between(&self.desired, &config.services);
         self.config.waiting = self.process.sections_changed(&config.process);
         if !self.config.waiting.is_empty() {
@@ -290,7 +293,7 @@ impl Control {
         self.history.push(self.desired.clone(), self.config.path.display().to_string());
         self.config.loaded = SystemTime::now();
         self.config.problems.clear();
-        self.apply(change);
+        self.apply(change, names);
         metrics::counter!("fairway_config_reloads_total", "result" => "success").increment(1);
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
         let services = self.services.len();

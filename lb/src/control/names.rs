@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use fairway_config::{BackendSpec, NamedBackends, Priority, Query, ServiceKey, ServiceSpec};
+use fairway_config::{
+    BackendSpec, Desired, NamedBackends, Priority, Query, ServiceKey, ServiceSpec,
+};
 use fairway_core::{BackendAddr, Weight};
 
-use super::Control;
-use crate::resolver::{Answer, NameEvent};
+use super::{Answers, Control};
+use crate::resolver::{NameAddress, NameEvent};
 
 /// Backends that a pool can hold.
 const MOST: usize = u16::MAX as usize;
@@ -17,9 +19,11 @@ const HEAVIEST: u32 = 1000;
 /// A name that services use.
 #[derive(Default)]
 pub(super) struct Named {
-    answers: Vec<Answer>,
+    answers: Vec<NameAddress>,
     /// Why the newest question failed; so too before the first answer.
     failing: Option<String>,
+    /// Something was heard all the same.
+    in_part: bool,
     users: Vec<ServiceKey>,
 }
 
@@ -27,7 +31,7 @@ pub(super) struct Named {
 /// written, or comes from a name before, keeps what is said of it there.
 pub(super) fn resolved<'a>(
     spec: &Arc<ServiceSpec>,
-    answers: impl Fn(&Query) -> &'a [Answer],
+    answers: impl Fn(&Query) -> &'a [NameAddress],
 ) -> Arc<ServiceSpec> {
     if spec.named.is_empty() {
         return Arc::clone(spec);
@@ -36,9 +40,8 @@ pub(super) fn resolved<'a>(
     let mut backends = spec.backends.clone();
     for named in &spec.named {
         let answers = answers(&named.query);
-        let heaviest = answers.iter().filter_map(|a| a.service).map(|s| s.weight).max();
         for answer in answers {
-            let backend = backend(named, answer, heaviest.unwrap_or(0));
+            let backend = backend(named, answer, heaviest(answers, answer));
             if can_serve(spec, &backend) && backends.len() < MOST && seen.insert(backend.addr) {
                 backends.push(backend);
             }
@@ -48,7 +51,7 @@ pub(super) fn resolved<'a>(
     Arc::new(ServiceSpec { backends, ..ServiceSpec::clone(spec) })
 }
 
-fn backend(named: &NamedBackends, answer: &Answer, heaviest: u16) -> BackendSpec {
+fn backend(named: &NamedBackends, answer: &NameAddress, heaviest: u16) -> BackendSpec {
     let port = answer.service.map(|service| service.port).or(named.port);
     let of_record = answer.service.map_or(0, |service| service.priority);
     BackendSpec {
@@ -63,6 +66,13 @@ fn backend(named: &NamedBackends, answer: &Answer, heaviest: u16) -> BackendSpec
         name: Some(named.name.clone()),
         zone: named.zone.clone(),
     }
+}
+
+/// The largest weight of the servers with the priority of `answer`.
+fn heaviest(answers: &[NameAddress], answer: &NameAddress) -> u16 {
+    let priority = |answer: &NameAddress| answer.service.map(|service| service.priority);
+    let alike = answers.iter().filter(|other| priority(other) == priority(answer));
+    alike.filter_map(|other| other.service).map(|service| service.weight).max().unwrap_or(0)
 }
 
 /// The weight of an SRV record, 0 to 65535, as one of ours; zero is the least (RFC 2782).
@@ -82,29 +92,52 @@ fn can_serve(spec: &ServiceSpec, backend: &BackendSpec) -> bool {
 
 impl Control {
     /// `spec` with what is known of its names.
-    pub(crate) fn resolved(&self, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
-        resolved(spec, |query| self.names.get(query).map_or(&[], |named| &named.answers))
+    pub(super) fn resolved(&self, spec: &Arc<ServiceSpec>) -> Arc<ServiceSpec> {
+        self.resolved_with(spec, &Answers::new())
     }
 
-    /// Follows the names of a service that had `old` ones and has `new` ones.
-    pub(super) fn follow_names(
-        &mut self,
-        key: &ServiceKey,
-        old: &[NamedBackends],
-        new: &[NamedBackends],
-    ) {
-        for NamedBackends { query, .. } in new {
+    /// The same, with what `more` knows of names that nobody follows.
+    pub(crate) fn resolved_with(
+        &self,
+        spec: &Arc<ServiceSpec>,
+        more: &Answers,
+    ) -> Arc<ServiceSpec> {
+        resolved(spec, |query| match self.names.get(query) {
+            Some(named) => &named.answers,
+            None => more.get(query).map_or(&[], Vec::as_slice),
+        })
+    }
+
+    /// The names of `services` that nobody follows.
+    pub(crate) fn unknown_names(&self, services: &Desired) -> Vec<Query> {
+        let all = services.values().flat_map(|spec| &spec.named).map(|named| &named.query);
+        let mut unknown: Vec<_> = all.filter(|q| !self.names.contains_key(q)).cloned().collect();
+        unknown.sort_unstable();
+        unknown.dedup();
+        unknown
+    }
+
+    /// Follows the names of a service, beside those that it had. New ones begin with what
+    /// `answers` says.
+    pub(super) fn follow_names(&mut self, spec: &ServiceSpec, answers: &Answers) {
+        for NamedBackends { query, .. } in &spec.named {
             self.resolver.add(query);
-            let unknown =
-                || Named { failing: Some("it was not resolved yet".into()), ..Named::default() };
-            let named = self.names.entry(query.clone()).or_insert_with(unknown);
-            named.users.push(key.clone());
+            let named = self.names.entry(query.clone()).or_insert_with(|| {
+                let answers = answers.get(query).cloned().unwrap_or_default();
+                let failing = answers.is_empty().then(|| "it was not resolved yet".to_owned());
+                Named { answers, failing, ..Named::default() }
+            });
+            named.users.push(spec.key.clone());
         }
-        for NamedBackends { query, .. } in old {
+    }
+
+    /// Ends that for the names that a service had.
+    pub(super) fn release_names(&mut self, spec: &ServiceSpec) {
+        for NamedBackends { query, .. } in &spec.named {
             if self.resolver.remove(query) {
                 self.names.remove(query);
             } else if let Some(named) = self.names.get_mut(query)
-                && let Some(place) = named.users.iter().position(|user| user == key)
+                && let Some(place) = named.users.iter().position(|user| *user == spec.key)
             {
                 named.users.swap_remove(place);
             }
@@ -113,26 +146,26 @@ impl Control {
     }
 
     pub(super) fn take_names(&mut self, event: NameEvent) {
-        let NameEvent { query, answers, failing } = event;
+        let NameEvent { query, answers, failing, in_part } = event;
         // The asking may have ended while this was on its way.
         let Some(named) = self.names.get_mut(&query) else { return };
         let count = answers.len();
+        let changed = named.answers != answers;
+        named.in_part = in_part;
         match (&named.failing, &failing) {
-            (_, Some(why)) => {
-                tracing::warn!("{query} cannot be resolved: {why}; {}", in_force(count));
-            }
+            (_, Some(why)) => tracing::warn!("{}", trouble(&query, why, in_part, count)),
             (Some(_), None) => tracing::info!("{query} is resolved: {count} addresses"),
-            (None, None) => tracing::info!("{query} has changed: {count} addresses"),
+            (None, None) if changed => tracing::info!("{query} has changed: {count} addresses"),
+            (None, None) => {}
         }
         named.failing = failing;
-        let changed = named.answers != answers;
         named.answers = answers;
         let mut users = if changed { named.users.clone() } else { Vec::new() };
         users.sort_unstable();
         users.dedup();
         for key in users {
             let Some(spec) = self.desired.get(&key).cloned() else { continue };
-            self.upsert(spec);
+            self.upsert(&spec);
         }
         self.count_failing();
     }
@@ -146,8 +179,11 @@ impl Control {
     pub(crate) fn name_troubles(&self) -> Vec<String> {
         let trouble = |(query, named): (&Query, &Named)| {
             let why = named.failing.as_ref()?;
-            let count = named.answers.len();
-            Some(format!("{query} cannot be resolved: {why}; {}", in_force(count)))
+            let trouble = trouble(query, why, named.in_part, named.answers.len());
+            let mut users: Vec<_> = named.users.iter().map(ToString::to_string).collect();
+            users.sort_unstable();
+            users.dedup();
+            Some(format!("{trouble} (service {})", users.join(", ")))
         };
         let mut troubles: Vec<String> = self.names.iter().filter_map(trouble).collect();
         troubles.sort_unstable();
@@ -155,12 +191,17 @@ impl Control {
     }
 }
 
-fn in_force(addresses: usize) -> String {
-    match addresses {
+/// What is wrong with a name of which `addresses` are known.
+fn trouble(query: &Query, why: &str, in_part: bool, addresses: usize) -> String {
+    if in_part {
+        return format!("{query} is resolved in part: {why}");
+    }
+    let known = match addresses {
         0 => "no address of it is known".into(),
         1 => "its last known address holds".into(),
         n => format!("its last {n} known addresses hold"),
-    }
+    };
+    format!("{query} cannot be resolved: {why}; {known}")
 }
 
 #[cfg(test)]
@@ -179,13 +220,13 @@ mod tests {
         Arc::clone(config.services.values().next().unwrap())
     }
 
-    fn answer(ip: &str, service: Option<(u16, u16, u16)>) -> Answer {
+    fn answer(ip: &str, service: Option<(u16, u16, u16)>) -> NameAddress {
         let service = service.map(|(priority, weight, port)| Server {
             priority,
             weight,
             port: NonZeroU16::new(port).unwrap(),
         });
-        Answer { ip: ip.parse().unwrap(), service }
+        NameAddress { ip: ip.parse().unwrap(), service }
     }
 
     fn listed(spec: &ServiceSpec) -> Vec<String> {
@@ -232,6 +273,7 @@ mod tests {
             answer("10.0.0.1", Some((10, 60_000, 8080))),
             answer("10.0.0.2", Some((10, 30_000, 8081))),
             answer("10.0.0.3", Some((20, 0, 8082))),
+            answer("10.0.0.4", Some((20, 300, 8083))),
         ];
         let taken = |fields: &str| {
             let spec = spec(&format!("    backends: [{{srv: _http._tcp.test{fields}}}]\n"));
@@ -243,6 +285,7 @@ mod tests {
                 "10.0.0.1:8080 1000 Given(10)",
                 "10.0.0.2:8081 500 Given(10)",
                 "10.0.0.3:8082 1 Given(20)",
+                "10.0.0.4:8083 300 Given(20)",
             ]
         );
         let set = taken(", weight: 2, priority: 0");

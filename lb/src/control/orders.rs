@@ -54,7 +54,7 @@ impl Orders {
     }
 
     /// Ends what was to last until now; false when nothing was.
-    fn end_with_reload(&mut self) -> bool {
+    pub(super) fn end_with_reload(&mut self) -> bool {
         let before = *self;
         let lasts = |since: &Since| !since.until_reload;
         self.drained = self.drained.filter(lasts);
@@ -169,6 +169,7 @@ impl Control {
     pub(super) fn end_orders(&mut self) {
         for (key, live) in &mut self.services {
             let mut ended = Vec::new();
+            live.end_absent_orders();
             for live in live.all_mut() {
                 if live.orders.end_with_reload() {
                     ended.push((Arc::clone(&live.backend), live.orders.drained.is_some()));

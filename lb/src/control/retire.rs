@@ -15,9 +15,18 @@ use super::ids::Ids;
 #[derive(Default)]
 pub(crate) struct Retiring(HashMap<BackendId, Entry>);
 
+/// A backend that goes.
+pub(crate) struct Retired {
+    pub(crate) backend: Arc<Backend>,
+    /// For people.
+    pub(crate) name: Option<Box<str>>,
+}
+
 struct Entry {
     service: ServiceKey,
     backend: Arc<Backend>,
+    /// For people.
+    name: Option<Box<str>>,
     /// Gone from the configuration.
     removed: bool,
     /// When its connections are cut; none when never, or when they were.
@@ -29,7 +38,7 @@ impl Retiring {
     pub(crate) fn add(
         &mut self,
         service: &ServiceKey,
-        backends: Vec<Arc<Backend>>,
+        backends: Vec<Retired>,
         timeout: Option<Duration>,
         now: Tick,
     ) {
@@ -44,25 +53,29 @@ impl Retiring {
         timeout: Option<Duration>,
         now: Tick,
     ) {
-        self.enter(service, backends, false, timeout.map(|timeout| now.plus(timeout)));
+        let nameless = |backend| Retired { backend, name: None };
+        let nameless = backends.into_iter().map(nameless).collect();
+        self.enter(service, nameless, false, timeout.map(|timeout| now.plus(timeout)));
     }
 
     /// An earlier drain of a backend goes on with its own time.
     fn enter(
         &mut self,
         service: &ServiceKey,
-        backends: Vec<Arc<Backend>>,
+        backends: Vec<Retired>,
         removed: bool,
         cut_at: Option<Tick>,
     ) {
-        for backend in backends {
+        for Retired { backend, name } in backends {
             let entry = self.0.entry(backend.id).or_insert_with(|| Entry {
                 service: service.clone(),
                 backend,
+                name: None,
                 removed,
                 cut_at,
             });
             entry.removed |= removed;
+            entry.name = name.or_else(|| entry.name.take());
         }
     }
 
@@ -97,10 +110,10 @@ impl Retiring {
         let unused = |entry: &Entry| entry.removed && Arc::strong_count(&entry.backend) == 1;
         let done: Vec<_> = self.0.extract_if(|_, entry| unused(entry)).collect();
         for (id, entry) in done {
-            let Entry { service, backend, removed, cut_at } = entry;
+            let Entry { service, backend, name, removed, cut_at } = entry;
             // Nobody else can have it: the count was one, and it was ours.
             if let Err(backend) = ids.release(backend) {
-                self.0.insert(id, Entry { service, backend, removed, cut_at });
+                self.0.insert(id, Entry { service, backend, name, removed, cut_at });
             }
         }
     }
@@ -109,10 +122,12 @@ impl Retiring {
         self.0.is_empty()
     }
 
-    /// Removed backends with open connections: service, address, connections.
-    pub(crate) fn removed(&self) -> impl Iterator<Item = (&ServiceKey, &Arc<Backend>)> {
+    /// Removed backends that are still in use: service, name, backend.
+    pub(crate) fn removed(
+        &self,
+    ) -> impl Iterator<Item = (&ServiceKey, Option<&str>, &Arc<Backend>)> {
         let entries = self.0.values().filter(|entry| entry.removed);
-        entries.map(|entry| (&entry.service, &entry.backend))
+        entries.map(|entry| (&entry.service, entry.name.as_deref(), &entry.backend))
     }
 }
 
@@ -130,7 +145,12 @@ mod tests {
         let session = Arc::clone(&backend);
         let mut retiring = Retiring::default();
         let id = backend.id;
-        retiring.add(&key, vec![backend], Some(Duration::from_secs(1)), Tick(0));
+        retiring.add(
+            &key,
+            vec![Retired { backend, name: None }],
+            Some(Duration::from_secs(1)),
+            Tick(0),
+        );
         assert!(retiring.due(Tick(999)).is_empty());
         assert_eq!(retiring.due(Tick(1000)), [id]);
         assert!(retiring.due(Tick(2000)).is_empty(), "named once");

@@ -127,6 +127,7 @@ async fn check(target: CheckTarget, up: bool, tools: Arc<Tools>, mut random: u64
             let _permit = tools.at_once.acquire().await;
             probe(target.addr, &spec, &tools.tls).await
         };
+        count(&spec.probe, result.is_ok());
         if let Some(transition) = state.on_result(&result) {
             let news = News::Health(transition);
             (tools.report)(HealthEvent { target: target.clone(), news });
@@ -149,6 +150,7 @@ async fn follow(target: CheckTarget, tools: Arc<Tools>, mut random: u64) {
             let _permit = tools.at_once.acquire().await;
             tokio::time::timeout(spec.timeout, agent::ask(target.addr, send)).await
         };
+        count(&spec.probe, matches!(answer, Ok(Ok(_))));
         let late = |_| Err(format!("agent {}: no line in {:?}", target.addr, spec.timeout));
         let news = match answer.unwrap_or_else(late) {
             Ok(report) => {
@@ -174,6 +176,12 @@ async fn follow(target: CheckTarget, tools: Arc<Tools>, mut random: u64) {
         random = next(random);
         tokio::time::sleep(jittered(spec.interval, spec.jitter_percent, random)).await;
     }
+}
+
+fn count(probe: &Probe, good: bool) {
+    let result = if good { "success" } else { "failure" };
+    metrics::counter!("fairway_health_checks_total", "type" => probe.word(), "result" => result)
+        .increment(1);
 }
 
 /// The next number of a row without pattern.

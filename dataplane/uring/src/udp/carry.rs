@@ -90,7 +90,6 @@ impl Datagrams {
             session.tried.clear();
             backend.streak.succeeded();
         }
-        let policy = admitted.service.policy.udp;
         let client = admitted.peer;
         if truncated {
             let counters = admitted.service.state.counters.of(cx.worker);
@@ -98,7 +97,6 @@ impl Datagrams {
             return cx.ring.release_datagram(chunk);
         }
         session.owed = session.owed.saturating_sub(count);
-        let answered = policy.responses.is_some() && session.owed == 0;
         let (to, generation, outlet) = (Some(client), session.generation, session.outlet);
         self.touch(index, cx);
         match self.outlet_fd(outlet) {
@@ -107,9 +105,6 @@ impl Datagrams {
                 cx.ring.send_datagram(fd, parcel, sent_token);
             }
             None => cx.ring.release_datagram(chunk),
-        }
-        if answered {
-            self.finish(index, EndReason::Answered, cx);
         }
     }
 
@@ -139,7 +134,19 @@ impl Datagrams {
             _ => {}
         }
         cx.ring.release_datagram(parcel.chunk);
+        if current && !to_backend {
+            self.finish_if_answered(index, cx);
+        }
         self.free_if_over(index);
+    }
+
+    /// Ends a session whose client has all the replies that were to be expected.
+    fn finish_if_answered(&mut self, index: u32, cx: &mut Cx<'_>) {
+        let session = &self.sessions[index as usize];
+        let responses = session.admitted.as_ref().and_then(|a| a.service.policy.udp.responses);
+        if responses.is_some() && session.owed == 0 && session.first_reply.is_some() {
+            self.finish(index, EndReason::Answered, cx);
+        }
     }
 
     pub(super) fn count_sent(&mut self, index: u32, parcel: &Parcel, sent: bool, cx: &Cx<'_>) {
