@@ -81,6 +81,8 @@ fn explain_says_where_connections_go() {
     let text = String::from_utf8_lossy(&nobody.stderr);
     assert!(!nobody.status.success() && text.contains("no service has"), "{text}");
     assert_eq!(fairway.cli(&["explain", "nonsense"]).status.code(), Some(2));
+    let arrow = fairway.cli(&["explain", "10.77.0.2:1", "->", "10.77.0.100:80/tcp"]);
+    assert!(arrow.status.success(), "{}", String::from_utf8_lossy(&arrow.stderr));
 }
 
 #[test]

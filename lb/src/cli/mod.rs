@@ -158,10 +158,7 @@ enum Command {
     /// Why a connection goes where it goes: `fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp`
     Explain {
         /// The client's address and port, and what it dials; an arrow may stand between them
-        #[arg(
-            num_args = 1..=3, required = true, value_names = ["CLIENT", "VIP"],
-            allow_hyphen_values = true
-        )]
+        #[arg(num_args = 1..=2, required = true, value_names = ["CLIENT", "VIP"])]
         flow: Vec<String>,
         #[command(flatten)]
         remote: Remote,
@@ -274,7 +271,9 @@ enum Format {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    // An arrow between a client and what it dials is for the eye.
+    let words = std::env::args_os().filter(|word| word != "->" && word != "→");
+    let command = Cli::parse_from(words).command;
     if !matches!(command, Command::Run { .. }) {
         end_quietly();
     }
