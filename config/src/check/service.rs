@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{
-    AcceptHeader, AddrSet, Affinity, Frontend, HashFields, HashPolicy, Limits, PassiveEjection,
-    Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress, TableSize,
-    Timeouts, Udp,
+    AcceptHeader, AddrSet, Affinity, Frontend, HashFields, HashPolicy, Limits, Mode,
+    PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress,
+    TableSize, Timeouts, Udp,
 };
 
 use super::{Findings, backends, health};
@@ -287,6 +287,7 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
     let affinity = (doc.session_affinity == Some(AffinityDoc::ClientIP))
         .then_some(Affinity { timeout: affinity_timeout });
     Policy {
+        mode: Mode::Proxy,
         scheduler,
         hash: hash(doc, fields, findings),
         affinity,

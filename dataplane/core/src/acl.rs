@@ -36,6 +36,18 @@ impl IpPrefix {
         self.addr.is_ipv4()
     }
 
+    /// Its first address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.addr
+    }
+
+    /// How many leading bits it fixes.
+    #[must_use]
+    pub fn length(&self) -> u8 {
+        self.len
+    }
+
     fn first(&self) -> u128 {
         u128::from_be_bytes(octets(self.addr))
     }

@@ -11,6 +11,7 @@ extern crate alloc;
 mod acl;
 mod addr;
 mod admission;
+mod admit;
 mod affinity;
 pub mod agent_line;
 mod backend;
@@ -37,6 +38,7 @@ pub use addr::{
     WeightError,
 };
 pub use admission::{Admission, Share, Standing};
+pub use admit::{Admitted, Clients, Entrant, admit};
 pub use affinity::AffinityTable;
 pub use backend::{Backend, FailureStreak};
 pub use clients::{ClientTable, Refusal};
@@ -47,7 +49,7 @@ pub use counters::{
 pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
 pub use policy::{
-    AcceptHeader, Affinity, Limits, PassiveEjection, Policy, ProxyProtocol, Retry, Scheduler,
+    AcceptHeader, Affinity, Limits, Mode, PassiveEjection, Policy, ProxyProtocol, Retry, Scheduler,
     SendHeader, SourceAddress, Timeouts, Udp,
 };
 pub use select::{Pick, Tried};

@@ -5,8 +5,33 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
+use crate::packet::Tunnel;
 use crate::proxy_header::HeaderFormat;
 use crate::{AddrSet, HashPolicy, TableSize};
+
+/// How flows are carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Mode {
+    /// Connections are ended here and made anew to the backend.
+    #[default]
+    Proxy,
+    /// Packets: the destination is rewritten.
+    Nat,
+    /// Packets: source and destination are rewritten.
+    FullNat,
+    /// Packets: sent to the backend's station as they are, and answered past us.
+    Dsr,
+    /// Packets: in a tunnel to the backend, and answered past us.
+    Tunnel(Tunnel),
+}
+
+impl Mode {
+    /// Whether replies come through here.
+    #[must_use]
+    pub fn is_two_way(self) -> bool {
+        matches!(self, Self::Proxy | Self::Nat | Self::FullNat)
+    }
+}
 
 /// How the sequence of candidates of a flow is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +172,8 @@ pub struct PassiveEjection {
 /// Everything that a worker needs to treat a flow of a service, apart from its backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// How flows are carried.
+    pub mode: Mode,
     /// How candidates are found.
     pub scheduler: Scheduler,
     /// What identifies a flow to a hashing scheduler.

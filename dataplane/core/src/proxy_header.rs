@@ -298,7 +298,7 @@ fn write_v2(
 }
 
 /// CRC-32C (Castagnoli), RFC 3720 section 12.1. Bit by bit: headers are short and rare.
-fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
+pub(crate) fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
     let mut sum = u32::MAX;
     for byte in bytes {
         sum ^= u32::from(*byte);

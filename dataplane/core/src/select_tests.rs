@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    HashPolicy, Limits, PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, ServiceId,
+    HashPolicy, Limits, Mode, PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, ServiceId,
     ServiceState, SourceAddress, Standing, Timeouts, Udp, Weight,
 };
 use alloc::collections::BTreeMap;
@@ -14,6 +14,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) fn policy(scheduler: Scheduler) -> Policy {
     Policy {
+        mode: Mode::Proxy,
         scheduler,
         hash: HashPolicy::default(),
         affinity: None,

@@ -1,15 +1,16 @@
-//! Letting a client in: lists, limits, affinity, selection, in this order.
+//! Letting a client in, as `core` decides; who is not let in is counted and logged.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{EndReason, FlowKey, LimitKind, Refusal, Service, ServiceCounters, Tried};
+use fairway_core as core;
+use fairway_core::{EndReason, Entrant, Service, ServiceCounters};
 
 use crate::held::HeldBackend;
 use crate::report::ConnectionRecord;
-use crate::session::{Admitted, Cx, keep_affinity, known_backend};
+use crate::session::{Admitted, Cx};
 
 /// Lets the client at `peer` in to `service`, which it dialled, or counts why not.
 ///
@@ -22,7 +23,7 @@ pub(crate) fn admit(
 ) -> Option<(Admitted, Rc<HeldBackend>)> {
     let counters = service.state.counters.of(cx.worker);
     counters.accepted.inc();
-    admitted(service, peer, dialled, counters, cx)
+    admitted(service, peer, dialled, cx)
         .map_err(|reason| not_admitted(&service.name, counters, (peer, dialled), reason, cx))
         .ok()
 }
@@ -56,55 +57,21 @@ fn admitted(
     service: &Service,
     peer: SocketAddr,
     dialled: SocketAddr,
-    counters: &ServiceCounters,
     cx: &mut Cx<'_>,
 ) -> Result<(Admitted, Rc<HeldBackend>), EndReason> {
-    let policy = &service.policy;
-    let client = peer.ip();
-    if policy.deny.contains(client) || !(policy.allow.is_empty() || policy.allow.contains(client)) {
-        return Err(EndReason::Denied);
-    }
-    let limited = |kind: LimitKind| {
-        counters.limits[kind as usize].inc();
-        EndReason::Limited
+    let entrant = Entrant {
+        client: peer,
+        dialled,
+        seed: cx.shared.settings.hash_seed,
+        random: random(cx),
+        worker: cx.worker,
+        now: cx.now,
     };
-    if !service.state.try_open(policy.limits.service_connections) {
-        return Err(limited(LimitKind::Service));
-    }
-    let limits_client =
-        policy.limits.client_connections.is_some() || policy.limits.client_rate.is_some();
-    let tracked = match limits_client {
-        true => cx.shared.clients.open(service.id, client, &policy.limits, cx.now),
-        false => Ok(false),
-    };
-    let tracked = tracked.map_err(|Refusal(kind)| {
-        service.state.close();
-        limited(kind)
-    })?;
-    let hash = FlowKey { source: peer, destination: dialled, protocol: service.protocol }
-        .hash(&policy.hash, cx.shared.settings.hash_seed);
-    let start = service.start(hash, random(cx), cx.worker);
-    let known = known_backend(cx, service, peer);
-    let pick = match known.map_or_else(|| service.select(start, &Tried::NONE, cx.worker), Ok) {
-        Ok(pick) => pick,
-        Err(reason) => {
-            service.state.close();
-            if tracked {
-                cx.shared.clients.close(service.id, client);
-            }
-            return Err(match reason {
-                EndReason::Limited => limited(LimitKind::Backend),
-                reason => reason,
-            });
-        }
-    };
-    if pick.group > 0 {
-        counters.backup.inc();
-    }
+    let core::Admitted { pick, start, tracked } =
+        core::admit(service, &entrant, &cx.shared.clients)?;
     let service = cx.held.service(service);
     let admitted =
         Admitted { peer, dialled, service, start, tracked, destination: None, unique_id: None };
-    keep_affinity(cx, &admitted, pick.backend.id);
     Ok((admitted, cx.held.backend(pick.backend)))
 }
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use fairway_core::talkers::Talkers;
 use fairway_core::{
-    AddrSet, AffinityTable, BackendAddr, BackendId, ClientTable, Counter, EndReason, FailureCause,
-    Protocol, ServiceId, Tick,
+    AddrSet, BackendAddr, BackendId, Clients, Counter, EndReason, FailureCause, Protocol,
+    ServiceId, Tick,
 };
 
 /// Numbers that apply to every connection of every worker.
@@ -214,10 +214,8 @@ pub struct Shared {
     pub settings: Settings,
     /// Their clock.
     pub clock: Clock,
-    /// Clients and their backends.
-    pub affinity: AffinityTable,
-    /// Clients and what they use.
-    pub clients: ClientTable,
+    /// What is remembered of clients.
+    pub clients: Clients,
     /// Events that the control plane had no room for.
     pub lost_events: AtomicU64,
     /// Ended connections that the log had no room for.
@@ -232,8 +230,7 @@ impl Shared {
         Self {
             settings,
             clock,
-            affinity: AffinityTable::new(clients),
-            clients: ClientTable::new(clients),
+            clients: Clients::new(clients),
             lost_events: AtomicU64::new(0),
             lost_log_lines: AtomicU64::new(0),
             sink,

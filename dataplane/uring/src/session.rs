@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use fairway_core::talkers::network_of;
-use fairway_core::{BackendId, EndReason, Pick, Protocol, ServiceId, Snapshot, Tick, Tried};
+use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot, Tick, Tried};
 use socket2::SockRef;
 
 use crate::direction::Direction;
@@ -393,7 +393,7 @@ impl Session {
         service.state.close();
         service.state.counters.of(cx.worker).ends[reason as usize].inc();
         if admitted.tracked {
-            cx.shared.clients.close(service.id, admitted.peer.ip());
+            cx.shared.clients.table.close(service.id, admitted.peer.ip());
         }
         let bytes = self.up.bytes + self.down.bytes;
         note_talker(cx.talkers, service.id, admitted.peer, bytes);
@@ -439,17 +439,6 @@ pub(crate) fn refuse(client: OwnedFd) {
 pub(crate) fn keep_affinity(cx: &Cx<'_>, admitted: &Admitted, backend: BackendId) {
     if admitted.service.policy.affinity.is_some() {
         let client = admitted.peer.ip();
-        cx.shared.affinity.keep(admitted.service.id, client, backend, cx.now);
+        cx.shared.clients.affinity.keep(admitted.service.id, client, backend, cx.now);
     }
-}
-
-/// The backend that a client had, if affinity says so and it still takes new flows.
-pub(crate) fn known_backend<'s>(
-    cx: &Cx<'_>,
-    service: &'s fairway_core::Service,
-    client: SocketAddr,
-) -> Option<Pick<'s>> {
-    let affinity = service.policy.affinity?;
-    let id = cx.shared.affinity.find(service.id, client.ip(), affinity.timeout, cx.now)?;
-    service.select_known(id)
 }

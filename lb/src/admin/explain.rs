@@ -98,7 +98,7 @@ pub(crate) fn explain_flow(
     let (allowed, lists) = lists(service, client);
     let affinity = policy.affinity.and_then(|affinity| {
         let now = shared.clock.now();
-        let id = shared.affinity.find(service.id, client.ip(), affinity.timeout, now)?;
+        let id = shared.clients.affinity.find(service.id, client.ip(), affinity.timeout, now)?;
         let known = service.backends().find(|(member, _)| member.backend.id == id)?;
         Some(known.0.backend.addr.to_string())
     });

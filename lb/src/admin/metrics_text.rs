@@ -322,12 +322,12 @@ fn write_workers(out: &mut String, workers: &[SharedStats], shared: &Shared) {
         (
             "fairway_affinity_evictions_total",
             "Clients forgotten for want of room.",
-            shared.affinity.evicted(),
+            shared.clients.affinity.evicted(),
         ),
         (
             "fairway_client_limits_untracked_total",
             "Connections let in uncounted for want of room.",
-            shared.clients.untracked(),
+            shared.clients.table.untracked(),
         ),
         (
             "fairway_connection_log_dropped_lines_total",

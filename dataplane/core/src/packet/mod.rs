@@ -1,17 +1,32 @@
 //! The packet path: frames in, verdicts and frames out. Pure: no I/O, no clock, no allocation a
 //! packet.
+//!
+//! ```text
+//! frames ─▶ parse ─▶ flow table ─▶ (service, admission, selection: new flows) ─▶ rewrite ─▶ route
+//! ```
 
 pub mod checksum;
+mod counters;
+mod engine;
 pub mod flow;
 mod frame;
+mod held;
+mod icmp;
 mod parse;
 mod prefetch;
 mod reason;
+mod rewrite;
+mod routes;
 pub mod sample;
+mod tunnel;
 
+pub use counters::PacketCounters;
+pub use engine::{BURST, Context, Engine, Verdict};
 pub use frame::{Frame, TransportChecksum, VlanTag};
 pub use parse::{
     Addresses, ETHERNET, Fragment, Packet, Parsed, Transport, ether, parse, parse_ip, protocol,
     tcp_flags,
 };
 pub use reason::DropReason;
+pub use routes::{Link, Mac, NextHop, Route, Routes};
+pub use tunnel::{GUE_PORT, Tunnel};

@@ -7,9 +7,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::checksum::{Sum, pseudo_header};
 use super::parse::{ether, protocol, tcp_flags};
-
-/// A MAC address.
-pub type Mac = [u8; 6];
+use super::routes::Mac;
 
 /// Where samples come from, unless they say.
 pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -56,10 +54,7 @@ pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: u8) -> Sample {
 /// The first segment of a TCP connection, which offers an MSS of 1460.
 #[must_use]
 pub fn syn(source: SocketAddr, destination: SocketAddr) -> Sample {
-    let mut syn = tcp(source, destination, tcp_flags::SYN);
-    syn.transport.extend([2, 4, 0x05, 0xb4]);
-    syn.transport[12] = 6 << 4;
-    syn
+    tcp(source, destination, tcp_flags::SYN).tcp_options(&[2, 4, 0x05, 0xb4])
 }
 
 /// An SCTP packet with one INIT chunk's worth of zeros; its CRC32c is not filled in.
@@ -140,6 +135,14 @@ impl Sample {
     pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
         self.transport[4..8].copy_from_slice(&sequence.to_be_bytes());
         self.transport[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+        self
+    }
+
+    /// With TCP options, a multiple of four bytes.
+    #[must_use]
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        self.transport.extend(options);
+        self.transport[12] = (self.transport.len() as u8 / 4) << 4;
         self
     }
 

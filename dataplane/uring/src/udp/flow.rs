@@ -261,6 +261,6 @@ fn abandon(admitted: &Admitted, reason: EndReason, cx: &Cx<'_>) {
     service.state.close();
     service.state.counters.of(cx.worker).ends[reason as usize].inc();
     if admitted.tracked {
-        cx.shared.clients.close(service.id, admitted.peer.ip());
+        cx.shared.clients.table.close(service.id, admitted.peer.ip());
     }
 }

@@ -24,7 +24,8 @@ fn flow(n: u32, wide: bool) -> Flow {
         backend: SocketAddr::new(ip(172, n % 7), 8443),
         local: client,
         protocol: 6,
-        two_way: true,
+        mode: Mode::Nat,
+        tracked: n.is_multiple_of(4),
         service: ServiceId(n % 3),
         id: backend_id(n % 7, 1 + n),
     }
@@ -69,7 +70,7 @@ fn flows_are_found_from_both_sides_and_forgotten() {
 fn one_way_flows_leave_replies_alone_and_families_may_mix() {
     let mut region = HeapRegion::new(SHAPE.bytes());
     let mut table = FlowTable::open(region.bytes(), SHAPE, SEEDS, false).unwrap();
-    let one_way = Flow { two_way: false, ..flow(1, false) };
+    let one_way = Flow { mode: Mode::Dsr, ..flow(1, false) };
     table.insert(&one_way, Tick(0), Tick(SECOND), never).unwrap();
     assert!(find(&table, one_way.forward()).is_some());
     assert!(find(&table, one_way.reply()).is_none());

@@ -24,7 +24,9 @@ pub use cells::HeapRegion;
 pub use key::Tuple;
 pub use table::{Ended, FlowTable, Found, Handle, RegionError, Shape};
 
-use crate::{BackendId, ServiceId, Tick};
+use super::parse::tcp_flags;
+use crate::packet::Tunnel;
+use crate::{BackendId, Mode, ServiceId, Tick};
 
 /// Steps of the wheel in a second.
 pub const STEPS_A_SECOND: u64 = 8;
@@ -37,22 +39,72 @@ pub enum State {
     Free = 0,
     /// The client has spoken, nobody has answered.
     Opening = 1,
-    /// Both have spoken; of TCP: the handshake is over.
-    Established = 2,
-    /// One side has finished.
-    HalfClosed = 3,
+    /// The backend has answered; of TCP, the handshake is not over.
+    Answered = 2,
+    /// Both have spoken; of TCP, the handshake is over.
+    Established = 3,
+    /// The client has finished.
+    ClientDone = 4,
+    /// The backend has finished.
+    BackendDone = 5,
     /// Both have finished, or one has cut it.
-    Closed = 4,
+    Closed = 6,
 }
 
 impl State {
+    const ALL: [Self; 7] = [
+        Self::Free,
+        Self::Opening,
+        Self::Answered,
+        Self::Established,
+        Self::ClientDone,
+        Self::BackendDone,
+        Self::Closed,
+    ];
+
     fn from_byte(byte: u8) -> Self {
-        match byte {
-            1 => Self::Opening,
-            2 => Self::Established,
-            3 => Self::HalfClosed,
-            4 => Self::Closed,
-            _ => Self::Free,
+        Self::ALL.get(usize::from(byte)).copied().unwrap_or(Self::Free)
+    }
+
+    /// What a TCP segment with `flags` makes of it. Of flows whose replies are not seen, the
+    /// client's word alone counts.
+    #[must_use]
+    pub fn after_tcp(self, flags: u8, direction: Direction, two_way: bool) -> Self {
+        use Direction::{Forward, Reply};
+        use tcp_flags::{ACK, FIN, RST, SYN};
+        if flags & RST != 0 {
+            return Self::Closed;
+        }
+        let fin = flags & FIN != 0;
+        match (self, direction) {
+            (Self::Opening, Reply) if flags & (SYN | ACK) == SYN | ACK => Self::Answered,
+            (Self::Opening, Forward) if !two_way && flags & SYN == 0 => {
+                if fin {
+                    Self::ClientDone
+                } else {
+                    Self::Established
+                }
+            }
+            (Self::Answered, Forward) if flags & SYN == 0 => {
+                if fin {
+                    Self::ClientDone
+                } else {
+                    Self::Established
+                }
+            }
+            (Self::Established, Forward) if fin => Self::ClientDone,
+            (Self::Established, Reply) if fin => Self::BackendDone,
+            (Self::ClientDone, Reply) | (Self::BackendDone, Forward) if fin => Self::Closed,
+            (state, _) => state,
+        }
+    }
+
+    /// What a datagram makes of it.
+    #[must_use]
+    pub fn after_datagram(self, direction: Direction) -> Self {
+        match direction {
+            Direction::Forward => self,
+            Direction::Reply => Self::Established,
         }
     }
 }
@@ -79,8 +131,10 @@ pub struct Flow {
     pub local: SocketAddr,
     /// The transport protocol's number.
     pub protocol: u8,
-    /// Whether replies come through here.
-    pub two_way: bool,
+    /// How its packets are carried.
+    pub mode: Mode,
+    /// Whether its client's place in the table of clients is to be paid back.
+    pub tracked: bool,
     /// Its service.
     pub service: ServiceId,
     /// Its backend.
@@ -116,6 +170,14 @@ pub struct FlowView {
     pub bytes: u64,
 }
 
+impl FlowView {
+    /// A flow that begins and ends at `now`.
+    #[must_use]
+    pub fn new(flow: Flow, now: Tick) -> Self {
+        Self { flow, state: State::Opening, began: now, expires: now, bytes: 0 }
+    }
+}
+
 /// The step of the wheel at `now`.
 fn step(now: Tick) -> u32 {
     (now.0 * STEPS_A_SECOND / 1000) as u32
@@ -124,6 +186,35 @@ fn step(now: Tick) -> u32 {
 /// The time at which `step` begins.
 fn tick(step: u32) -> Tick {
     Tick((u64::from(step) * 1000).div_ceil(STEPS_A_SECOND))
+}
+
+const TRACKED: u16 = 1 << 8;
+
+/// Mode and tracking in the flags of a cell.
+fn flags_of(flow: &Flow) -> u16 {
+    let mode = match flow.mode {
+        Mode::Proxy => 0,
+        Mode::Nat => 1,
+        Mode::FullNat => 2,
+        Mode::Dsr => 3,
+        Mode::Tunnel(Tunnel::Ipip) => 4,
+        Mode::Tunnel(Tunnel::Gue) => 5,
+        Mode::Tunnel(Tunnel::GueWithHeader) => 6,
+    };
+    mode | if flow.tracked { TRACKED } else { 0 }
+}
+
+/// The mode that [`flags_of`] wrote.
+fn mode_of(flags: u16) -> Mode {
+    match flags & 0xff {
+        1 => Mode::Nat,
+        2 => Mode::FullNat,
+        3 => Mode::Dsr,
+        4 => Mode::Tunnel(Tunnel::Ipip),
+        5 => Mode::Tunnel(Tunnel::Gue),
+        6 => Mode::Tunnel(Tunnel::GueWithHeader),
+        _ => Mode::Proxy,
+    }
 }
 
 fn backend_id(slot: u32, epoch: u32) -> BackendId {

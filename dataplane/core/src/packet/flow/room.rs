@@ -81,8 +81,8 @@ impl FlowTable<'_> {
         let rank = |place: u32| match State::from_byte(self.common(place).state) {
             State::Free => Some(0),
             State::Closed => Some(1),
-            State::Opening => Some(2),
-            State::Established | State::HalfClosed => None,
+            State::Opening | State::Answered => Some(2),
+            State::Established | State::ClientDone | State::BackendDone => None,
         };
         let victim = looks.filter_map(|place| Some((rank(place)?, place))).min();
         // On from where this ended, or from behind all that were looked at in vain.

@@ -8,7 +8,9 @@ use super::cells::{Bucket, Cell4, Cell6, Common, Header, NONE, WAYS};
 use super::index::REACH;
 use super::key::{mapped, unmapped, v4};
 use super::room::SLOTS;
-use super::{Direction, Flow, FlowView, State, Tuple, backend_id, step, tick};
+use super::{
+    Direction, Flow, FlowView, State, TRACKED, Tuple, backend_id, flags_of, mode_of, step, tick,
+};
 use crate::packet::prefetch::prefetch;
 use crate::{ServiceId, Tick};
 
@@ -232,7 +234,7 @@ impl<'r> FlowTable<'r> {
         ended: impl FnOnce(&FlowView, Ended),
     ) -> Option<Handle> {
         let forward = flow.forward()?;
-        let reply = if flow.two_way { Some(flow.reply()?) } else { None };
+        let reply = if flow.mode.is_two_way() { Some(flow.reply()?) } else { None };
         let taken = |tuple: &Tuple| self.find(tuple, self.hash(tuple)).is_some();
         if taken(&forward) || reply.as_ref().is_some_and(taken) {
             return None;
@@ -283,7 +285,8 @@ impl<'r> FlowTable<'r> {
             backend: side(2),
             local: side(3),
             protocol: common.protocol,
-            two_way: common.flags & TWO_WAY != 0,
+            mode: mode_of(common.flags),
+            tracked: common.flags & TRACKED != 0,
             service: ServiceId(common.service),
             id: backend_id(common.backend_slot, common.backend_epoch),
         }
@@ -373,7 +376,7 @@ impl<'r> FlowTable<'r> {
         }
         let flow = self.flow(Handle(place));
         let entries = [(flow.forward(), place), (flow.reply(), place | REPLY)];
-        for (tuple, entry) in entries.into_iter().take(1 + usize::from(flow.two_way)) {
+        for (tuple, entry) in entries.into_iter().take(1 + usize::from(flow.mode.is_two_way())) {
             if let Some(tuple) = tuple {
                 self.leave(self.hash(&tuple), entry);
             }
@@ -401,7 +404,7 @@ impl<'r> FlowTable<'r> {
             ports: sides.map(|side| side.port()),
             protocol: flow.protocol,
             state: State::Opening as u8,
-            flags: if flow.two_way { TWO_WAY } else { 0 },
+            flags: flags_of(flow),
             service: flow.service.0,
             backend_slot: flow.id.slot,
             backend_epoch: flow.id.epoch.get(),
@@ -413,8 +416,6 @@ impl<'r> FlowTable<'r> {
         };
     }
 }
-
-const TWO_WAY: u16 = 1;
 
 fn take<T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::KnownLayout>(
     region: &mut [u8],

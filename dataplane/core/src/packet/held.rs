@@ -1,0 +1,101 @@
+//! What flows hold of services and backends, so that places are paid back when they end.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::flow::{Flow, FlowView};
+use crate::{Backend, BackendId, Clients, EndReason, Policy, Service, ServiceId, ServiceState};
+
+/// A service with flows.
+pub(super) struct HeldService {
+    pub(super) policy: Arc<Policy>,
+    pub(super) state: Arc<ServiceState>,
+    flows: u32,
+}
+
+/// A backend with flows.
+struct HeldBackend {
+    backend: Arc<Backend>,
+    flows: u32,
+}
+
+/// The objects that a worker's flows hold, by the numbers that flows know them by.
+#[derive(Default)]
+pub(super) struct Held {
+    services: Vec<Option<HeldService>>,
+    backends: Vec<Option<HeldBackend>>,
+}
+
+impl Held {
+    /// A flow of `service` on `backend` has begun, whose places are taken.
+    pub(super) fn begin(&mut self, service: &Service, backend: &Arc<Backend>) {
+        let place = place(&mut self.services, service.id.0 as usize);
+        let held = place.get_or_insert_with(|| HeldService {
+            policy: Arc::clone(&service.policy),
+            state: Arc::clone(&service.state),
+            flows: 0,
+        });
+        if !Arc::ptr_eq(&held.policy, &service.policy) {
+            held.policy = Arc::clone(&service.policy);
+        }
+        held.flows += 1;
+        let place = self::place(&mut self.backends, backend.id.slot as usize);
+        match place {
+            Some(held) if held.backend.id == backend.id => held.flows += 1,
+            _ => *place = Some(HeldBackend { backend: Arc::clone(backend), flows: 1 }),
+        }
+    }
+
+    /// A flow has ended: its places are paid back, and its bytes counted.
+    pub(super) fn end(
+        &mut self,
+        view: &FlowView,
+        reason: EndReason,
+        clients: &Clients,
+        worker: usize,
+    ) {
+        let Flow { service, id, client, tracked, .. } = view.flow;
+        if tracked {
+            clients.table.close(service, client.ip());
+        }
+        if let Some(place) = self.services.get_mut(service.0 as usize)
+            && let Some(held) = place
+        {
+            held.state.counters.of(worker).ends[reason as usize].inc();
+            held.state.close();
+            held.flows -= 1;
+            if held.flows == 0 {
+                *place = None;
+            }
+        }
+        // A slot is given to another backend only when nobody holds the one before.
+        if let Some(place) = self.backends.get_mut(id.slot as usize)
+            && let Some(held) = place
+            && held.backend.id == id
+        {
+            held.backend.close();
+            held.flows -= 1;
+            if held.flows == 0 {
+                *place = None;
+            }
+        }
+    }
+
+    /// The service of a flow.
+    pub(super) fn service(&self, id: ServiceId) -> Option<&HeldService> {
+        self.services.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The backend of a flow.
+    pub(super) fn backend(&self, id: BackendId) -> Option<&Arc<Backend>> {
+        let held = self.backends.get(id.slot as usize)?.as_ref()?;
+        (held.backend.id == id).then_some(&held.backend)
+    }
+}
+
+fn place<T>(places: &mut Vec<Option<T>>, index: usize) -> &mut Option<T> {
+    if index >= places.len() {
+        places.resize_with(index + 1, || None);
+    }
+    &mut places[index]
+}

@@ -1,0 +1,131 @@
+//! Changing packets in place: addresses, ports, time to live; each checksum by what changed.
+
+use core::net::{IpAddr, SocketAddr};
+
+use super::checksum::{Change, pseudo_header};
+use super::frame::{Frame, TransportChecksum};
+use super::parse::{Addresses, Packet, Transport, protocol};
+use crate::proxy_header::crc32c;
+
+/// Writes another source and destination into a packet, both of its family, and takes one off its
+/// time to live. Of later fragments only addresses change: they have no ports.
+///
+/// Costs two incremental updates; SCTP whose ports change is summed anew, as a CRC cannot be
+/// updated.
+pub(super) fn translate(
+    frame: &mut Frame<'_>,
+    packet: &Packet,
+    source: SocketAddr,
+    destination: SocketAddr,
+) {
+    complete(frame, packet);
+    let bytes = frame.bytes_mut();
+    let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+    let addresses = match (packet.addresses, source.ip(), destination.ip()) {
+        (Addresses::V4(..), IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut new = [0; 8];
+            new[..4].copy_from_slice(&source.octets());
+            new[4..].copy_from_slice(&destination.octets());
+            let field = &mut bytes[l3 + 12..l3 + 20];
+            let change = Change::NONE.replace(field, &new);
+            field.copy_from_slice(&new);
+            update(bytes, l3 + 10, change);
+            change
+        }
+        (Addresses::V6(..), IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut new = [0; 32];
+            new[..16].copy_from_slice(&source.octets());
+            new[16..].copy_from_slice(&destination.octets());
+            let field = &mut bytes[l3 + 8..l3 + 40];
+            let change = Change::NONE.replace(field, &new);
+            field.copy_from_slice(&new);
+            change
+        }
+        // Packets that change their family are written anew.
+        _ => return,
+    };
+    lower_ttl(bytes, packet);
+    let Some((old_source, old_destination)) = packet.transport.ports() else {
+        if packet.protocol == protocol::ICMPV6 && packet.transport != Transport::Unseen {
+            update(bytes, l4 + 2, addresses);
+        }
+        return;
+    };
+    bytes[l4..l4 + 2].copy_from_slice(&source.port().to_be_bytes());
+    bytes[l4 + 2..l4 + 4].copy_from_slice(&destination.port().to_be_bytes());
+    let change =
+        addresses.word(old_source, source.port()).word(old_destination, destination.port());
+    match packet.protocol {
+        protocol::TCP => update(bytes, l4 + 16, change),
+        protocol::UDP => {
+            let at = l4 + 6;
+            let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+            bytes[at..at + 2].copy_from_slice(&change.apply_udp(old).to_be_bytes());
+        }
+        protocol::SCTP if (source.port(), destination.port()) != (old_source, old_destination) => {
+            sum_sctp(&mut bytes[l4..usize::from(packet.end)]);
+        }
+        _ => {}
+    }
+}
+
+/// Takes one off the time to live, which is above one.
+pub(super) fn lower_ttl(bytes: &mut [u8], packet: &Packet) {
+    let l3 = usize::from(packet.l3);
+    let ttl = packet.ttl - 1;
+    match packet.addresses {
+        Addresses::V4(..) => {
+            let old = u16::from_be_bytes([packet.ttl, bytes[l3 + 9]]);
+            let new = u16::from_be_bytes([ttl, bytes[l3 + 9]]);
+            bytes[l3 + 8] = ttl;
+            update(bytes, l3 + 10, Change::NONE.word(old, new));
+        }
+        Addresses::V6(..) => bytes[l3 + 7] = ttl,
+    }
+}
+
+/// Fills in a transport checksum that its sender left to the port.
+pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
+    if frame.checksum == TransportChecksum::Present {
+        return;
+    }
+    frame.checksum = TransportChecksum::Present;
+    let field = match packet.transport {
+        Transport::Tcp { .. } => 16,
+        Transport::Datagram { .. } if packet.protocol == protocol::UDP => 6,
+        _ => return,
+    };
+    let body = &mut frame.bytes_mut()[usize::from(packet.l4)..usize::from(packet.end)];
+    body[field..field + 2].fill(0);
+    let length = body.len() as u32;
+    let pseudo = match packet.addresses {
+        Addresses::V4(from, to) => {
+            pseudo_header(&from.octets(), &to.octets(), packet.protocol, length)
+        }
+        Addresses::V6(from, to) => {
+            pseudo_header(&from.octets(), &to.octets(), packet.protocol, length)
+        }
+    };
+    let checksum = match pseudo.bytes(body).checksum() {
+        0 if packet.protocol == protocol::UDP => 0xffff,
+        checksum => checksum,
+    };
+    body[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// The checksum field at `at` after `change`.
+fn update(bytes: &mut [u8], at: usize, change: Change) {
+    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    bytes[at..at + 2].copy_from_slice(&change.apply(old).to_be_bytes());
+}
+
+/// Sums an SCTP packet (RFC 9260, appendix A: CRC32c, little endian).
+fn sum_sctp(packet: &mut [u8]) {
+    packet[8..12].fill(0);
+    let sum = crc32c(packet.iter());
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+}
+
+#[cfg(test)]
+#[path = "rewrite_tests.rs"]
+mod tests;

@@ -1,0 +1,224 @@
+//! Next hops: through which port, to which station.
+//!
+//! A value like a snapshot: the control side makes it of the kernel's routes and neighbours, workers
+//! read it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ahash::RandomState;
+use hashbrown::HashMap;
+
+use super::frame::{Frame, VlanTag};
+use super::parse::{ETHERNET, ether};
+use crate::IpPrefix;
+use crate::hash::octets;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// A network that a port is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Number of the port.
+    pub port: u16,
+    /// The tag of its frames.
+    pub tag: Option<VlanTag>,
+    /// Our station there.
+    pub mac: Mac,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// Our address there, by which we speak for ourselves.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Link {
+    /// Our address there of the family of `ip`.
+    #[must_use]
+    pub fn address_for(&self, ip: IpAddr) -> Option<IpAddr> {
+        match ip {
+            IpAddr::V4(_) => self.ipv4.map(Into::into),
+            IpAddr::V6(_) => self.ipv6.map(Into::into),
+        }
+    }
+}
+
+/// Where the packets of a prefix go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Of these addresses.
+    pub prefix: IpPrefix,
+    /// To this router; none when they are on the link.
+    pub via: Option<IpAddr>,
+    /// Index of the link.
+    pub link: u16,
+}
+
+/// Who takes a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop<'r> {
+    /// This station.
+    Known(&'r Link, Mac),
+    /// Nobody knows yet whose station this address is.
+    Unresolved(u16, IpAddr),
+    /// There is no route.
+    None,
+}
+
+/// Routes and neighbours.
+#[derive(Default)]
+pub struct Routes {
+    links: Box<[Link]>,
+    /// By prefix length, the longest first; families apart.
+    v4: Vec<(u8, Targets)>,
+    v6: Vec<(u8, Targets)>,
+    neighbours: HashMap<(u16, IpAddr), Mac, RandomState>,
+}
+
+/// The first bits of an address, and where they lead.
+type Targets = HashMap<u128, (Option<IpAddr>, u16), RandomState>;
+
+impl Routes {
+    /// Routes over `links`; those over other links are left out, and of two for a prefix the first
+    /// is kept.
+    #[must_use]
+    pub fn new(
+        links: Vec<Link>,
+        routes: impl IntoIterator<Item = Route>,
+        neighbours: impl IntoIterator<Item = ((u16, IpAddr), Mac)>,
+    ) -> Self {
+        let mut made = Self { links: links.into(), ..Self::default() };
+        for Route { prefix, via, link } in routes {
+            if usize::from(link) >= made.links.len() {
+                continue;
+            }
+            let by_length = if prefix.is_ipv4() { &mut made.v4 } else { &mut made.v6 };
+            let length = prefix.length();
+            let place = match by_length.binary_search_by(|(at, _)| length.cmp(at)) {
+                Ok(place) => place,
+                Err(place) => {
+                    by_length.insert(place, (length, Targets::default()));
+                    place
+                }
+            };
+            let first = first_bits(prefix.address(), length);
+            by_length[place].1.entry(first).or_insert((via, link));
+        }
+        made.neighbours = neighbours.into_iter().collect();
+        made
+    }
+
+    /// Its links.
+    #[must_use]
+    pub fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// Who takes packets to `ip`. Costs a look-up for each length of prefix that there is, and one
+    /// among the neighbours.
+    #[must_use]
+    pub fn next_hop(&self, ip: IpAddr) -> NextHop<'_> {
+        let by_length = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        let target = by_length.iter().find_map(|(length, of)| of.get(&first_bits(ip, *length)));
+        let Some((via, link)) = target else { return NextHop::None };
+        let station = via.unwrap_or(ip);
+        match self.neighbours.get(&(*link, station)) {
+            Some(mac) => NextHop::Known(&self.links[usize::from(*link)], *mac),
+            None => NextHop::Unresolved(*link, station),
+        }
+    }
+}
+
+/// The first `length` bits of an address, at the upper end.
+fn first_bits(ip: IpAddr, length: u8) -> u128 {
+    let (bits, width) = match ip {
+        IpAddr::V4(ip) => (u128::from(u32::from(ip)), 32),
+        IpAddr::V6(_) => (u128::from_be_bytes(octets(ip)), 128),
+    };
+    let rest = u32::from(width - length.min(width));
+    bits.checked_shr(rest).unwrap_or(0)
+}
+
+/// Addresses a frame, whose IP packet starts at `l3` and ends at `end`, to a station; what was
+/// before the packet and behind it goes. False when the buffer has no room.
+pub(super) fn address(frame: &mut Frame<'_>, l3: u16, end: u16, link: &Link, to: Mac) -> bool {
+    frame.truncate(usize::from(end));
+    frame.shrink_front(usize::from(l3));
+    address_packet(frame, link, to)
+}
+
+/// The same for a frame that is an IP packet alone.
+pub(super) fn address_packet(frame: &mut Frame<'_>, link: &Link, to: Mac) -> bool {
+    let is_v4 = frame.bytes().first().is_some_and(|first| first >> 4 == 4);
+    if !frame.grow_front(ETHERNET) {
+        return false;
+    }
+    let kind = if is_v4 { ether::IPV4 } else { ether::IPV6 };
+    let bytes = frame.bytes_mut();
+    bytes[..6].copy_from_slice(&to);
+    bytes[6..12].copy_from_slice(&link.mac);
+    bytes[12..14].copy_from_slice(&kind.to_be_bytes());
+    frame.tag = link.tag;
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_longest_prefix_leads_to_its_link_and_router() {
+        let link = |port| Link {
+            port,
+            tag: None,
+            mac: [2, 0, 0, 0, 0, port as u8],
+            mtu: 1500,
+            ipv4: None,
+            ipv6: None,
+        };
+        let route = |prefix: &str, via: Option<&str>, link| Route {
+            prefix: prefix.parse().unwrap(),
+            via: via.map(ip),
+            link,
+        };
+        let routes = [
+            route("0.0.0.0/0", Some("10.0.0.1"), 0),
+            route("10.0.0.0/24", None, 0),
+            route("10.0.1.0/24", None, 1),
+            route("10.0.1.9/32", Some("10.0.0.9"), 0),
+            route("::/0", Some("2001:db8::1"), 1),
+            route("172.16.0.0/12", None, 9),
+        ];
+        let neighbours = [
+            ((0, ip("10.0.0.1")), [1; 6]),
+            ((0, ip("10.0.0.9")), [9; 6]),
+            ((1, ip("10.0.1.2")), [2; 6]),
+            ((1, ip("2001:db8::1")), [6; 6]),
+        ];
+        let routes = Routes::new(alloc::vec![link(0), link(1)], routes, neighbours);
+        let known = |port, mac: u8| (Some((port, [mac; 6])), None);
+        for (to, want) in [
+            ("192.0.2.1", known(0, 1)),
+            ("172.16.0.1", known(0, 1)),
+            ("10.0.1.2", known(1, 2)),
+            ("10.0.1.9", known(0, 9)),
+            ("10.0.1.3", (None, Some((1, ip("10.0.1.3"))))),
+            ("2001:db8:7::7", known(1, 6)),
+        ] {
+            let found = match routes.next_hop(ip(to)) {
+                NextHop::Known(link, mac) => (Some((link.port, mac)), None),
+                NextHop::Unresolved(link, station) => (None, Some((link, station))),
+                NextHop::None => (None, None),
+            };
+            assert_eq!(found, want, "{to}");
+        }
+        assert_eq!(Routes::default().next_hop(ip("10.0.0.1")), NextHop::None);
+    }
+}
