@@ -4,6 +4,7 @@
 mod checks;
 mod datagrams;
 mod load;
+mod packets;
 mod rivals;
 mod scale;
 mod tables;
@@ -17,7 +18,7 @@ struct Arguments {
     /// Fewer rounds and less work: to see that it runs, not to quote
     #[arg(long)]
     quick: bool,
-    /// Only these: tables, scale, traffic, datagrams, checks
+    /// Only these: tables, packets, scale, traffic, datagrams, checks
     only: Vec<String>,
 }
 
@@ -28,6 +29,9 @@ fn main() {
     println!("{}\n", machine());
     if wanted("tables") {
         tables::run(arguments.quick);
+    }
+    if wanted("packets") {
+        packets::run(arguments.quick);
     }
     if wanted("scale") {
         scale::run(arguments.quick);

@@ -6,27 +6,24 @@ use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::counters::PacketCounters;
-use super::flow::{Direction, Ended, Flow, FlowTable, Found, Handle, State, Tuple};
+use super::flow::{
+    Direction, Ended, Flow, FlowTable, Found, Guess, Handle, State, Tuple, step, tick,
+};
 use super::frame::Frame;
 use super::held::Held;
 use super::icmp::{self, Error};
 use super::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
 use super::reason::DropReason;
 use super::rewrite::{self, translate};
-use super::routes::{NextHop, Routes, address, address_packet};
-use super::tunnel::encapsulate;
+use super::routes::{HopCache, NextHop, Routes, address, address_packet};
+use super::tunnel::{Tunnel, encapsulate};
 use crate::{
-    Clients, EndReason, Entrant, Mode, Policy, Protocol, Service, Snapshot, Tick, VipAddr, admit,
+    Clients, EndReason, Entrant, Mode, Protocol, Service, ServiceId, Snapshot, Tick, VipAddr, admit,
 };
 
 /// Frames that are worked on together.
 pub const BURST: usize = 32;
 
-/// How long a TCP flow lives whose handshake does not go on.
-const HANDSHAKE: Duration = Duration::from_secs(30);
-/// How long a flow that is over keeps its addresses: its last packets may still be on their way,
-/// and its ports are not given to another flow.
-const LINGER: Duration = Duration::from_secs(10);
 /// Ports that are tried for our side of a flow.
 const PORT_TRIES: u64 = 64;
 /// Cells of the flow table that are looked at in a burst.
@@ -66,6 +63,7 @@ pub struct Context<'a> {
 pub struct Engine<'r> {
     flows: FlowTable<'r>,
     held: Held,
+    hops: HopCache,
     counters: Arc<PacketCounters>,
     worker: usize,
     /// Local ports of this worker are those with this remainder.
@@ -80,8 +78,8 @@ pub struct Engine<'r> {
 enum Job {
     Done(Verdict),
     Ip(Packet),
-    /// A packet with ports.
-    Flow(Packet, Tuple, u64),
+    /// A packet with ports, the hash of its tuple, and whose it probably is.
+    Flow(Packet, Tuple, u64, Option<Guess>),
 }
 
 impl<'r> Engine<'r> {
@@ -96,7 +94,8 @@ impl<'r> Engine<'r> {
     ) -> Self {
         let workers = u16::try_from(workers).unwrap_or(u16::MAX).max(1);
         let errors = (ERRORS_A_SECOND, Tick(0));
-        Self { flows, held: Held::default(), counters, worker, workers, seed, errors }
+        let (held, hops) = (Held::default(), HopCache::default());
+        Self { flows, held, hops, counters, worker, workers, seed, errors }
     }
 
     /// Its flows.
@@ -123,20 +122,23 @@ impl<'r> Engine<'r> {
         let mut jobs = [Job::Done(Verdict::Punt); BURST];
         for (frame, job) in frames.iter().zip(&mut jobs) {
             *job = self.read(frame);
-            if let Job::Flow(_, _, hash) = job {
+            if let Job::Flow(_, _, hash, _) = job {
                 self.flows.prefetch(*hash);
             }
         }
-        for job in &jobs[..frames.len()] {
-            if let Job::Flow(_, _, hash) = job {
-                self.flows.prefetch_cell(*hash);
+        for job in &mut jobs[..frames.len()] {
+            if let Job::Flow(_, _, hash, guess) = job {
+                *guess = self.flows.guess(*hash);
             }
         }
         for ((frame, job), verdict) in frames.iter_mut().zip(jobs).zip(verdicts) {
             *verdict = match job {
                 Job::Done(verdict) => verdict,
                 Job::Ip(packet) => self.icmp(frame, &packet, cx),
-                Job::Flow(packet, tuple, hash) => self.flow(frame, &packet, &tuple, hash, cx),
+                Job::Flow(packet, tuple, hash, guess) => {
+                    let found = self.flows.confirm(guess, &tuple, hash);
+                    self.flow(frame, &packet, &tuple, found, cx)
+                }
             };
             self.counters.count(*verdict);
         }
@@ -150,7 +152,7 @@ impl<'r> Engine<'r> {
                 Some(ports) => {
                     let Packet { addresses, protocol, .. } = packet;
                     let tuple = Tuple { addresses, ports, protocol };
-                    Job::Flow(packet, tuple, self.flows.hash(&tuple))
+                    Job::Flow(packet, tuple, self.flows.hash(&tuple), None)
                 }
                 None => Job::Ip(packet),
             },
@@ -162,10 +164,10 @@ impl<'r> Engine<'r> {
         frame: &mut Frame<'_>,
         packet: &Packet,
         tuple: &Tuple,
-        hash: u64,
+        found: Option<Found>,
         cx: &Context<'_>,
     ) -> Verdict {
-        if let Some(found) = self.flows.find(tuple, hash) {
+        if let Some(found) = found {
             if self.goes_on(found, packet, cx) {
                 return self.forward(frame, packet, found, cx);
             }
@@ -183,7 +185,8 @@ impl<'r> Engine<'r> {
     /// Whether a packet still belongs to the flow that has its addresses.
     fn goes_on(&mut self, found: Found, packet: &Packet, cx: &Context<'_>) -> bool {
         let Found { handle, direction } = found;
-        if self.flows.has_expired(handle, cx.now) {
+        let brief = self.flows.brief(handle);
+        if brief.expires < step(cx.now) {
             return false;
         }
         if direction == Direction::Reply {
@@ -192,12 +195,12 @@ impl<'r> Engine<'r> {
         if let Transport::Tcp { flags, .. } = packet.transport {
             // The client uses its port again.
             let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-            if begins && self.flows.state(handle) == State::Closed {
+            if begins && brief.state == State::Closed {
                 return false;
             }
         }
         let generation = cx.snapshot.generation as u32;
-        if self.flows.generation(handle) == generation {
+        if brief.generation == generation {
             return true;
         }
         self.flows.set_generation(handle, generation);
@@ -263,12 +266,12 @@ impl<'r> Engine<'r> {
         self.held.begin(service, &backend);
         backend.counters.of(self.worker).connections.inc();
         let entered = self.our_side(&mut flow, service, admitted.start).and_then(|()| {
-            let expires = cx.now.plus(timeout(&service.policy, tuple.protocol, State::Opening));
+            let expires = self.expires(service.id, State::Opening, cx.now);
             let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
             let evicted = |view: &super::flow::FlowView, _: Ended| {
                 held.end(view, EndReason::Evicted, clients, worker);
             };
-            self.flows.insert(&flow, cx.now, expires, evicted).ok_or(DropReason::NoFlow)
+            self.flows.insert(&flow, cx.now, tick(expires), evicted).ok_or(DropReason::NoFlow)
         });
         match entered {
             Ok(handle) => {
@@ -277,8 +280,8 @@ impl<'r> Engine<'r> {
                     && flags & tcp_flags::SYN == 0
                 {
                     // From before we were here: its handshake is over.
-                    let timeout = timeout(&service.policy, tuple.protocol, State::Established);
-                    self.flows.note(handle, State::Established, cx.now.plus(timeout), 0);
+                    let expires = self.expires(service.id, State::Established, cx.now);
+                    self.flows.note_step(handle, State::Established, expires, 0);
                 }
                 Ok(handle)
             }
@@ -342,59 +345,78 @@ impl<'r> Engine<'r> {
         cx: &Context<'_>,
     ) -> Verdict {
         let Found { handle, direction } = found;
-        let flow = self.flows.flow(handle);
         if packet.ttl <= 1 {
             return self.error(frame, packet, Error::TimeExceeded, cx);
         }
-        let state = self.flows.state(handle);
-        let two_way = flow.mode.is_two_way();
+        let brief = self.flows.brief(handle);
+        let two_way = brief.mode.is_two_way();
         let state = match packet.transport {
-            Transport::Tcp { flags, .. } => state.after_tcp(flags, direction, two_way),
-            _ => state.after_datagram(direction),
+            Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
+            _ => brief.state.after_datagram(direction),
         };
-        if let Some(held) = self.held.service(flow.service) {
-            let expires = cx.now.plus(timeout(&held.policy, flow.protocol, state));
-            let bytes = u64::from(packet.end - packet.l3);
-            self.flows.note(handle, state, expires, bytes);
+        let expires = self.expires(brief.service, state, cx.now);
+        let bytes = u64::from(packet.end - packet.l3);
+        self.flows.note_step(handle, state, expires, bytes);
+        if two_way {
+            let ends = self.flows.ends(handle, direction);
+            return self.deliver(frame, packet, ends.destination(), cx, |frame| {
+                translate(frame, packet, &ends);
+            });
         }
-        match (flow.mode, direction) {
-            (Mode::Dsr, _) => self.deliver(frame, packet, flow.backend.ip(), cx, |frame| {
+        let to = self.flows.ends(handle, Direction::Forward).destination().to_canonical();
+        match brief.mode {
+            Mode::Tunnel(tunnel) => {
+                let hash = self.flows.flow(handle).forward().map_or(0, |t| self.flows.hash(&t));
+                self.carry(frame, packet, tunnel, to, hash, cx)
+            }
+            _ => self.deliver(frame, packet, to, cx, |frame| {
                 rewrite::complete(frame, packet);
                 rewrite::lower_ttl(frame.bytes_mut(), packet);
             }),
-            (Mode::Tunnel(tunnel), _) => {
-                let to = flow.backend.ip();
-                let (link, mac) = match cx.routes.next_hop(to) {
-                    NextHop::Known(link, mac) => (link, Some(mac)),
-                    NextHop::Unresolved(link, _) => (&cx.routes.links()[usize::from(link)], None),
-                    NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
-                };
-                let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
-                if length > usize::from(link.mtu) {
-                    let mtu = usize::from(link.mtu).saturating_sub(tunnel.overhead(to)) as u16;
-                    return self.error(frame, packet, Error::TooBig(mtu), cx);
-                }
-                let Some(from) = link.address_for(to) else {
-                    return Verdict::Drop(DropReason::NoNeighbour);
-                };
-                let hash = flow.forward().map_or(0, |tuple| self.flows.hash(&tuple));
-                if !encapsulate(frame, packet, tunnel, from, to, hash) {
-                    return Verdict::Drop(DropReason::NoRoom);
-                }
-                match mac {
-                    Some(mac) if address_packet(frame, link, mac) => Verdict::Send(link.port),
-                    Some(_) => Verdict::Drop(DropReason::NoRoom),
-                    None => self.waits(to, cx),
-                }
+        }
+    }
+
+    /// When a flow of a service that is in `state` now ends, in steps of the wheel.
+    #[inline]
+    fn expires(&self, service: ServiceId, state: State, now: Tick) -> u32 {
+        // Flows hold their service.
+        let timeout = self.held.service(service).map_or(0, |held| held.timeouts[state as usize]);
+        step(now) + timeout
+    }
+
+    /// Sends a packet to the backend at `to` in a tunnel.
+    fn carry(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tunnel: Tunnel,
+        to: IpAddr,
+        hash: u64,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let hop = self.hops.next_hop(cx.routes, to);
+        let link = match hop {
+            NextHop::Known(link, _) => link,
+            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
+            NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
+        };
+        let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
+        if length > usize::from(link.mtu) {
+            let mtu = usize::from(link.mtu).saturating_sub(tunnel.overhead(to)) as u16;
+            return self.error(frame, packet, Error::TooBig(mtu), cx);
+        }
+        let Some(from) = link.address_for(to) else {
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        if !encapsulate(frame, packet, tunnel, from, to, hash) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        match hop {
+            NextHop::Known(link, mac) if address_packet(frame, link, mac) => {
+                Verdict::Send(link.port)
             }
-            (_, Direction::Forward) => {
-                self.deliver(frame, packet, flow.backend.ip(), cx, |frame| {
-                    translate(frame, packet, flow.local, flow.backend);
-                })
-            }
-            (_, Direction::Reply) => self.deliver(frame, packet, flow.client.ip(), cx, |frame| {
-                translate(frame, packet, flow.vip, flow.client);
-            }),
+            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
+            _ => self.waits(to, cx),
         }
     }
 
@@ -407,7 +429,7 @@ impl<'r> Engine<'r> {
         cx: &Context<'_>,
         change: impl FnOnce(&mut Frame<'_>),
     ) -> Verdict {
-        let hop = cx.routes.next_hop(to);
+        let hop = self.hops.next_hop(cx.routes, to);
         let link = match hop {
             NextHop::Known(link, _) => link,
             NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
@@ -541,17 +563,6 @@ impl<'r> Engine<'r> {
             };
             held.end(view, reason, clients, worker);
         });
-    }
-}
-
-/// How long a flow in `state` lives without a packet.
-fn timeout(policy: &Policy, protocol: u8, state: State) -> Duration {
-    match (protocol, state) {
-        (_, State::Closed) => LINGER,
-        (protocol::TCP, State::Opening | State::Answered) => HANDSHAKE,
-        (protocol::TCP, State::ClientDone | State::BackendDone) => policy.timeouts.half_closed,
-        (protocol::TCP, _) => policy.timeouts.idle,
-        _ => policy.udp.idle,
     }
 }
 

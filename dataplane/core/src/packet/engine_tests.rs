@@ -1,10 +1,12 @@
 use super::*;
+use crate::Policy;
+use crate::packet::TransportChecksum;
 use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::flow::{HeapRegion, Shape};
+use crate::packet::held::LINGER;
 use crate::packet::parse::{Addresses, parse_ip};
 use crate::packet::routes::{Link, Mac, Route};
 use crate::packet::sample::{OUR_MAC, Sample, icmp as message, syn, tcp, udp};
-use crate::packet::{TransportChecksum, Tunnel};
 use crate::select::tests::policy;
 use crate::{
     Backend, BackendAddr, BackendId, Frontend, Group, Member, Pool, PortRange, Scheduler,

@@ -2,15 +2,41 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
-use super::flow::{Flow, FlowView};
-use crate::{Backend, BackendId, Clients, EndReason, Policy, Service, ServiceId, ServiceState};
+use super::flow::{Flow, FlowView, State, step};
+use crate::{
+    Backend, BackendId, Clients, EndReason, Policy, Protocol, Service, ServiceId, ServiceState,
+    Tick,
+};
 
 /// A service with flows.
 pub(super) struct HeldService {
     pub(super) policy: Arc<Policy>,
     pub(super) state: Arc<ServiceState>,
+    /// How long its flows live without a packet, by state, in steps of the wheel.
+    pub(super) timeouts: [u32; State::COUNT],
     flows: u32,
+}
+
+/// How long a TCP flow lives whose handshake does not go on.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+/// How long a flow that is over keeps its addresses: its last packets may still be on their way,
+/// and its ports are not given to another flow.
+pub(super) const LINGER: Duration = Duration::from_secs(10);
+
+/// How long flows of a service live without a packet, by state, in steps of the wheel.
+fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
+    State::ALL.map(|state| {
+        let timeout = match (protocol, state) {
+            (_, State::Closed) => LINGER,
+            (Protocol::Tcp, State::Opening | State::Answered) => HANDSHAKE,
+            (Protocol::Tcp, State::ClientDone | State::BackendDone) => policy.timeouts.half_closed,
+            (Protocol::Tcp, _) => policy.timeouts.idle,
+            (Protocol::Udp, _) => policy.udp.idle,
+        };
+        step(Tick(0).plus(timeout)).max(1)
+    })
 }
 
 /// A backend with flows.
@@ -33,10 +59,12 @@ impl Held {
         let held = place.get_or_insert_with(|| HeldService {
             policy: Arc::clone(&service.policy),
             state: Arc::clone(&service.state),
+            timeouts: timeouts(&service.policy, service.protocol),
             flows: 0,
         });
         if !Arc::ptr_eq(&held.policy, &service.policy) {
             held.policy = Arc::clone(&service.policy);
+            held.timeouts = timeouts(&service.policy, service.protocol);
         }
         held.flows += 1;
         let place = self::place(&mut self.backends, backend.id.slot as usize);

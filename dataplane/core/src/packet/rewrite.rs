@@ -1,60 +1,90 @@
 //! Changing packets in place: addresses, ports, time to live; each checksum by what changed.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::{Change, pseudo_header};
 use super::frame::{Frame, TransportChecksum};
 use super::parse::{Addresses, Packet, Transport, protocol};
 use crate::proxy_header::crc32c;
 
-/// Writes another source and destination into a packet, both of its family, and takes one off its
+/// Source and destination as a packet has them, addresses and ports, each pair in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    V4 { addresses: [u8; 8], ports: [u16; 2] },
+    V6 { addresses: [u8; 32], ports: [u16; 2] },
+}
+
+impl Ends {
+    /// Of IPv4 addresses and their ports.
+    pub(super) fn v4(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Self {
+        let mut addresses = [0; 8];
+        addresses[..4].copy_from_slice(&source);
+        addresses[4..].copy_from_slice(&destination);
+        Self::V4 { addresses, ports }
+    }
+
+    /// Of IPv6 addresses and their ports.
+    pub(super) fn v6(source: [u8; 16], destination: [u8; 16], ports: [u16; 2]) -> Self {
+        let mut addresses = [0; 32];
+        addresses[..16].copy_from_slice(&source);
+        addresses[16..].copy_from_slice(&destination);
+        Self::V6 { addresses, ports }
+    }
+
+    /// To whom.
+    pub(super) fn destination(&self) -> IpAddr {
+        match self {
+            Self::V4 { addresses: [.., a, b, c, d], .. } => Ipv4Addr::new(*a, *b, *c, *d).into(),
+            Self::V6 { addresses, .. } => {
+                let mut ip = [0; 16];
+                ip.copy_from_slice(&addresses[16..]);
+                Ipv6Addr::from(ip).into()
+            }
+        }
+    }
+}
+
+/// Writes another source and destination into a packet of the same family, and takes one off its
 /// time to live. Of later fragments only addresses change: they have no ports.
 ///
 /// Costs two incremental updates; SCTP whose ports change is summed anew, as a CRC cannot be
 /// updated.
-pub(super) fn translate(
-    frame: &mut Frame<'_>,
-    packet: &Packet,
-    source: SocketAddr,
-    destination: SocketAddr,
-) {
+pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
     complete(frame, packet);
     let bytes = frame.bytes_mut();
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    let addresses = match (packet.addresses, source.ip(), destination.ip()) {
-        (Addresses::V4(..), IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut new = [0; 8];
-            new[..4].copy_from_slice(&source.octets());
-            new[4..].copy_from_slice(&destination.octets());
+    let (addresses, ports) = match (packet.addresses, ends) {
+        (Addresses::V4(..), Ends::V4 { addresses, ports }) => {
             let field = &mut bytes[l3 + 12..l3 + 20];
-            let change = Change::NONE.replace(field, &new);
-            field.copy_from_slice(&new);
-            update(bytes, l3 + 10, change);
-            change
+            let change = Change::NONE.replace(field, addresses);
+            field.copy_from_slice(addresses);
+            // The time to live and the addresses change the header's sum together.
+            let old = u16::from_be_bytes([packet.ttl, packet.protocol]);
+            let new = u16::from_be_bytes([packet.ttl - 1, packet.protocol]);
+            bytes[l3 + 8] = packet.ttl - 1;
+            update(bytes, l3 + 10, change.word(old, new));
+            (change, *ports)
         }
-        (Addresses::V6(..), IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let mut new = [0; 32];
-            new[..16].copy_from_slice(&source.octets());
-            new[16..].copy_from_slice(&destination.octets());
+        (Addresses::V6(..), Ends::V6 { addresses, ports }) => {
             let field = &mut bytes[l3 + 8..l3 + 40];
-            let change = Change::NONE.replace(field, &new);
-            field.copy_from_slice(&new);
-            change
+            let change = Change::NONE.replace(field, addresses);
+            field.copy_from_slice(addresses);
+            bytes[l3 + 7] = packet.ttl - 1;
+            (change, *ports)
         }
         // Packets that change their family are written anew.
         _ => return,
     };
-    lower_ttl(bytes, packet);
     let Some((old_source, old_destination)) = packet.transport.ports() else {
         if packet.protocol == protocol::ICMPV6 && packet.transport != Transport::Unseen {
             update(bytes, l4 + 2, addresses);
         }
         return;
     };
-    bytes[l4..l4 + 2].copy_from_slice(&source.port().to_be_bytes());
-    bytes[l4 + 2..l4 + 4].copy_from_slice(&destination.port().to_be_bytes());
-    let change =
-        addresses.word(old_source, source.port()).word(old_destination, destination.port());
+    let [source, destination] = ports;
+    bytes[l4..l4 + 2].copy_from_slice(&source.to_be_bytes());
+    bytes[l4 + 2..l4 + 4].copy_from_slice(&destination.to_be_bytes());
+    let change = addresses.word(old_source, source).word(old_destination, destination);
     match packet.protocol {
         protocol::TCP => update(bytes, l4 + 16, change),
         protocol::UDP => {
@@ -62,7 +92,7 @@ pub(super) fn translate(
             let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
             bytes[at..at + 2].copy_from_slice(&change.apply_udp(old).to_be_bytes());
         }
-        protocol::SCTP if (source.port(), destination.port()) != (old_source, old_destination) => {
+        protocol::SCTP if (source, destination) != (old_source, old_destination) => {
             sum_sctp(&mut bytes[l4..usize::from(packet.end)]);
         }
         _ => {}

@@ -2,6 +2,12 @@ use super::*;
 use crate::packet::parse::{Parsed, parse};
 use crate::packet::sample::{sctp, udp};
 use alloc::vec::Vec;
+use core::net::SocketAddr;
+
+fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) else { panic!() };
+    Ends::v4(from.octets(), to.octets(), [source.port(), destination.port()])
+}
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -22,11 +28,11 @@ fn sctp_is_summed_when_its_ports_change_and_left_alone_otherwise() {
     let body = |frame: &[u8]| frame[34..].to_vec();
     let sent = sctp(client, vip).frame();
     let same = changed(sent.clone(), |frame, packet| {
-        translate(frame, packet, client, addr("10.0.0.1:36412"));
+        translate(frame, packet, &ends(client, addr("10.0.0.1:36412")));
     });
     assert_eq!(body(&same), body(&sent), "CRC32c covers no addresses");
     let other = changed(sent, |frame, packet| {
-        translate(frame, packet, client, addr("10.0.0.1:36413"));
+        translate(frame, packet, &ends(client, addr("10.0.0.1:36413")));
     });
     let mut want = body(&other);
     want[8..12].fill(0);
@@ -41,6 +47,7 @@ fn datagrams_without_a_checksum_stay_without() {
     let (client, vip) = (addr("203.0.113.7:5000"), addr("192.0.2.10:53"));
     let mut sent = udp(client, vip).payload(b"x").frame();
     sent[40..42].fill(0);
-    let got = changed(sent, |frame, packet| translate(frame, packet, client, addr("10.0.0.1:54")));
+    let got =
+        changed(sent, |frame, packet| translate(frame, packet, &ends(client, addr("10.0.0.1:54"))));
     assert_eq!(got[40..42], [0, 0]);
 }

@@ -6,6 +6,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ahash::RandomState;
 use hashbrown::HashMap;
@@ -71,6 +72,8 @@ pub enum NextHop<'r> {
 /// Routes and neighbours.
 #[derive(Default)]
 pub struct Routes {
+    /// Another one for each value that was ever made, so that answers can be remembered.
+    version: u64,
     links: Box<[Link]>,
     /// By prefix length, the longest first; families apart.
     v4: Vec<(u8, Targets)>,
@@ -90,7 +93,9 @@ impl Routes {
         routes: impl IntoIterator<Item = Route>,
         neighbours: impl IntoIterator<Item = ((u16, IpAddr), Mac)>,
     ) -> Self {
-        let mut made = Self { links: links.into(), ..Self::default() };
+        static VERSIONS: AtomicU64 = AtomicU64::new(1);
+        let version = VERSIONS.fetch_add(1, Relaxed);
+        let mut made = Self { version, links: links.into(), ..Self::default() };
         for Route { prefix, via, link } in routes {
             if usize::from(link) >= made.links.len() {
                 continue;
@@ -129,6 +134,56 @@ impl Routes {
             Some(mac) => NextHop::Known(&self.links[usize::from(*link)], *mac),
             None => NextHop::Unresolved(*link, station),
         }
+    }
+}
+
+/// The newest answers of a worker's routes: for backends, nearly all of them.
+pub(super) struct HopCache(Box<[Remembered]>);
+
+#[derive(Clone, Copy)]
+struct Remembered {
+    ip: IpAddr,
+    /// Zero is no routes'.
+    version: u64,
+    link: u16,
+    mac: Mac,
+}
+
+/// Places of the cache.
+const REMEMBERED: usize = 1024;
+
+impl Default for HopCache {
+    fn default() -> Self {
+        let nothing =
+            Remembered { ip: Ipv4Addr::UNSPECIFIED.into(), version: 0, link: 0, mac: [0; 6] };
+        Self(alloc::vec![nothing; REMEMBERED].into())
+    }
+}
+
+impl HopCache {
+    /// As [`Routes::next_hop`].
+    #[inline]
+    pub(super) fn next_hop<'r>(&mut self, routes: &'r Routes, ip: IpAddr) -> NextHop<'r> {
+        let bits = match ip {
+            IpAddr::V4(ip) => u32::from(ip).into(),
+            IpAddr::V6(ip) => {
+                let bits = u128::from(ip);
+                bits as u64 ^ (bits >> 64) as u64
+            }
+        };
+        let place = (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % REMEMBERED;
+        let known = &self.0[place];
+        if known.version == routes.version && known.ip == ip {
+            return NextHop::Known(&routes.links[usize::from(known.link)], known.mac);
+        }
+        let hop = routes.next_hop(ip);
+        if let NextHop::Known(link, mac) = hop
+            && let Some(link) = routes.links.iter().position(|other| core::ptr::eq(other, link))
+        {
+            let (version, link) = (routes.version, link as u16);
+            self.0[place] = Remembered { ip, version, link, mac };
+        }
+        hop
     }
 }
 

@@ -6,7 +6,7 @@ use super::table::{FlowTable, REPLY, WIDE, index_of, tag_of};
 use crate::packet::parse::Addresses::{V4, V6};
 
 /// Buckets in a row that an entry may lie in.
-pub(super) const REACH: usize = 4;
+pub(super) const REACH: usize = 16;
 
 impl FlowTable<'_> {
     #[inline]

@@ -22,7 +22,7 @@ use core::num::NonZeroU32;
 
 pub use cells::HeapRegion;
 pub use key::Tuple;
-pub use table::{Ended, FlowTable, Found, Handle, RegionError, Shape};
+pub use table::{Ended, FlowTable, Found, Guess, Handle, RegionError, Shape};
 
 use super::parse::tcp_flags;
 use crate::packet::Tunnel;
@@ -52,7 +52,11 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 7] = [
+    /// How many there are.
+    pub(super) const COUNT: usize = 7;
+
+    /// All of them, in the order of their numbers.
+    pub(super) const ALL: [Self; Self::COUNT] = [
         Self::Free,
         Self::Opening,
         Self::Answered,
@@ -179,12 +183,12 @@ impl FlowView {
 }
 
 /// The step of the wheel at `now`.
-fn step(now: Tick) -> u32 {
+pub(super) fn step(now: Tick) -> u32 {
     (now.0 * STEPS_A_SECOND / 1000) as u32
 }
 
 /// The time at which `step` begins.
-fn tick(step: u32) -> Tick {
+pub(super) fn tick(step: u32) -> Tick {
     Tick((u64::from(step) * 1000).div_ceil(STEPS_A_SECOND))
 }
 

@@ -11,8 +11,10 @@ use super::room::SLOTS;
 use super::{
     Direction, Flow, FlowView, State, TRACKED, Tuple, backend_id, flags_of, mode_of, step, tick,
 };
+use crate::hash::mixed;
 use crate::packet::prefetch::prefetch;
-use crate::{ServiceId, Tick};
+use crate::packet::rewrite::Ends;
+use crate::{Mode, ServiceId, Tick};
 
 const MAGIC: [u8; 8] = *b"FWYFLOWS";
 /// Of the layout; memory of another one is not gone on with.
@@ -33,7 +35,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Two entries a flow, and buckets two thirds full at most.
+    /// Two entries a flow, and buckets four sevenths full at most: one in ten passes entries on.
     fn buckets(self) -> u32 {
         let entries = 2 * (u64::from(self.ipv4) + u64::from(self.ipv6));
         let buckets = entries.div_ceil(WAYS as u64 * 2 / 3);
@@ -76,6 +78,20 @@ pub struct Found {
     pub handle: Handle,
     /// Which way the packet goes.
     pub direction: Direction,
+}
+
+/// A flow that a packet may belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guess(u32);
+
+/// What is looked at of a flow for each of its packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::packet) struct Brief {
+    pub(in crate::packet) mode: Mode,
+    pub(in crate::packet) state: State,
+    pub(in crate::packet) service: ServiceId,
+    pub(in crate::packet) generation: u32,
+    pub(in crate::packet) expires: u32,
 }
 
 /// Why a flow is no longer in the table.
@@ -157,7 +173,8 @@ impl<'r> FlowTable<'r> {
             used6: 0,
             turned: 0,
             unused: 0,
-            seeds,
+            // The hash wants seeds without pattern, whatever it is given.
+            seeds: seeds.map(mixed),
         };
     }
 
@@ -186,18 +203,41 @@ impl<'r> FlowTable<'r> {
         prefetch(&self.buckets[self.home(hash)]);
     }
 
-    /// Fetches what [`FlowTable::find`] reads after that, when it is here already.
+    /// Looks for the flow that a packet with this hash probably belongs to, and fetches it;
+    /// [`FlowTable::confirm`] says whether it does.
+    #[must_use]
     #[inline]
-    pub fn prefetch_cell(&self, hash: u64) {
+    pub fn guess(&self, hash: u64) -> Option<Guess> {
         let bucket = &self.buckets[self.home(hash)];
-        if let Some(way) = bucket.tags.iter().position(|tag| *tag == tag_of(hash)) {
-            let place = bucket.places[way];
-            let index = index_of(place);
-            if place & WIDE == 0 {
-                prefetch(&self.cells4[index]);
-            } else {
-                prefetch(&self.cells6[index]);
+        let tag = tag_of(hash);
+        let mut found = 0_u32;
+        for way in 0..WAYS {
+            found |= u32::from(bucket.tags[way] == tag) << way;
+        }
+        if found == 0 {
+            return None;
+        }
+        let place = bucket.places[found.trailing_zeros() as usize];
+        if place & WIDE == 0 {
+            prefetch(&self.cells4[index_of(place)]);
+        } else {
+            prefetch(&self.cells6[index_of(place)]);
+        }
+        Some(Guess(place))
+    }
+
+    /// The flow that packets with `tuple`, whose hash is `hash`, belong to: that of the guess, if
+    /// that was right and its flow is still there.
+    #[must_use]
+    #[inline]
+    pub fn confirm(&self, guess: Option<Guess>, tuple: &Tuple, hash: u64) -> Option<Found> {
+        match guess {
+            Some(Guess(place))
+                if self.matches(place, tuple) && self.common(place).state != State::Free as u8 =>
+            {
+                Some(found(place))
             }
+            _ => self.find(tuple, hash),
         }
     }
 
@@ -305,31 +345,55 @@ impl<'r> FlowTable<'r> {
         }
     }
 
-    /// What a flow is in the middle of.
-    #[must_use]
-    pub fn state(&self, handle: Handle) -> State {
-        State::from_byte(self.common(handle.0).state)
+    /// What is looked at for each packet.
+    #[inline]
+    pub(in crate::packet) fn brief(&self, handle: Handle) -> Brief {
+        let common = self.common(handle.0);
+        Brief {
+            mode: mode_of(common.flags),
+            state: State::from_byte(common.state),
+            service: ServiceId(common.service),
+            generation: common.generation,
+            expires: common.expires,
+        }
     }
 
-    /// Whether its time is over, though the wheel has not come to it.
-    #[must_use]
-    pub fn has_expired(&self, handle: Handle, now: Tick) -> bool {
-        self.common(handle.0).expires < step(now)
+    /// Source and destination of packets in `direction` as they leave here.
+    #[inline]
+    pub(in crate::packet) fn ends(&self, handle: Handle, direction: Direction) -> Ends {
+        let (source, destination) = match direction {
+            Direction::Forward => (3, 2),
+            Direction::Reply => (1, 0),
+        };
+        let ports = self.common(handle.0).ports;
+        let ports = [ports[source], ports[destination]];
+        if handle.0 & WIDE == 0 {
+            let sides = &self.cells4[index_of(handle.0)].addresses;
+            Ends::v4(sides[source], sides[destination], ports)
+        } else {
+            let sides = &self.cells6[index_of(handle.0)].addresses;
+            Ends::v6(sides[source], sides[destination], ports)
+        }
     }
 
     /// Notes a packet of `bytes`, after which the flow is in `state` until `expires`.
-    #[inline]
     pub fn note(&mut self, handle: Handle, state: State, expires: Tick, bytes: u64) {
-        let common = self.common_mut(handle.0);
-        common.state = state as u8;
-        common.expires = step(expires);
-        common.bytes += bytes;
+        self.note_step(handle, state, step(expires), bytes);
     }
 
-    /// The generation by which its backend was last found good.
-    #[must_use]
-    pub fn generation(&self, handle: Handle) -> u32 {
-        self.common(handle.0).generation
+    /// The same with a step of the wheel.
+    #[inline]
+    pub(in crate::packet) fn note_step(
+        &mut self,
+        handle: Handle,
+        state: State,
+        expires: u32,
+        bytes: u64,
+    ) {
+        let common = self.common_mut(handle.0);
+        common.state = state as u8;
+        common.expires = expires;
+        common.bytes += bytes;
     }
 
     /// Its backend is good by this generation.
