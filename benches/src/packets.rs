@@ -8,8 +8,10 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memmap2::{Advice, MmapMut};
+
 use crate::spread;
-use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
+use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::sample::{icmp, syn, tcp};
 use fairway_core::packet::{
     BURST, Context, Engine, Frame, Link, Route, Routes, Tunnel, Verdict, checksum::Sum, tcp_flags,
@@ -111,8 +113,10 @@ impl Bench {
     fn new(mode: Mode, flows: u32) -> Self {
         let shape = Shape { ipv4: flows, ipv6: 16 };
         // One for the life of the process: it goes when the measurement ends.
-        let region: &'static mut HeapRegion = Box::leak(Box::new(HeapRegion::new(shape.bytes())));
-        let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();
+        let region = MmapMut::map_anon(shape.bytes()).unwrap();
+        region.advise(Advice::HugePage).unwrap();
+        let flows =
+            FlowTable::open(&mut Box::leak(Box::new(region))[..], shape, [1, 2], false).unwrap();
         let backend = |n: u32| IpAddr::from(Ipv4Addr::from(0x0a4e_0000 | (n + 1)));
         let members = (0..BACKENDS).map(|n| {
             let id = BackendId { slot: n, epoch: NonZeroU32::MIN };

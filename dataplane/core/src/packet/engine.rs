@@ -40,9 +40,9 @@ pub enum Verdict {
     Punt,
     /// It goes no further.
     Drop(DropReason),
-    /// It is an IP packet without an Ethernet header now, and goes to this address of this link
-    /// once somebody knows its station.
-    Wait(u16, IpAddr),
+    /// It is an IP packet without an Ethernet header now, and goes out of this port once somebody
+    /// knows the station that [`Routes::next_hop`] names for its destination.
+    Wait(u16),
 }
 
 /// What a burst is decided by.
@@ -131,13 +131,13 @@ impl<'r> Engine<'r> {
                 *guess = self.flows.guess(*hash);
             }
         }
-        for ((frame, job), verdict) in frames.iter_mut().zip(jobs).zip(verdicts) {
+        for ((frame, job), verdict) in frames.iter_mut().zip(&jobs).zip(verdicts) {
             *verdict = match job {
-                Job::Done(verdict) => verdict,
-                Job::Ip(packet) => self.icmp(frame, &packet, cx),
+                Job::Done(verdict) => *verdict,
+                Job::Ip(packet) => self.icmp(frame, packet, cx),
                 Job::Flow(packet, tuple, hash, guess) => {
-                    let found = self.flows.confirm(guess, &tuple, hash);
-                    self.flow(frame, &packet, &tuple, found, cx)
+                    let found = self.flows.confirm(*guess, tuple, *hash);
+                    self.flow(frame, packet, tuple, found, cx)
                 }
             };
             self.counters.count(*verdict);
@@ -455,7 +455,9 @@ impl<'r> Engine<'r> {
     /// What becomes of the IP packet to `to` that stands in a frame, whose station is not known.
     fn waits(&self, to: IpAddr, cx: &Context<'_>) -> Verdict {
         match cx.routes.next_hop(to) {
-            NextHop::Unresolved(link, station) => Verdict::Wait(link, station),
+            NextHop::Unresolved(link, _) => {
+                Verdict::Wait(cx.routes.links()[usize::from(link)].port)
+            }
             _ => Verdict::Drop(DropReason::NoNeighbour),
         }
     }

@@ -224,11 +224,12 @@ fn ipv4(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     if end > frame.len() || end > usize::from(u16::MAX) {
         return Err(DropReason::Truncated);
     }
-    if Sum::ZERO.bytes(&frame[at..at + length]).folded() != 0xffff {
+    let options = &frame[at + 20..at + length];
+    if Sum::ZERO.array(header).bytes(options).folded() != 0xffff {
         return Err(DropReason::BadIp);
     }
-    let [source, destination] =
-        [12, 16].map(|n| Ipv4Addr::new(header[n], header[n + 1], header[n + 2], header[n + 3]));
+    let [source, destination]: [&[u8; 4]; 2] = [array(header, 12)?, array(header, 16)?];
+    let (source, destination) = (Ipv4Addr::from(*source), Ipv4Addr::from(*destination));
     if unicast4(source).is_none() || destination.is_loopback() || destination.is_unspecified() {
         return Err(DropReason::BadAddress);
     }

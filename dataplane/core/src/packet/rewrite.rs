@@ -55,9 +55,7 @@ pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     let (addresses, ports) = match (packet.addresses, ends) {
         (Addresses::V4(..), Ends::V4 { addresses, ports }) => {
-            let field = &mut bytes[l3 + 12..l3 + 20];
-            let change = Change::NONE.replace(field, addresses);
-            field.copy_from_slice(addresses);
+            let change = swap(bytes, l3 + 12, addresses);
             // The time to live and the addresses change the header's sum together.
             let old = u16::from_be_bytes([packet.ttl, packet.protocol]);
             let new = u16::from_be_bytes([packet.ttl - 1, packet.protocol]);
@@ -66,9 +64,7 @@ pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
             (change, *ports)
         }
         (Addresses::V6(..), Ends::V6 { addresses, ports }) => {
-            let field = &mut bytes[l3 + 8..l3 + 40];
-            let change = Change::NONE.replace(field, addresses);
-            field.copy_from_slice(addresses);
+            let change = swap(bytes, l3 + 8, addresses);
             bytes[l3 + 7] = packet.ttl - 1;
             (change, *ports)
         }
@@ -141,6 +137,16 @@ pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
         checksum => checksum,
     };
     body[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// Writes `new` at `at`, and says what that changes.
+#[inline]
+fn swap<const N: usize>(bytes: &mut [u8], at: usize, new: &[u8; N]) -> Change {
+    // Parsing has found the header whole.
+    let Some(field) = bytes[at..].first_chunk_mut::<N>() else { return Change::NONE };
+    let change = Change::NONE.array(field, new);
+    *field = *new;
+    change
 }
 
 /// The checksum field at `at` after `change`.
