@@ -257,6 +257,7 @@ fn policy(mode: Mode, scheduler: Scheduler) -> Policy {
             deadline: hour,
             hedge_after: None,
             replay_bytes: 0,
+            syn_timeout: Duration::from_millis(50),
         },
         timeouts: Timeouts { connect: hour, idle: hour, half_closed: hour },
         source: SourceAddress {

@@ -35,6 +35,7 @@ fn policy(mode: Mode) -> Policy {
             deadline: second,
             hedge_after: None,
             replay_bytes: 0,
+            syn_timeout: Duration::from_millis(50),
         },
         timeouts: Timeouts { connect: second, idle: second, half_closed: second },
         source: SourceAddress {

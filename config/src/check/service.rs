@@ -21,6 +21,8 @@ use crate::document::{
 use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
 use crate::values::{Address, At, Percent, Prefix, Size, Time};
 
+/// Backends of a local network answer within a fraction of it.
+const SYN_TIMEOUT: Duration = Duration::from_millis(50);
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
 
@@ -492,6 +494,7 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
         deadline: findings.time("deadline", retry.deadline.as_ref(), "10s"),
         hedge_after: retry.hedge_after.map(|at| at.value.0),
         replay_bytes: replay.map_or(16 << 10, |At { value: Size(bytes), .. }| *bytes as u32),
+        syn_timeout: SYN_TIMEOUT,
     }
 }
 

@@ -80,6 +80,9 @@ pub struct Retry {
     pub hedge_after: Option<Duration>,
     /// Bytes of the client that are kept for a replay.
     pub replay_bytes: u32,
+    /// In packet modes: how long a backend may take to answer a connection's first segment, before
+    /// that is sent to the next candidate.
+    pub syn_timeout: Duration,
 }
 
 /// How long a connection may do nothing.

@@ -25,6 +25,7 @@ pub(crate) fn policy(scheduler: Scheduler) -> Policy {
             deadline: SECOND,
             hedge_after: None,
             replay_bytes: 0,
+            syn_timeout: Duration::from_millis(50),
         },
         timeouts: Timeouts { connect: SECOND, idle: SECOND, half_closed: SECOND },
         source: SourceAddress::default(),

@@ -81,6 +81,17 @@ impl<'b> Frame<'b> {
         fits
     }
 
+    /// Puts `bytes` in its place, from where it starts; false when there is no room.
+    #[must_use]
+    pub fn replace(&mut self, bytes: &[u8]) -> bool {
+        let end = self.start + bytes.len();
+        let Some(place) = self.buffer.get_mut(self.start..end) else { return false };
+        place.copy_from_slice(bytes);
+        self.end = end;
+        (self.tag, self.checksum) = (None, TransportChecksum::Present);
+        true
+    }
+
     /// Cuts it to `n` bytes.
     pub fn truncate(&mut self, n: usize) {
         self.end = self.end.min(self.start + n);
@@ -103,6 +114,8 @@ mod tests {
         assert_eq!(frame.bytes(), [1, 2, 3, 4, 5, 6]);
         frame.truncate(2);
         assert_eq!(frame.bytes(), [1, 2]);
+        assert!(!frame.replace(&[9; 8]) && frame.replace(&[9; 3]));
+        assert_eq!(frame.bytes(), [9; 3]);
         frame.truncate(9);
         frame.shrink_front(9);
         assert_eq!(frame.len(), 0);

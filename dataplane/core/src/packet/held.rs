@@ -67,11 +67,7 @@ impl Held {
             held.timeouts = timeouts(&service.policy, service.protocol);
         }
         held.flows += 1;
-        let place = self::place(&mut self.backends, backend.id.slot as usize);
-        match place {
-            Some(held) if held.backend.id == backend.id => held.flows += 1,
-            _ => *place = Some(HeldBackend { backend: Arc::clone(backend), flows: 1 }),
-        }
+        self.join(backend);
     }
 
     /// A flow has ended: its places are paid back, and its bytes counted.
@@ -96,7 +92,25 @@ impl Held {
                 *place = None;
             }
         }
-        // A slot is given to another backend only when nobody holds the one before.
+        self.leave(id);
+    }
+
+    /// A flow goes from the backend `old` to another one, on which a place is taken.
+    pub(super) fn rebind(&mut self, old: BackendId, backend: &Arc<Backend>) {
+        self.leave(old);
+        self.join(backend);
+    }
+
+    fn join(&mut self, backend: &Arc<Backend>) {
+        let place = place(&mut self.backends, backend.id.slot as usize);
+        match place {
+            Some(held) if held.backend.id == backend.id => held.flows += 1,
+            _ => *place = Some(HeldBackend { backend: Arc::clone(backend), flows: 1 }),
+        }
+    }
+
+    /// A slot is given to another backend only when nobody holds the one before.
+    fn leave(&mut self, id: BackendId) {
         if let Some(place) = self.backends.get_mut(id.slot as usize)
             && let Some(held) = place
             && held.backend.id == id

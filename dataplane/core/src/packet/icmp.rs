@@ -46,6 +46,16 @@ pub(super) fn is_error(packet: &Packet) -> bool {
     }
 }
 
+/// Whether a message says that nobody is where a packet was to go, or takes none there; a packet
+/// that was too large says nothing of that.
+pub(super) fn is_unreachable(packet: &Packet) -> bool {
+    let Transport::Icmp { kind, code } = packet.transport else { return false };
+    match packet.protocol {
+        protocol::ICMP => kind == 3 && code != 4,
+        _ => kind == 1,
+    }
+}
+
 /// The packet that an error quotes; its end may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quoted {

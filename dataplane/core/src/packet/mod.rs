@@ -13,6 +13,7 @@ mod frame;
 mod held;
 mod icmp;
 mod parse;
+mod pending;
 mod prefetch;
 mod reason;
 mod rewrite;
@@ -21,7 +22,7 @@ pub mod sample;
 mod tunnel;
 
 pub use counters::PacketCounters;
-pub use engine::{BURST, Context, Engine, Verdict};
+pub use engine::{BURST, BackendFailure, Context, Engine, Verdict};
 pub use frame::{Frame, TransportChecksum, VlanTag};
 pub use parse::{
     Addresses, ETHERNET, Fragment, Packet, Parsed, Transport, ether, parse, parse_ip, protocol,

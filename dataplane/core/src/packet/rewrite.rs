@@ -2,9 +2,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::checksum::{Change, pseudo_header};
+use super::checksum::{Change, Sum, pseudo_header};
 use super::frame::{Frame, TransportChecksum};
-use super::parse::{Addresses, Packet, Transport, protocol};
+use super::parse::{Addresses, Packet, Transport, protocol, tcp_flags};
 use crate::proxy_header::crc32c;
 
 /// Source and destination as a packet has them, addresses and ports, each pair in one piece.
@@ -138,6 +138,55 @@ pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
     };
     body[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
 }
+
+/// Makes of a frame the IP packet of a TCP reset that answers its segment (RFC 9293, section
+/// 3.10.7.1). False when its buffer has no room.
+pub(super) fn write_reset(frame: &mut Frame<'_>, packet: &Packet) -> bool {
+    const TCP: usize = 20;
+    let l4 = usize::from(packet.l4);
+    let Some(segment) = frame.bytes().get(l4..).and_then(|rest| rest.first_chunk::<TCP>()) else {
+        return false;
+    };
+    let mut reset = [0; TCP];
+    reset[..2].copy_from_slice(&segment[2..4]);
+    reset[2..4].copy_from_slice(&segment[..2]);
+    // It acknowledges something: that is where we would be.
+    reset[4..8].copy_from_slice(&segment[8..12]);
+    reset[12] = (TCP as u8 / 4) << 4;
+    reset[13] = tcp_flags::RST;
+    let (pseudo, header) = match packet.addresses {
+        Addresses::V4(from, to) => {
+            let mut header = [0; 40];
+            header[..4].copy_from_slice(&[0x45, 0, 0, 40]);
+            header[6] = 0x40;
+            header[8..10].copy_from_slice(&[TTL, protocol::TCP]);
+            header[12..16].copy_from_slice(&to.octets());
+            header[16..20].copy_from_slice(&from.octets());
+            let checksum = Sum::ZERO.bytes(&header[..20]).checksum().to_be_bytes();
+            header[10..12].copy_from_slice(&checksum);
+            let sum = pseudo_header(&to.octets(), &from.octets(), protocol::TCP, TCP as u32);
+            (sum, (header, 20))
+        }
+        Addresses::V6(from, to) => {
+            let mut header = [0; 40];
+            header[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, TCP as u8, protocol::TCP, TTL]);
+            header[8..24].copy_from_slice(&to.octets());
+            header[24..].copy_from_slice(&from.octets());
+            let sum = pseudo_header(&to.octets(), &from.octets(), protocol::TCP, TCP as u32);
+            (sum, (header, 40))
+        }
+    };
+    let checksum = pseudo.bytes(&reset).checksum().to_be_bytes();
+    reset[16..18].copy_from_slice(&checksum);
+    let (header, length) = header;
+    let mut whole = [0; 60];
+    whole[..length].copy_from_slice(&header[..length]);
+    whole[length..length + TCP].copy_from_slice(&reset);
+    frame.replace(&whole[..length + TCP])
+}
+
+/// Time to live of packets of our own.
+const TTL: u8 = 64;
 
 /// Writes `new` at `at`, and says what that changes.
 #[inline]

@@ -68,7 +68,7 @@ pub enum RegionError {
 }
 
 /// A flow of the table, until it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle(pub(super) u32);
 
 /// A packet's flow.

@@ -1,0 +1,145 @@
+//! New flows: letting them in, and the address by which their backend knows them.
+
+use alloc::sync::Arc;
+use core::net::{IpAddr, SocketAddr};
+
+use super::{Context, Engine, Verdict};
+use crate::packet::flow::{Ended, Flow, FlowView, Handle, State, Tuple, tick};
+use crate::packet::frame::Frame;
+use crate::packet::parse::{Packet, Transport, protocol, tcp_flags};
+use crate::packet::reason::DropReason;
+use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
+
+/// Ports that are tried for our side of a flow.
+const PORT_TRIES: u64 = 64;
+
+impl Engine<'_> {
+    /// A new flow for a packet, or what becomes of the packet without one.
+    pub(super) fn begin(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        tuple: &Tuple,
+        cx: &Context<'_>,
+    ) -> Result<Handle, Verdict> {
+        let protocol = match tuple.protocol {
+            protocol::TCP => Protocol::Tcp,
+            protocol::UDP => Protocol::Udp,
+            _ => return Err(Verdict::Punt),
+        };
+        let client = SocketAddr::new(tuple.addresses.source(), tuple.ports.0);
+        let vip = SocketAddr::new(tuple.addresses.destination(), tuple.ports.1);
+        let service = cx.snapshot.lookup(VipAddr(vip), protocol);
+        let Some(service) = service.filter(|service| service.policy.mode != Mode::Proxy) else {
+            return Err(Verdict::Punt);
+        };
+        let counters = service.state.counters.of(self.worker);
+        counters.accepted.inc();
+        let entrant = Entrant {
+            client,
+            dialled: vip,
+            seed: self.seed,
+            random: cx.random,
+            worker: self.worker,
+            now: cx.now,
+        };
+        let admitted = admit(service, &entrant, cx.clients).map_err(|reason| {
+            counters.ends[reason as usize].inc();
+            Verdict::Drop(match reason {
+                EndReason::Denied => DropReason::Denied,
+                EndReason::Limited => DropReason::Limited,
+                _ => DropReason::NoBackend,
+            })
+        })?;
+        let backend = Arc::clone(admitted.pick.backend);
+        let mut flow = Flow {
+            client,
+            vip,
+            backend: backend.addr.target(vip.port()),
+            local: client,
+            protocol: tuple.protocol,
+            mode: service.policy.mode,
+            tracked: admitted.tracked,
+            service: service.id,
+            id: backend.id,
+        };
+        // From here on its places are held, and paid back by `Held::end` alone.
+        self.held.begin(service, &backend);
+        backend.counters.of(self.worker).connections.inc();
+        let entered = self.our_side(&mut flow, service, admitted.start).and_then(|()| {
+            let expires = self.expires(service.id, State::Opening, cx.now);
+            let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
+            let evicted = |view: &FlowView, _: Ended| {
+                held.end(view, EndReason::Evicted, clients, worker);
+            };
+            self.flows.insert(&flow, cx.now, tick(expires), evicted).ok_or(DropReason::NoFlow)
+        });
+        match entered {
+            Ok(handle) => {
+                self.flows.set_generation(handle, cx.snapshot.generation as u32);
+                if let Transport::Tcp { flags, .. } = packet.transport
+                    && flags & tcp_flags::SYN == 0
+                {
+                    // From before we were here: its handshake is over.
+                    let expires = self.expires(service.id, State::Established, cx.now);
+                    self.flows.note_step(handle, State::Established, expires, 0);
+                }
+                self.keep(frame, packet, handle, (service, admitted.start), cx);
+                Ok(handle)
+            }
+            Err(reason) => {
+                let view = FlowView::new(flow, cx.now);
+                self.held.end(&view, EndReason::LocalError, cx.clients, self.worker);
+                Err(Verdict::Drop(reason))
+            }
+        }
+    }
+
+    /// Finds the address and port by which the backend is to know the flow: one whose replies are
+    /// nobody else's.
+    pub(super) fn our_side(
+        &self,
+        flow: &mut Flow,
+        service: &Service,
+        start: u64,
+    ) -> Result<(), DropReason> {
+        let free = |flow: &Flow| {
+            let reply = flow.reply()?;
+            Some(self.flows.find(&reply, self.flows.hash(&reply)).is_none())
+        };
+        let source = &service.policy.source;
+        let (first, last) = source.ports.unwrap_or((1024, 65_535));
+        let (ip, kept) = match flow.mode {
+            Mode::Nat => (flow.client.ip(), true),
+            Mode::FullNat => {
+                let fits = |ip: &&IpAddr| ip.is_ipv4() == flow.backend.is_ipv4();
+                let all = || source.addresses.iter().filter(fits);
+                let count = all().count();
+                let own = all().nth(start as usize % count.max(1)).ok_or(DropReason::NoPort)?;
+                (*own, false)
+            }
+            Mode::Proxy | Mode::Dsr | Mode::Tunnel(_) => return Ok(()),
+        };
+        // The client's own port, if nobody has it: two VIPs over one backend would collide.
+        flow.local = SocketAddr::new(ip, flow.client.port());
+        if kept && free(flow) == Some(true) {
+            return Ok(());
+        }
+        let range = u64::from(last - first) / u64::from(self.workers) + 1;
+        let offset = (u64::from(self.workers) + self.worker as u64
+            - u64::from(first) % u64::from(self.workers))
+            % u64::from(self.workers);
+        for n in 0..PORT_TRIES.min(range) {
+            let turn = (start >> 16).wrapping_add(n) % range;
+            let port = u64::from(first) + offset + turn * u64::from(self.workers);
+            let Some(port) = u16::try_from(port).ok().filter(|port| *port <= last) else {
+                continue;
+            };
+            flow.local.set_port(port);
+            if free(flow) == Some(true) {
+                return Ok(());
+            }
+        }
+        Err(DropReason::NoPort)
+    }
+}

@@ -1,0 +1,70 @@
+//! ICMP errors that pass: to the end that each is for.
+
+use super::{Context, Engine, Verdict};
+use crate::packet::flow::{Direction, State};
+use crate::packet::frame::Frame;
+use crate::packet::icmp;
+use crate::packet::parse::Packet;
+use crate::packet::reason::DropReason;
+use crate::{FailureCause, Mode};
+
+impl Engine<'_> {
+    /// ICMP, and what has no ports.
+    pub(super) fn icmp(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        if packet.fragment.is_some_and(|fragment| !fragment.is_first()) {
+            return Verdict::Punt;
+        }
+        if !icmp::is_error(packet) {
+            return Verdict::Punt;
+        }
+        let Some(quoted) = icmp::quoted(frame.bytes(), packet) else { return Verdict::Punt };
+        // The flow of the packet that it is about, seen from where that was to arrive.
+        let back = quoted.tuple.reversed();
+        let Some(found) = self.flows.find(&back, self.flows.hash(&back)) else {
+            return Verdict::Punt;
+        };
+        if packet.ttl <= 1 {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let flow = self.flows.flow(found.handle);
+        let sender = packet.addresses.source();
+        match (found.direction, flow.mode.is_two_way()) {
+            // About a packet to the client: the backend sent it, and is to hear of it.
+            (Direction::Forward, true) => {
+                let inner = (flow.backend, flow.local);
+                // The backend's answers come through us, and so does its word.
+                let outer = match flow.mode {
+                    Mode::FullNat => (flow.local.ip(), flow.backend.ip()),
+                    _ => (sender, flow.backend.ip()),
+                };
+                self.deliver(frame, packet, flow.backend.ip(), cx, |frame| {
+                    icmp::translate_error(frame, packet, &quoted, inner, outer);
+                })
+            }
+            // The same for a backend that answers past us: as it stands, the way of its packets.
+            (Direction::Forward, false) => self.forward(frame, packet, found, cx),
+            // About a packet to the backend: the client sent it. Whoever speaks, the client knows
+            // the VIP and no backend.
+            (Direction::Reply, _) => {
+                if icmp::is_unreachable(packet)
+                    && self.flows.brief(found.handle).state == State::Opening
+                    && let Some(verdict) =
+                        self.refused(found.handle, frame, FailureCause::Unreachable, cx)
+                {
+                    return verdict;
+                }
+                let inner = (flow.client, flow.vip);
+                let from = if sender == flow.backend.ip() { flow.vip.ip() } else { sender };
+                let outer = (from, flow.client.ip());
+                self.deliver(frame, packet, flow.client.ip(), cx, |frame| {
+                    icmp::translate_error(frame, packet, &quoted, inner, outer);
+                })
+            }
+        }
+    }
+}

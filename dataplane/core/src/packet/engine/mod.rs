@@ -1,0 +1,289 @@
+//! The route of a packet: parse, find its flow, decide, rewrite. Each stage goes over the whole
+//! burst, so that what one packet waits for is fetched while others are worked on.
+
+mod begin;
+mod errors;
+mod retry;
+mod send;
+
+pub use retry::BackendFailure;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::packet::counters::PacketCounters;
+use crate::packet::flow::{Direction, FlowTable, Found, Guess, Handle, State, Tuple, step};
+use crate::packet::frame::Frame;
+use crate::packet::held::Held;
+use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
+use crate::packet::pending::Pending;
+use crate::packet::reason::DropReason;
+use crate::packet::routes::{HopCache, Routes};
+use crate::{Clients, EndReason, FailureCause, Snapshot, Tick};
+
+/// Frames that are worked on together.
+pub const BURST: usize = 32;
+
+/// Cells of the flow table that are looked at in a burst.
+const TURN: usize = 64;
+/// ICMP errors of our own in a second.
+const ERRORS_A_SECOND: u32 = 1000;
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes out of this port, as it stands now.
+    Send(u16),
+    /// It is left to the kernel, and was not touched.
+    Punt,
+    /// It goes no further.
+    Drop(DropReason),
+    /// It is an IP packet without an Ethernet header now, and goes out of this port once somebody
+    /// knows the station that [`Routes::next_hop`] names for its destination.
+    Wait(u16),
+}
+
+/// What a burst is decided by.
+pub struct Context<'a> {
+    /// Services and backends.
+    pub snapshot: &'a Snapshot,
+    /// Next hops.
+    pub routes: &'a Routes,
+    /// What is remembered of clients.
+    pub clients: &'a Clients,
+    /// The time of the burst.
+    pub now: Tick,
+    /// A number without pattern, another one each burst.
+    pub random: u64,
+}
+
+/// The packet path of one worker.
+pub struct Engine<'r> {
+    flows: FlowTable<'r>,
+    held: Held,
+    hops: HopCache,
+    pending: Pending,
+    failures: Vec<BackendFailure>,
+    counters: Arc<PacketCounters>,
+    worker: usize,
+    /// Local ports of this worker are those with this remainder.
+    workers: u16,
+    seed: u64,
+    /// Errors of our own that may still be sent, and since when.
+    errors: (u32, Tick),
+}
+
+/// A packet between the stages.
+#[derive(Clone, Copy)]
+enum Job {
+    Done(Verdict),
+    Ip(Packet),
+    /// A packet with ports, the hash of its tuple, and whose it probably is.
+    Flow(Packet, Tuple, u64, Option<Guess>),
+}
+
+impl<'r> Engine<'r> {
+    /// The engine of `worker`, one of `workers`, with its flows; `seed` is that of the flow hash.
+    #[must_use]
+    pub fn new(
+        flows: FlowTable<'r>,
+        counters: Arc<PacketCounters>,
+        worker: usize,
+        workers: usize,
+        seed: u64,
+    ) -> Self {
+        let workers = u16::try_from(workers).unwrap_or(u16::MAX).max(1);
+        let errors = (ERRORS_A_SECOND, Tick(0));
+        Self {
+            flows,
+            held: Held::default(),
+            hops: HopCache::default(),
+            pending: Pending::default(),
+            failures: Vec::new(),
+            counters,
+            worker,
+            workers,
+            seed,
+            errors,
+        }
+    }
+
+    /// Its flows.
+    #[must_use]
+    pub fn flows(&self) -> &FlowTable<'r> {
+        &self.flows
+    }
+
+    /// Decides what becomes of each of `frames`, and changes them accordingly; `verdicts` has a
+    /// place for each. Ends flows whose time is over, a few each burst.
+    pub fn process(
+        &mut self,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut [Verdict],
+        cx: &Context<'_>,
+    ) {
+        for (frames, verdicts) in frames.chunks_mut(BURST).zip(verdicts.chunks_mut(BURST)) {
+            self.burst(frames, verdicts, cx);
+        }
+        self.turn(cx);
+    }
+
+    fn burst(&mut self, frames: &mut [Frame<'_>], verdicts: &mut [Verdict], cx: &Context<'_>) {
+        let mut jobs = [Job::Done(Verdict::Punt); BURST];
+        for (frame, job) in frames.iter().zip(&mut jobs) {
+            *job = self.read(frame);
+            if let Job::Flow(_, _, hash, _) = job {
+                self.flows.prefetch(*hash);
+            }
+        }
+        for job in &mut jobs[..frames.len()] {
+            if let Job::Flow(_, _, hash, guess) = job {
+                *guess = self.flows.guess(*hash);
+            }
+        }
+        for ((frame, job), verdict) in frames.iter_mut().zip(&jobs).zip(verdicts) {
+            *verdict = match job {
+                Job::Done(verdict) => *verdict,
+                Job::Ip(packet) => self.icmp(frame, packet, cx),
+                Job::Flow(packet, tuple, hash, guess) => {
+                    let found = self.flows.confirm(*guess, tuple, *hash);
+                    self.flow(frame, packet, tuple, found, cx)
+                }
+            };
+            self.counters.count(*verdict);
+        }
+    }
+
+    #[inline(always)]
+    fn read(&self, frame: &Frame<'_>) -> Job {
+        match parse(frame.bytes()) {
+            Err(reason) => Job::Done(Verdict::Drop(reason)),
+            Ok(Parsed::Arp(_) | Parsed::Other(_)) => Job::Done(Verdict::Punt),
+            Ok(Parsed::Ip(packet)) => match packet.transport.ports() {
+                Some(ports) => {
+                    let Packet { addresses, protocol, .. } = packet;
+                    let tuple = Tuple { addresses, ports, protocol };
+                    Job::Flow(packet, tuple, self.flows.hash(&tuple), None)
+                }
+                None => Job::Ip(packet),
+            },
+        }
+    }
+
+    fn flow(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tuple: &Tuple,
+        found: Option<Found>,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        if let Some(found) = found {
+            match self.goes_on(found, packet, cx) {
+                Ok(()) => return self.pass(frame, packet, found, cx),
+                Err(reason) => self.end(found.handle, reason, cx),
+            }
+        } else if let Some(verdict) = self.of_abandoned(frame, packet, tuple, cx) {
+            return verdict;
+        }
+        match self.begin(frame, packet, tuple, cx) {
+            Ok(handle) => {
+                let found = Found { handle, direction: Direction::Forward };
+                self.forward(frame, packet, found, cx)
+            }
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// Passes a packet of a flow on, unless it says that a backend takes no connections.
+    fn pass(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        found: Found,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        if found.direction == Direction::Reply
+            && let Transport::Tcp { flags, .. } = packet.transport
+            && self.flows.brief(found.handle).state == State::Opening
+        {
+            if flags & tcp_flags::RST != 0 {
+                let elsewhere = self.refused(found.handle, frame, FailureCause::Refused, cx);
+                if let Some(verdict) = elsewhere {
+                    return verdict;
+                }
+            } else {
+                self.answered(found.handle);
+            }
+        }
+        self.forward(frame, packet, found, cx)
+    }
+
+    /// Whether a packet still belongs to the flow that has its addresses; an error says how that
+    /// has ended.
+    fn goes_on(
+        &mut self,
+        found: Found,
+        packet: &Packet,
+        cx: &Context<'_>,
+    ) -> Result<(), EndReason> {
+        let Found { handle, direction } = found;
+        let brief = self.flows.brief(handle);
+        if brief.expires < step(cx.now) {
+            return Err(over(brief.state));
+        }
+        if direction == Direction::Reply {
+            return Ok(());
+        }
+        if let Transport::Tcp { flags, .. } = packet.transport {
+            // The client uses its port again.
+            let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+            if begins && brief.state == State::Closed {
+                return Err(EndReason::Client);
+            }
+        }
+        let generation = cx.snapshot.generation as u32;
+        if brief.generation == generation {
+            return Ok(());
+        }
+        self.flows.set_generation(handle, generation);
+        let flow = self.flows.flow(handle);
+        let stays = || {
+            let service = cx.snapshot.service(flow.service)?;
+            let backend = self.held.backend(flow.id)?;
+            Some(service.keeps(flow.id, backend.addr))
+        };
+        // A connection is its two ends': it goes on while they wish. Datagrams move at once.
+        match packet.protocol == protocol::TCP || stays() == Some(true) {
+            true => Ok(()),
+            false => Err(EndReason::Backend),
+        }
+    }
+
+    fn end(&mut self, handle: Handle, reason: EndReason, cx: &Context<'_>) {
+        let view = self.flows.view(handle);
+        self.pending.end(handle);
+        self.held.end(&view, reason, cx.clients, self.worker);
+        self.flows.remove(handle);
+    }
+
+    /// Ends flows whose time is over.
+    fn turn(&mut self, cx: &Context<'_>) {
+        let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
+        self.flows.turn(cx.now, TURN, |view, _| {
+            held.end(view, over(view.state), clients, worker);
+        });
+    }
+}
+
+/// How a flow has ended whose time was over in `state`.
+fn over(state: State) -> EndReason {
+    match state {
+        State::Closed => EndReason::Client,
+        State::ClientDone | State::BackendDone => EndReason::HalfClosedTimeout,
+        _ => EndReason::IdleTimeout,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! A connection whose backend refuses it, or does not answer, goes to its next candidate: the
+//! client's first segment is sent again there, and the client sees a slower answer and no failure.
+//!
+//! Of the modes whose replies come through here. A backend that was left and answers after all gets
+//! a reset, so that it keeps no half of a connection.
+
+use core::net::IpAddr;
+
+use super::{Context, Engine, Verdict};
+use crate::packet::flow::{Direction, Flow, FlowView, Found, Handle, State, Tuple, tick};
+use crate::packet::frame::Frame;
+use crate::packet::held::LINGER;
+use crate::packet::parse::{Packet, Transport, parse_ip, tcp_flags};
+use crate::packet::reason::DropReason;
+use crate::packet::rewrite::write_reset;
+use crate::packet::routes::{NextHop, address_packet};
+use crate::{BackendId, EndReason, FailureCause, RetryCause, Service, ServiceId};
+
+/// Failures that are kept for the control loop at a time.
+const MOST_FAILURES: usize = 64;
+
+/// A backend that failed so often in a row that the control loop is to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendFailure {
+    /// Whose.
+    pub service: ServiceId,
+    /// Which one.
+    pub backend: BackendId,
+    /// How it failed last.
+    pub cause: FailureCause,
+    /// Failures in a row.
+    pub streak: u32,
+}
+
+impl Engine<'_> {
+    /// Failures since this was asked last.
+    pub fn failures(&mut self) -> impl Iterator<Item = BackendFailure> + '_ {
+        self.failures.drain(..)
+    }
+
+    /// Writes the next segment that is to be sent again now into `frame`, whatever is in it; none
+    /// when nothing is due. To be asked until then, every few milliseconds.
+    pub fn replay(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
+        while let Some(place) = self.pending.due(cx.now) {
+            let verdict = self.again(place, frame, FailureCause::Timeout, cx);
+            if let Some(verdict) = verdict {
+                self.counters.count(verdict);
+                return Some(verdict);
+            }
+        }
+        None
+    }
+
+    /// Keeps the first segment of a new connection, before it is changed.
+    pub(super) fn keep(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Packet,
+        handle: Handle,
+        (service, start): (&Service, u64),
+        cx: &Context<'_>,
+    ) {
+        let Transport::Tcp { flags, .. } = packet.transport else { return };
+        let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+        let retry = &service.policy.retry;
+        if !begins || !retry.on_connect || !service.policy.mode.is_two_way() {
+            return;
+        }
+        let segment = &frame.bytes()[usize::from(packet.l3)..usize::from(packet.end)];
+        let due = cx.now.plus(retry.syn_timeout);
+        if self.pending.begin(handle, start, segment, cx.now, due) {
+            let id = self.flows.flow(handle).id;
+            if let Some(place) = self.pending.find(handle) {
+                self.pending.at(place).tried.insert(id);
+            }
+        }
+    }
+
+    /// The backend of a connection that waits has refused it by the packet in `frame`, which then
+    /// holds what goes to the next candidate. None when it goes nowhere else.
+    pub(super) fn refused(
+        &mut self,
+        handle: Handle,
+        frame: &mut Frame<'_>,
+        cause: FailureCause,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let place = self.pending.find(handle)?;
+        self.again(place, frame, cause, cx)
+    }
+
+    fn again(
+        &mut self,
+        place: u32,
+        frame: &mut Frame<'_>,
+        cause: FailureCause,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let waiting = self.pending.at(place);
+        let handle = waiting.handle;
+        let (start, since) = (waiting.start, waiting.since);
+        // The flow may have ended, and its handle be another's.
+        let packet = parse_ip(waiting.packet(), 0).ok()?;
+        let tuple = Tuple {
+            addresses: packet.addresses,
+            ports: packet.transport.ports()?,
+            protocol: packet.protocol,
+        };
+        let found = self.flows.find(&tuple, self.flows.hash(&tuple));
+        let opening = found.is_some_and(|found| found.handle == handle)
+            && self.flows.brief(handle).state == State::Opening;
+        if !opening {
+            self.pending.end(handle);
+            return None;
+        }
+        let flow = self.flows.flow(handle);
+        self.count_failure(&flow, cause);
+        let retry = self.held.service(flow.service)?.policy.retry;
+        let tried = &self.pending.at(place).tried;
+        let attempts_left = retry.attempts.is_none_or(|most| tried.len() < usize::from(most));
+        let service = cx.snapshot.service(flow.service);
+        let next = service
+            .filter(|_| attempts_left && cx.now.since(since) < retry.deadline)
+            .and_then(|service| Some((service, service.select(start, tried, self.worker).ok()?)));
+        let Some((service, pick)) = next else {
+            // It stays where it is, and hears no more from us.
+            self.pending.end(handle);
+            return None;
+        };
+        let counters = service.state.counters.of(self.worker);
+        counters.retries[retry_cause(cause) as usize].inc();
+        pick.backend.counters.of(self.worker).connections.inc();
+        if let Some(reply) = flow.reply() {
+            self.pending.abandon(self.flows.hash(&reply), cx.now.plus(LINGER));
+        }
+        self.flows.remove(handle);
+        self.held.rebind(flow.id, pick.backend);
+        let mut next = Flow {
+            backend: pick.backend.addr.target(flow.vip.port()),
+            id: pick.backend.id,
+            ..flow
+        };
+        let expires = tick(self.expires(flow.service, State::Opening, cx.now));
+        let entered = self.our_side(&mut next, service, start).and_then(|()| {
+            // Its cell is one that was just freed, or another that nobody misses.
+            let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
+            let evicted = |view: &FlowView, _| held.end(view, EndReason::Evicted, clients, worker);
+            self.flows.insert(&next, cx.now, expires, evicted).ok_or(DropReason::NoFlow)
+        });
+        let handle = match entered {
+            Ok(handle) => handle,
+            Err(reason) => {
+                self.pending.end(handle);
+                let view = FlowView::new(next, cx.now);
+                self.held.end(&view, EndReason::LocalError, cx.clients, self.worker);
+                return Some(Verdict::Drop(reason));
+            }
+        };
+        self.flows.set_generation(handle, cx.snapshot.generation as u32);
+        self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout));
+        let waiting = self.pending.at(place);
+        waiting.tried.insert(next.id);
+        if !frame.replace(waiting.packet()) {
+            return Some(Verdict::Drop(DropReason::NoRoom));
+        }
+        let found = Found { handle, direction: Direction::Forward };
+        Some(self.forward(frame, &packet, found, cx))
+    }
+
+    fn count_failure(&mut self, flow: &Flow, cause: FailureCause) {
+        let Some(backend) = self.held.backend(flow.id) else { return };
+        backend.counters.of(self.worker).failures[cause as usize].inc();
+        let limit = self.held.service(flow.service).map_or(0, |s| s.policy.passive.failures);
+        if backend.streak.failed(limit) && self.failures.len() < MOST_FAILURES {
+            let streak = backend.streak.len();
+            let (service, backend) = (flow.service, flow.id);
+            self.failures.push(BackendFailure { service, backend, cause, streak });
+        }
+    }
+
+    /// The backend of a connection has answered it.
+    pub(super) fn answered(&mut self, handle: Handle) {
+        self.pending.end(handle);
+        if let Some(backend) = self.held.backend(self.flows.flow(handle).id) {
+            backend.streak.succeeded();
+        }
+    }
+
+    /// What becomes of a packet that no flow has: a backend that was left is told so.
+    pub(super) fn of_abandoned(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tuple: &Tuple,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let Transport::Tcp { flags, .. } = packet.transport else { return None };
+        if !self.pending.is_abandoned(self.flows.hash(tuple), cx.now) {
+            return None;
+        }
+        let backend: IpAddr = packet.addresses.source();
+        let answers = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK;
+        let hop = self.hops.next_hop(cx.routes, backend);
+        match hop {
+            NextHop::Known(link, mac)
+                if answers && write_reset(frame, packet) && address_packet(frame, link, mac) =>
+            {
+                self.counters.dropped[DropReason::Abandoned as usize].inc();
+                Some(Verdict::Send(link.port))
+            }
+            _ => Some(Verdict::Drop(DropReason::Abandoned)),
+        }
+    }
+}
+
+fn retry_cause(cause: FailureCause) -> RetryCause {
+    match cause {
+        FailureCause::Refused => RetryCause::Refused,
+        FailureCause::Unreachable => RetryCause::Unreachable,
+        FailureCause::Timeout => RetryCause::Timeout,
+        FailureCause::ResetBeforeReply => RetryCause::ResetBeforeReply,
+        FailureCause::Local => RetryCause::Local,
+    }
+}

@@ -1,0 +1,182 @@
+//! Packets on their way out: rewritten, in a tunnel, or answered with an error.
+
+use core::net::IpAddr;
+use core::time::Duration;
+
+use super::{Context, ERRORS_A_SECOND, Engine, Verdict};
+use crate::packet::flow::{Direction, Found, State, step};
+use crate::packet::frame::Frame;
+use crate::packet::icmp::{self, Error};
+use crate::packet::parse::{Packet, Transport};
+use crate::packet::reason::DropReason;
+use crate::packet::rewrite::{self, translate};
+use crate::packet::routes::{NextHop, address, address_packet};
+use crate::packet::tunnel::{Tunnel, encapsulate};
+use crate::{Mode, ServiceId, Tick};
+
+impl Engine<'_> {
+    /// Sends a packet the way of its flow.
+    pub(super) fn forward(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        found: Found,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let Found { handle, direction } = found;
+        if packet.ttl <= 1 {
+            return self.error(frame, packet, Error::TimeExceeded, cx);
+        }
+        let brief = self.flows.brief(handle);
+        let two_way = brief.mode.is_two_way();
+        let state = match packet.transport {
+            Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
+            _ => brief.state.after_datagram(direction),
+        };
+        let expires = self.expires(brief.service, state, cx.now);
+        let bytes = u64::from(packet.end - packet.l3);
+        self.flows.note_step(handle, state, expires, bytes);
+        if two_way {
+            let ends = self.flows.ends(handle, direction);
+            return self.deliver(frame, packet, ends.destination(), cx, |frame| {
+                translate(frame, packet, &ends);
+            });
+        }
+        let to = self.flows.ends(handle, Direction::Forward).destination().to_canonical();
+        match brief.mode {
+            Mode::Tunnel(tunnel) => {
+                let hash = self.flows.flow(handle).forward().map_or(0, |t| self.flows.hash(&t));
+                self.carry(frame, packet, tunnel, to, hash, cx)
+            }
+            _ => self.deliver(frame, packet, to, cx, |frame| {
+                rewrite::complete(frame, packet);
+                rewrite::lower_ttl(frame.bytes_mut(), packet);
+            }),
+        }
+    }
+
+    /// When a flow of a service that is in `state` now ends, in steps of the wheel.
+    #[inline]
+    pub(super) fn expires(&self, service: ServiceId, state: State, now: Tick) -> u32 {
+        // Flows hold their service.
+        let timeout = self.held.service(service).map_or(0, |held| held.timeouts[state as usize]);
+        step(now) + timeout
+    }
+
+    /// Sends a packet to the backend at `to` in a tunnel.
+    pub(super) fn carry(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        tunnel: Tunnel,
+        to: IpAddr,
+        hash: u64,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let hop = self.hops.next_hop(cx.routes, to);
+        let link = match hop {
+            NextHop::Known(link, _) => link,
+            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
+            NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
+        };
+        let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
+        if length > usize::from(link.mtu) {
+            let mtu = usize::from(link.mtu).saturating_sub(tunnel.overhead(to)) as u16;
+            return self.error(frame, packet, Error::TooBig(mtu), cx);
+        }
+        let Some(from) = link.address_for(to) else {
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        if !encapsulate(frame, packet, tunnel, from, to, hash) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        match hop {
+            NextHop::Known(link, mac) if address_packet(frame, link, mac) => {
+                Verdict::Send(link.port)
+            }
+            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
+            _ => self.waits(to, cx),
+        }
+    }
+
+    /// Changes a packet and sends it towards `to`; its sender is told when it is too big for that.
+    pub(super) fn deliver(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        to: IpAddr,
+        cx: &Context<'_>,
+        change: impl FnOnce(&mut Frame<'_>),
+    ) -> Verdict {
+        let hop = self.hops.next_hop(cx.routes, to);
+        let link = match hop {
+            NextHop::Known(link, _) => link,
+            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
+            NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
+        };
+        if packet.end - packet.l3 > link.mtu {
+            return self.error(frame, packet, Error::TooBig(link.mtu), cx);
+        }
+        change(frame);
+        match hop {
+            NextHop::Known(link, mac) => match address(frame, packet.l3, packet.end, link, mac) {
+                true => Verdict::Send(link.port),
+                false => Verdict::Drop(DropReason::NoRoom),
+            },
+            _ => {
+                frame.truncate(usize::from(packet.end));
+                frame.shrink_front(usize::from(packet.l3));
+                self.waits(to, cx)
+            }
+        }
+    }
+
+    /// What becomes of the IP packet to `to` that stands in a frame, whose station is not known.
+    pub(super) fn waits(&self, to: IpAddr, cx: &Context<'_>) -> Verdict {
+        match cx.routes.next_hop(to) {
+            NextHop::Unresolved(link, _) => {
+                Verdict::Wait(cx.routes.links()[usize::from(link)].port)
+            }
+            _ => Verdict::Drop(DropReason::NoNeighbour),
+        }
+    }
+
+    /// Tells the sender of a packet why it goes no further, in its place.
+    pub(super) fn error(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        error: Error,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let reason = match error {
+            Error::TooBig(_) => DropReason::TooBig,
+            Error::TimeExceeded => DropReason::TtlExceeded,
+        };
+        if !self.may_tell(cx.now) {
+            return Verdict::Drop(reason);
+        }
+        let to = packet.addresses.source();
+        let NextHop::Known(link, mac) = cx.routes.next_hop(to) else {
+            return Verdict::Drop(reason);
+        };
+        let Some(from) = link.address_for(to) else { return Verdict::Drop(reason) };
+        if !icmp::write_error(frame, packet, from, error) || !address_packet(frame, link, mac) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        self.counters.told.inc();
+        self.counters.dropped[reason as usize].inc();
+        Verdict::Send(link.port)
+    }
+
+    /// Whether an error of our own may be sent now: nobody is to drown others by our hand.
+    pub(super) fn may_tell(&mut self, now: Tick) -> bool {
+        let (left, since) = &mut self.errors;
+        if now.since(*since) >= Duration::from_secs(1) {
+            (*left, *since) = (ERRORS_A_SECOND, now);
+        }
+        let may = *left > 0;
+        *left = left.saturating_sub(1);
+        may
+    }
+}
