@@ -11,7 +11,7 @@ use core::net::{IpAddr, SocketAddr};
 use ahash::RandomState;
 use hashbrown::HashMap;
 
-use crate::{PortRange, Protocol, Service, ServiceId, VipAddr};
+use crate::{Mode, PortRange, Protocol, Service, ServiceId, VipAddr};
 
 /// Number of shards: with 10,000 services a change copies about 40 entries.
 const SHARDS: usize = 256;
@@ -40,6 +40,7 @@ impl Frontend {
 enum Key {
     Port(IpAddr, u16, Protocol),
     Ranges(IpAddr, Protocol),
+    Answered(IpAddr),
 }
 
 #[derive(Clone)]
@@ -47,6 +48,8 @@ enum Entry {
     One(Arc<Service>),
     /// Ranges on one address, by first port, disjoint.
     Ranges(Vec<(PortRange, Arc<Service>)>),
+    /// How many frontends on an address are of packet modes.
+    Answered(u32),
 }
 
 type Shard = HashMap<Key, Entry, RandomState>;
@@ -96,8 +99,15 @@ impl Snapshot {
                 let (range, service) = ranges.get(after.checked_sub(1)?)?;
                 range.contains(port).then_some(service)
             }
-            Entry::One(_) => None,
+            Entry::One(_) | Entry::Answered(_) => None,
         }
+    }
+
+    /// Whether packets to `ip` are ours to answer, as a service of a packet mode is there: the
+    /// kernel knows nothing of such addresses.
+    #[must_use]
+    pub fn answers_for(&self, ip: IpAddr) -> bool {
+        self.entry(Key::Answered(ip.to_canonical())).is_some()
     }
 
     /// The service `id`.
@@ -159,17 +169,25 @@ impl SnapshotBuilder {
             let ip = frontend.ip.to_canonical();
             if frontend.ports.len() == 1 {
                 let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
-                self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
+                let before = self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
+                let before = matches!(before, Some(Entry::One(before)) if is_answered(&before));
+                self.answer(ip, u32::from(before), u32::from(is_answered(service)));
                 continue;
             }
             self.next.has_ranges = true;
             let key = Key::Ranges(ip, frontend.protocol);
             let entry = self.shard(&key).entry(key).or_insert_with(|| Entry::Ranges(Vec::new()));
+            let mut before = 0;
             if let Entry::Ranges(ranges) = entry {
-                ranges.retain(|(range, _)| !range.overlaps(&frontend.ports));
+                ranges.retain(|(range, there)| {
+                    let goes = range.overlaps(&frontend.ports);
+                    before += u32::from(goes && is_answered(there));
+                    !goes
+                });
                 let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
                 ranges.insert(place, (frontend.ports, Arc::clone(service)));
             }
+            self.answer(ip, before, u32::from(is_answered(service)));
         }
         let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
         if ids.insert(service.id, Arc::clone(service)).is_none() {
@@ -192,8 +210,10 @@ impl SnapshotBuilder {
             if frontend.ports.len() == 1 {
                 let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
                 let shard = self.shard(&key);
-                if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id) {
-                    shard.remove(&key);
+                if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id)
+                    && let Some(Entry::One(gone)) = shard.remove(&key)
+                {
+                    self.answer(ip, u32::from(is_answered(&gone)), 0);
                 }
                 continue;
             }
@@ -202,11 +222,34 @@ impl SnapshotBuilder {
             let Some(Entry::Ranges(ranges)) = shard.get_mut(&key) else {
                 continue;
             };
-            ranges.retain(|(range, here)| *range != frontend.ports || here.id != id);
+            let mut gone = 0;
+            ranges.retain(|(range, here)| {
+                let goes = *range == frontend.ports && here.id == id;
+                gone += u32::from(goes && is_answered(here));
+                !goes
+            });
             if ranges.is_empty() {
                 shard.remove(&key);
             }
+            self.answer(ip, gone, 0);
         }
+    }
+
+    /// So many frontends of packet modes have gone from `ip`, and so many have come.
+    fn answer(&mut self, ip: IpAddr, gone: u32, come: u32) {
+        if gone == come {
+            return;
+        }
+        let key = Key::Answered(ip);
+        let shard = self.shard(&key);
+        let before = match shard.get(&key) {
+            Some(Entry::Answered(count)) => *count,
+            _ => 0,
+        };
+        match (before + come).saturating_sub(gone) {
+            0 => shard.remove(&key),
+            count => shard.insert(key, Entry::Answered(count)),
+        };
     }
 
     /// The finished snapshot.
@@ -219,6 +262,11 @@ impl SnapshotBuilder {
         let shard = self.next.shard_of(key);
         Arc::make_mut(&mut self.next.shards[shard])
     }
+}
+
+/// Whether a service's addresses are for us to answer for.
+fn is_answered(service: &Service) -> bool {
+    service.policy.mode != Mode::Proxy
 }
 
 #[cfg(test)]

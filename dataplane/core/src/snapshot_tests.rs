@@ -78,3 +78,32 @@ fn a_change_copies_one_shard() {
         first.shards.iter().zip(&second.shards).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
     assert_eq!(copied, 1);
 }
+
+#[test]
+fn addresses_of_packet_services_are_known_as_long_as_one_is_there() {
+    let packets = |id| {
+        let mut service = Service::clone(&named(id));
+        let mut policy = crate::Policy::clone(&service.policy);
+        policy.mode = Mode::Nat;
+        service.policy = Arc::new(policy);
+        Arc::new(service)
+    };
+    let vip = "192.0.2.1".parse().unwrap();
+    let (one, range) = (front("192.0.2.1", 80, 80), front("192.0.2.1", 1000, 1999));
+    let mut snapshot = Snapshot::empty();
+    let mut after = |change: &dyn Fn(&mut SnapshotBuilder)| {
+        let mut builder = SnapshotBuilder::from(&snapshot);
+        change(&mut builder);
+        snapshot = builder.finish();
+        snapshot.answers_for(vip)
+    };
+    assert!(!after(&|builder| builder.insert(&[one], &named(1))), "it is proxied");
+    assert!(after(&|builder| builder.insert(&[one], &packets(1))));
+    assert!(after(&|builder| builder.insert(&[one], &packets(1))), "published again");
+    assert!(after(&|builder| builder.insert(&[range], &packets(2))));
+    assert!(after(&|builder| builder.insert(&[range], &packets(2))));
+    assert!(after(&|builder| builder.remove(&[one], ServiceId(1))), "the range is left");
+    assert!(!after(&|builder| builder.insert(&[range], &named(2))), "and then proxied");
+    assert!(after(&|builder| builder.insert(&[range], &packets(2))));
+    assert!(!after(&|builder| builder.remove(&[range], ServiceId(2))));
+}

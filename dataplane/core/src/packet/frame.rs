@@ -20,6 +20,8 @@ pub struct Frame<'b> {
     buffer: &'b mut [u8],
     start: usize,
     end: usize,
+    /// Number of the port that it came by.
+    pub port: u16,
     /// Outer tag, if the port took one off; the port puts it on again.
     pub tag: Option<VlanTag>,
     /// The transport checksum on arrival.
@@ -34,7 +36,7 @@ impl<'b> Frame<'b> {
     #[must_use]
     pub fn new(buffer: &'b mut [u8], start: usize, end: usize) -> Self {
         assert!(start <= end && end <= buffer.len(), "a frame lies in its buffer");
-        Self { buffer, start, end, tag: None, checksum: TransportChecksum::Present }
+        Self { buffer, start, end, port: 0, tag: None, checksum: TransportChecksum::Present }
     }
 
     /// Its bytes, from the Ethernet header on.

@@ -185,7 +185,6 @@ impl Fragment {
 }
 
 /// Reads a frame. Costs a few loads a header.
-#[inline(always)]
 pub fn parse(frame: &[u8]) -> Result<Parsed, DropReason> {
     let mut at = ETHERNET;
     let mut kind = word(frame, at - 2)?;
@@ -214,7 +213,6 @@ pub fn parse_ip(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     }
 }
 
-#[inline(always)]
 fn ipv4(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     let header: &[u8; 20] = array(frame, at)?;
     let length = usize::from(header[0] & 0xf) * 4;
@@ -256,7 +254,6 @@ fn ipv4(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     })
 }
 
-#[inline(never)]
 fn ipv6(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     let header: &[u8; 40] = array(frame, at)?;
     if header[0] >> 4 != 6 {
@@ -326,7 +323,6 @@ fn unicast4(ip: Ipv4Addr) -> Option<Ipv4Addr> {
 }
 
 /// Reads the transport header at `at`; `packet` ends where the IP packet ends.
-#[inline(always)]
 fn transport(
     packet: &[u8],
     at: usize,
@@ -373,18 +369,15 @@ fn transport(
     }
 }
 
-#[inline(always)]
 fn ports(header: &[u8]) -> (u16, u16) {
     (u16::from_be_bytes([header[0], header[1]]), u16::from_be_bytes([header[2], header[3]]))
 }
 
-#[inline(always)]
 fn word(bytes: &[u8], at: usize) -> Result<u16, DropReason> {
     array(bytes, at).map(|word: &[u8; 2]| u16::from_be_bytes(*word))
 }
 
 /// The `N` bytes at `at`.
-#[inline(always)]
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<&[u8; N], DropReason> {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or(DropReason::Truncated)
 }

@@ -20,7 +20,7 @@ impl Engine<'_> {
             return Verdict::Punt;
         }
         if !icmp::is_error(packet) {
-            return Verdict::Punt;
+            return self.answer(frame, packet, cx).unwrap_or(Verdict::Punt);
         }
         let Some(quoted) = icmp::quoted(frame.bytes(), packet) else { return Verdict::Punt };
         // The flow of the packet that it is about, seen from where that was to arrive.

@@ -1,6 +1,7 @@
 //! The route of a packet: parse, find its flow, decide, rewrite. Each stage goes over the whole
 //! burst, so that what one packet waits for is fetched while others are worked on.
 
+mod answer;
 mod begin;
 mod errors;
 mod retry;
@@ -77,6 +78,7 @@ pub struct Engine<'r> {
 #[derive(Clone, Copy)]
 enum Job {
     Done(Verdict),
+    Arp(u16),
     Ip(Packet),
     /// A packet with ports, the hash of its tuple, and whose it probably is.
     Flow(Packet, Tuple, u64, Option<Guess>),
@@ -144,6 +146,7 @@ impl<'r> Engine<'r> {
         for ((frame, job), verdict) in frames.iter_mut().zip(&jobs).zip(verdicts) {
             *verdict = match job {
                 Job::Done(verdict) => *verdict,
+                Job::Arp(at) => self.arp(frame, *at, cx),
                 Job::Ip(packet) => self.icmp(frame, packet, cx),
                 Job::Flow(packet, tuple, hash, guess) => {
                     let found = self.flows.confirm(*guess, tuple, *hash);
@@ -154,11 +157,11 @@ impl<'r> Engine<'r> {
         }
     }
 
-    #[inline(always)]
     fn read(&self, frame: &Frame<'_>) -> Job {
         match parse(frame.bytes()) {
             Err(reason) => Job::Done(Verdict::Drop(reason)),
-            Ok(Parsed::Arp(_) | Parsed::Other(_)) => Job::Done(Verdict::Punt),
+            Ok(Parsed::Arp(at)) => Job::Arp(at),
+            Ok(Parsed::Other(_)) => Job::Done(Verdict::Punt),
             Ok(Parsed::Ip(packet)) => match packet.transport.ports() {
                 Some(ports) => {
                     let Packet { addresses, protocol, .. } = packet;

@@ -624,6 +624,66 @@ fn senders_are_told_of_packets_that_cannot_go_on() {
 }
 
 #[test]
+fn echo_requests_to_a_vip_are_answered() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Tcp, vip, Mode::Nat, &[backend], |_| {});
+            let (client, vip) = (addr(client).ip(), addr(vip).ip());
+            let (asks, answers) = if client.is_ipv4() { (8, 0) } else { (128, 129) };
+            let rest = [0, 7, 0, 1];
+            let request = message(client, vip, asks, 0, rest).payload(b"there?").ttl(3);
+            let (verdict, got) = world.pass(engine, &request.frame());
+            let want = message(vip, client, answers, 0, rest).payload(b"there?");
+            assert_eq!((verdict, got), (Verdict::Send(0), want.macs(US[0], ROUTER).frame()));
+            let stranger = if client.is_ipv4() { "192.0.2.99" } else { "2001:db8::99" };
+            let other = message(client, ip(stranger), asks, 0, rest);
+            assert_eq!(world.pass(engine, &other.frame()).0, Verdict::Punt);
+        });
+    }
+}
+
+#[test]
+fn stations_of_vips_are_told() {
+    with_engine(|world, engine| {
+        world.serve(Protocol::Tcp, CASES[0].1, Mode::Nat, &["10.78.0.11:80"], |_| {});
+        world.serve(Protocol::Tcp, CASES[1].1, Mode::Nat, &["[fd78::11]:80"], |_| {});
+        world.serve(Protocol::Tcp, "192.0.2.77:80", Mode::Proxy, &["10.78.0.11:80"], |_| {});
+        let arp = |asked: [u8; 4]| {
+            let head = [&[0xff; 6][..], &ROUTER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &ROUTER].concat();
+            [&head[..], &[10, 77, 0, 9], &[0; 6], &asked].concat()
+        };
+        let (verdict, got) = world.pass(engine, &arp([192, 0, 2, 10]));
+        let head = [&ROUTER[..], &US[0], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &US[0]].concat();
+        let want = [&head[..], &[192, 0, 2, 10], &ROUTER, &[10, 77, 0, 9]].concat();
+        assert_eq!((verdict, got), (Verdict::Send(0), want));
+        for other in [[192, 0, 2, 11], [192, 0, 2, 77], [10, 77, 0, 1]] {
+            assert_eq!(world.pass(engine, &arp(other)).0, Verdict::Punt, "{other:?}");
+        }
+        let vip: core::net::Ipv6Addr = "2001:db8::10".parse().unwrap();
+        let ask = |from: &str, target: core::net::Ipv6Addr, ttl: u8| {
+            let group = ip("ff02::1:ff00:10");
+            let body = [&target.octets()[..], &[1, 1], &ROUTER].concat();
+            let ask = message(ip(from), group, 135, 0, [0; 4]).payload(&body).ttl(ttl);
+            ask.macs(ROUTER, [0x33, 0x33, 0xff, 0, 0, 0x10]).frame()
+        };
+        let told = [&vip.octets()[..], &[2, 1], &US[0]].concat();
+        for (from, to, flags, station) in [
+            ("fd77::9", "fd77::9", 0x60, ROUTER),
+            ("::", "ff02::1", 0x20, [0x33, 0x33, 0, 0, 0, 1]),
+        ] {
+            let (verdict, got) = world.pass(engine, &ask(from, vip, 255));
+            let want = message(vip.into(), ip(to), 136, 0, [flags, 0, 0, 0]).payload(&told);
+            let want = want.ttl(255).macs(US[0], station).frame();
+            assert_eq!((verdict, got), (Verdict::Send(0), want), "{from}");
+        }
+        let far = world.pass(engine, &ask("fd77::9", vip, 254)).0;
+        assert_eq!(far, Verdict::Drop(DropReason::BadTransport), "it has passed a router");
+        let stranger = "2001:db8::99".parse().unwrap();
+        assert_eq!(world.pass(engine, &ask("fd77::9", stranger, 255)).0, Verdict::Punt);
+    });
+}
+
+#[test]
 fn what_is_not_ours_is_left_alone() {
     with_engine(|world, engine| {
         let allowed = |policy: &mut Policy| {

@@ -1,0 +1,161 @@
+//! Answers for the addresses of packet services, of which the kernel knows nothing: whose station
+//! they are (ARP, NDP), and that somebody is there (echo).
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use super::{Context, Engine, Verdict};
+use crate::packet::checksum::{Change, pseudo_header};
+use crate::packet::frame::Frame;
+use crate::packet::parse::{Addresses, Packet, Transport, protocol};
+use crate::packet::reason::DropReason;
+use crate::packet::rewrite::{Ends, translate};
+use crate::packet::routes::{Link, Mac, NextHop, address, address_packet};
+
+/// Time to live of answers.
+const TTL: u8 = 64;
+/// Hop limit of NDP: proof that no router was passed (RFC 4861).
+const NEAR: u8 = 255;
+/// NDP: who is at an address, and who is.
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+/// All nodes of a link.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+impl Engine<'_> {
+    /// Answers an ARP request for one of our addresses, in its place (RFC 826); leaves the rest to
+    /// the kernel.
+    pub(super) fn arp(&self, frame: &mut Frame<'_>, at: u16, cx: &Context<'_>) -> Verdict {
+        let Some(link) = self.arrival(frame, cx) else { return Verdict::Punt };
+        let port = link.port;
+        let mac = link.mac;
+        let at = usize::from(at);
+        let bytes = frame.bytes_mut();
+        let Some(arp) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<28>()) else {
+            return Verdict::Drop(DropReason::Truncated);
+        };
+        // A request, over Ethernet, for IPv4.
+        if arp[..8] != [0, 1, 8, 0, 6, 4, 0, 1] {
+            return Verdict::Punt;
+        }
+        let wanted = [arp[24], arp[25], arp[26], arp[27]];
+        if !cx.snapshot.answers_for(IpAddr::from(wanted)) {
+            return Verdict::Punt;
+        }
+        let mut asker = [0; 10];
+        asker.copy_from_slice(&arp[8..18]);
+        arp[7] = 2;
+        arp[8..14].copy_from_slice(&mac);
+        arp[14..18].copy_from_slice(&wanted);
+        arp[18..].copy_from_slice(&asker);
+        bytes[..6].copy_from_slice(&asker[..6]);
+        bytes[6..12].copy_from_slice(&mac);
+        Verdict::Send(port)
+    }
+
+    /// Answers an echo request or a neighbour solicitation for one of our addresses, in its place.
+    pub(super) fn answer(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let Transport::Icmp { kind, code: 0 } = packet.transport else { return None };
+        match (packet.protocol, kind) {
+            (protocol::ICMP, 8) | (protocol::ICMPV6, 128) if packet.fragment.is_none() => {
+                let ours = cx.snapshot.answers_for(packet.addresses.destination());
+                ours.then(|| self.echo(frame, packet, cx))
+            }
+            (protocol::ICMPV6, SOLICITATION) => self.advertise(frame, packet, cx),
+            _ => None,
+        }
+    }
+
+    fn echo(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
+        let to = packet.addresses.source();
+        let NextHop::Known(link, mac) = self.hops.next_hop(cx.routes, to) else {
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        let (ends, reply) = match packet.addresses {
+            Addresses::V4(from, to) => (Ends::v4(to.octets(), from.octets(), [0; 2]), 0),
+            Addresses::V6(from, to) => (Ends::v6(to.octets(), from.octets(), [0; 2]), 129),
+        };
+        let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
+        let Transport::Icmp { kind, .. } = packet.transport else { return Verdict::Punt };
+        // It starts anew: the reply has a time to live of its own.
+        let bytes = frame.bytes_mut();
+        match packet.addresses {
+            Addresses::V4(..) => {
+                let fresh = Change::NONE.word(
+                    u16::from_be_bytes([packet.ttl, packet.protocol]),
+                    u16::from_be_bytes([TTL + 1, packet.protocol]),
+                );
+                put(bytes, l3 + 10, fresh);
+                bytes[l3 + 8] = TTL + 1;
+            }
+            Addresses::V6(..) => bytes[l3 + 7] = TTL + 1,
+        }
+        bytes[l4] = reply;
+        put(bytes, l4 + 2, Change::NONE.word(u16::from(kind) << 8, u16::from(reply) << 8));
+        translate(frame, &Packet { ttl: TTL + 1, ..*packet }, &ends);
+        match address(frame, packet.l3, packet.end, link, mac) {
+            true => Verdict::Send(link.port),
+            false => Verdict::Drop(DropReason::NoRoom),
+        }
+    }
+
+    fn advertise(
+        &self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let Addresses::V6(asker, to) = packet.addresses else { return None };
+        let l4 = usize::from(packet.l4);
+        let body = frame.bytes().get(l4..usize::from(packet.end))?;
+        let target = Ipv6Addr::from(*body.get(8..)?.first_chunk::<16>()?);
+        if !cx.snapshot.answers_for(target.into()) {
+            return None;
+        }
+        let pseudo =
+            pseudo_header(&asker.octets(), &to.octets(), protocol::ICMPV6, body.len() as u32);
+        if packet.ttl != NEAR || pseudo.bytes(body).folded() != 0xffff {
+            return Some(Verdict::Drop(DropReason::BadTransport));
+        }
+        let link = self.arrival(frame, cx)?;
+        let mut station: Mac = [0; 6];
+        station.copy_from_slice(frame.bytes().get(6..12)?);
+        // Who has no address yet is told with all others (RFC 4861, section 7.2.4).
+        let (to, solicited, station) = match asker.is_unspecified() {
+            true => (ALL_NODES, 0, [0x33, 0x33, 0, 0, 0, 1]),
+            false => (asker, 0x40, station),
+        };
+        let mut answer = [0; 72];
+        answer[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, NEAR]);
+        answer[8..24].copy_from_slice(&target.octets());
+        answer[24..40].copy_from_slice(&to.octets());
+        // Override what was known before.
+        answer[40..45].copy_from_slice(&[ADVERTISEMENT, 0, 0, 0, 0x20 | solicited]);
+        answer[48..64].copy_from_slice(&target.octets());
+        answer[64..66].copy_from_slice(&[2, 1]);
+        answer[66..].copy_from_slice(&link.mac);
+        let pseudo = pseudo_header(&target.octets(), &to.octets(), protocol::ICMPV6, 32);
+        let checksum = pseudo.bytes(&answer[40..]).checksum().to_be_bytes();
+        answer[42..44].copy_from_slice(&checksum);
+        let sent = frame.replace(&answer) && address_packet(frame, link, station);
+        Some(match sent {
+            true => Verdict::Send(link.port),
+            false => Verdict::Drop(DropReason::NoRoom),
+        })
+    }
+
+    /// The link that a frame came by.
+    fn arrival<'c>(&self, frame: &Frame<'_>, cx: &Context<'c>) -> Option<&'c Link> {
+        let came = |link: &&Link| link.port == frame.port && link.tag == frame.tag;
+        cx.routes.links().iter().find(came)
+    }
+}
+
+fn put(bytes: &mut [u8], at: usize, change: Change) {
+    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    bytes[at..at + 2].copy_from_slice(&change.apply(old).to_be_bytes());
+}
