@@ -13,6 +13,8 @@ pub struct PacketCounters {
     pub punted: Counter,
     /// Waited for a neighbour.
     pub waited: Counter,
+    /// Sent on by the choice of a backend alone, as the flow table was full.
+    pub stateless: Counter,
     /// ICMP errors of our own; their packets are dropped, too.
     pub told: Counter,
     /// Dropped, by reason.
@@ -25,6 +27,7 @@ impl Default for PacketCounters {
             sent: Counter::default(),
             punted: Counter::default(),
             waited: Counter::default(),
+            stateless: Counter::default(),
             told: Counter::default(),
             dropped: core::array::from_fn(|_| Counter::default()),
         }

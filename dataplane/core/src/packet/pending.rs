@@ -64,6 +64,8 @@ impl Pending {
         now: Tick,
         due: Tick,
     ) -> bool {
+        // A flow that had this handle before may have ended without a word.
+        self.end(handle);
         if packet.len() > LARGEST || self.due.len() >= TURNS {
             return false;
         }
@@ -109,7 +111,9 @@ impl Pending {
     /// The flow of a connection has another handle now, and waits until `due`.
     pub(super) fn moved(&mut self, place: u32, handle: Handle, due: Tick) {
         let waiting = &mut self.places[place as usize];
-        self.by_handle.remove(&waiting.handle);
+        if self.by_handle.get(&waiting.handle) == Some(&place) {
+            self.by_handle.remove(&waiting.handle);
+        }
         waiting.handle = handle;
         waiting.round = waiting.round.wrapping_add(1);
         self.due.push(Reverse((due, place, waiting.round)));
@@ -122,7 +126,23 @@ impl Pending {
             return;
         }
         if let Some(place) = self.by_handle.remove(&handle) {
-            self.places[place as usize].used = false;
+            self.free(place);
+        }
+    }
+
+    /// The connection in a place waits no more. Its flow may have ended long ago, and its handle be
+    /// another's.
+    pub(super) fn end_at(&mut self, place: u32) {
+        let handle = self.places[place as usize].handle;
+        if self.by_handle.get(&handle) == Some(&place) {
+            self.by_handle.remove(&handle);
+        }
+        self.free(place);
+    }
+
+    fn free(&mut self, place: u32) {
+        let waiting = &mut self.places[place as usize];
+        if core::mem::take(&mut waiting.used) {
             self.free.push(place);
         }
     }
@@ -154,5 +174,58 @@ impl Pending {
     pub(super) fn is_abandoned(&self, hash: u64, now: Tick) -> bool {
         let known = self.abandoned.get(hash as usize % ABANDONED);
         known.is_some_and(|(of, until)| *of == hash && *until >= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::flow::Handle;
+
+    #[test]
+    fn connections_wait_in_turn_and_handles_are_used_again() {
+        let mut pending = Pending::default();
+        let handle = Handle::of_number;
+        let begin = |pending: &mut Pending, n: u32, at: u64| {
+            assert!(pending.begin(handle(n), u64::from(n), &[n as u8], Tick(0), Tick(at)));
+            pending.find(handle(n)).unwrap()
+        };
+        let (first, second) = (begin(&mut pending, 1, 30), begin(&mut pending, 2, 20));
+        assert_eq!(pending.due(Tick(19)), None);
+        assert_eq!(pending.due(Tick(20)), Some(second));
+        pending.moved(second, handle(9), Tick(40));
+        assert_eq!((pending.find(handle(2)), pending.find(handle(9))), (None, Some(second)));
+        // The flow of the first ends without a word, and its handle is another's.
+        let other = begin(&mut pending, 1, 50);
+        assert_eq!(pending.due(Tick(35)), None, "its turn is over");
+        assert_eq!(other, first, "and its place");
+        pending.end_at(second);
+        assert_eq!(pending.due(Tick(45)), None);
+        assert_eq!(pending.due(Tick(50)), Some(other));
+        assert_eq!(pending.at(other).packet(), [1]);
+        pending.end(handle(1));
+        assert_eq!(pending.find(handle(1)), None);
+        assert!(!pending.begin(handle(3), 0, &[0; LARGEST + 1], Tick(0), Tick(0)), "too large");
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut pending = Pending::default();
+        let kept = (0..10_000)
+            .filter(|n| pending.begin(Handle::of_number(*n), 0, b"x", Tick(0), Tick(10)));
+        assert_eq!(kept.count(), MOST);
+        while let Some(place) = pending.due(Tick(10)) {
+            pending.end_at(place);
+        }
+        assert!(pending.begin(Handle::of_number(77), 0, b"x", Tick(10), Tick(20)));
+    }
+
+    #[test]
+    fn abandoned_backends_are_known_for_a_while() {
+        let mut pending = Pending::default();
+        assert!(!pending.is_abandoned(5, Tick(0)));
+        pending.abandon(5, Tick(10));
+        assert!(pending.is_abandoned(5, Tick(10)) && !pending.is_abandoned(5, Tick(11)));
+        assert!(!pending.is_abandoned(5 + ABANDONED as u64, Tick(0)), "another in its place");
     }
 }

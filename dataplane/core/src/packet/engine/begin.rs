@@ -13,6 +13,14 @@ use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 /// Ports that are tried for our side of a flow.
 const PORT_TRIES: u64 = 64;
 
+/// Why a packet has no flow.
+pub(super) enum Without {
+    /// It is decided what becomes of it.
+    Verdict(Verdict),
+    /// The table is full. Where nothing is rewritten the choice of a backend is enough: this one.
+    Stateless(Mode, IpAddr),
+}
+
 impl Engine<'_> {
     /// A new flow for a packet, or what becomes of the packet without one.
     pub(super) fn begin(
@@ -21,17 +29,17 @@ impl Engine<'_> {
         packet: &Packet,
         tuple: &Tuple,
         cx: &Context<'_>,
-    ) -> Result<Handle, Verdict> {
+    ) -> Result<Handle, Without> {
         let protocol = match tuple.protocol {
             protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
-            _ => return Err(Verdict::Punt),
+            _ => return Err(Without::Verdict(Verdict::Punt)),
         };
         let client = SocketAddr::new(tuple.addresses.source(), tuple.ports.0);
         let vip = SocketAddr::new(tuple.addresses.destination(), tuple.ports.1);
         let service = cx.snapshot.lookup(VipAddr(vip), protocol);
         let Some(service) = service.filter(|service| service.policy.mode != Mode::Proxy) else {
-            return Err(Verdict::Punt);
+            return Err(Without::Verdict(Verdict::Punt));
         };
         let counters = service.state.counters.of(self.worker);
         counters.accepted.inc();
@@ -45,11 +53,11 @@ impl Engine<'_> {
         };
         let admitted = admit(service, &entrant, cx.clients).map_err(|reason| {
             counters.ends[reason as usize].inc();
-            Verdict::Drop(match reason {
+            Without::Verdict(Verdict::Drop(match reason {
                 EndReason::Denied => DropReason::Denied,
                 EndReason::Limited => DropReason::Limited,
                 _ => DropReason::NoBackend,
-            })
+            }))
         })?;
         let backend = Arc::clone(admitted.pick.backend);
         let mut flow = Flow {
@@ -90,7 +98,12 @@ impl Engine<'_> {
             Err(reason) => {
                 let view = FlowView::new(flow, cx.now);
                 self.held.end(&view, EndReason::LocalError, cx.clients, self.worker);
-                Err(Verdict::Drop(reason))
+                match flow.mode {
+                    Mode::Dsr | Mode::Tunnel(_) => {
+                        Err(Without::Stateless(flow.mode, flow.backend.ip()))
+                    }
+                    _ => Err(Without::Verdict(Verdict::Drop(reason))),
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ mod errors;
 mod retry;
 mod send;
 
+use begin::Without;
 pub use retry::BackendFailure;
 
 use alloc::sync::Arc;
@@ -16,6 +17,7 @@ use crate::packet::counters::PacketCounters;
 use crate::packet::flow::{Direction, FlowTable, Found, Guess, Handle, State, Tuple, step};
 use crate::packet::frame::Frame;
 use crate::packet::held::Held;
+use crate::packet::icmp::Error;
 use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
 use crate::packet::pending::Pending;
 use crate::packet::reason::DropReason;
@@ -194,7 +196,14 @@ impl<'r> Engine<'r> {
                 let found = Found { handle, direction: Direction::Forward };
                 self.forward(frame, packet, found, cx)
             }
-            Err(verdict) => verdict,
+            Err(Without::Verdict(verdict)) => verdict,
+            Err(Without::Stateless(mode, to)) => {
+                self.counters.stateless.inc();
+                match packet.ttl {
+                    0 | 1 => self.error(frame, packet, Error::TimeExceeded, cx),
+                    _ => self.one_way(frame, packet, mode, to, self.flows.hash(tuple), cx),
+                }
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! Of the modes whose replies come through here. A backend that was left and answers after all gets
 //! a reset, so that it keeps no half of a connection.
 
+use alloc::sync::Arc;
 use core::net::IpAddr;
 
 use super::{Context, Engine, Verdict};
@@ -14,7 +15,9 @@ use crate::packet::parse::{Packet, Transport, parse_ip, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::write_reset;
 use crate::packet::routes::{NextHop, address_packet};
-use crate::{BackendId, EndReason, FailureCause, RetryCause, Service, ServiceId};
+use crate::{
+    Backend, BackendId, EndReason, FailureCause, FlowKey, RetryCause, Service, ServiceId, Tried,
+};
 
 /// Failures that are kept for the control loop at a time.
 const MOST_FAILURES: usize = 64;
@@ -110,7 +113,7 @@ impl Engine<'_> {
         let opening = found.is_some_and(|found| found.handle == handle)
             && self.flows.brief(handle).state == State::Opening;
         if !opening {
-            self.pending.end(handle);
+            self.pending.end_at(place);
             return None;
         }
         let flow = self.flows.flow(handle);
@@ -124,47 +127,87 @@ impl Engine<'_> {
             .and_then(|service| Some((service, service.select(start, tried, self.worker).ok()?)));
         let Some((service, pick)) = next else {
             // It stays where it is, and hears no more from us.
-            self.pending.end(handle);
+            self.pending.end_at(place);
             return None;
         };
-        let counters = service.state.counters.of(self.worker);
-        counters.retries[retry_cause(cause) as usize].inc();
-        pick.backend.counters.of(self.worker).connections.inc();
         if let Some(reply) = flow.reply() {
             self.pending.abandon(self.flows.hash(&reply), cx.now.plus(LINGER));
         }
-        self.flows.remove(handle);
-        self.held.rebind(flow.id, pick.backend);
-        let mut next = Flow {
-            backend: pick.backend.addr.target(flow.vip.port()),
-            id: pick.backend.id,
-            ..flow
-        };
-        let expires = tick(self.expires(flow.service, State::Opening, cx.now));
-        let entered = self.our_side(&mut next, service, start).and_then(|()| {
-            // Its cell is one that was just freed, or another that nobody misses.
-            let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
-            let evicted = |view: &FlowView, _| held.end(view, EndReason::Evicted, clients, worker);
-            self.flows.insert(&next, cx.now, expires, evicted).ok_or(DropReason::NoFlow)
-        });
-        let handle = match entered {
-            Ok(handle) => handle,
+        let backend = Arc::clone(pick.backend);
+        let (handle, next) = match self.rebind(handle, service, &backend, start, cause, cx) {
+            Ok(moved) => moved,
             Err(reason) => {
-                self.pending.end(handle);
-                let view = FlowView::new(next, cx.now);
-                self.held.end(&view, EndReason::LocalError, cx.clients, self.worker);
+                self.pending.end_at(place);
                 return Some(Verdict::Drop(reason));
             }
         };
-        self.flows.set_generation(handle, cx.snapshot.generation as u32);
         self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout));
         let waiting = self.pending.at(place);
-        waiting.tried.insert(next.id);
+        waiting.tried.insert(next);
         if !frame.replace(waiting.packet()) {
             return Some(Verdict::Drop(DropReason::NoRoom));
         }
         let found = Found { handle, direction: Direction::Forward };
         Some(self.forward(frame, &packet, found, cx))
+    }
+
+    /// Moves a flow to another backend, on which a place is taken; returns it as it is then. An
+    /// error says why there is none any more.
+    fn rebind(
+        &mut self,
+        handle: Handle,
+        service: &Service,
+        backend: &Arc<Backend>,
+        start: u64,
+        cause: FailureCause,
+        cx: &Context<'_>,
+    ) -> Result<(Handle, BackendId), DropReason> {
+        let counters = service.state.counters.of(self.worker);
+        counters.retries[retry_cause(cause) as usize].inc();
+        backend.counters.of(self.worker).connections.inc();
+        let flow = self.flows.flow(handle);
+        self.flows.remove(handle);
+        self.held.rebind(flow.id, backend);
+        let mut next =
+            Flow { backend: backend.addr.target(flow.vip.port()), id: backend.id, ..flow };
+        let expires = tick(self.expires(flow.service, State::Opening, cx.now));
+        let entered = self.our_side(&mut next, service, start).and_then(|()| {
+            let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
+            let evicted = |view: &FlowView, _| held.end(view, EndReason::Evicted, clients, worker);
+            self.flows.insert(&next, cx.now, expires, evicted).ok_or(DropReason::NoFlow)
+        });
+        match entered {
+            Ok(handle) => {
+                self.flows.set_generation(handle, cx.snapshot.generation as u32);
+                Ok((handle, next.id))
+            }
+            Err(reason) => {
+                let view = FlowView::new(next, cx.now);
+                self.held.end(&view, EndReason::LocalError, cx.clients, self.worker);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Moves a connection that is answered past us, and whose client has sent its first segment
+    /// for the third time, to its next candidate; it stays when there is none.
+    pub(super) fn unanswered(&mut self, handle: Handle, cx: &Context<'_>) -> Handle {
+        let flow = self.flows.flow(handle);
+        let Some(service) = cx.snapshot.service(flow.service) else { return handle };
+        if !service.policy.retry.on_connect {
+            return handle;
+        }
+        self.count_failure(&flow, FailureCause::Timeout);
+        let key =
+            FlowKey { source: flow.client, destination: flow.vip, protocol: service.protocol };
+        let hash = key.hash(&service.policy.hash, self.seed);
+        let start = service.start(hash, cx.random, self.worker);
+        let mut tried = Tried::NONE;
+        tried.insert(flow.id);
+        let Ok(pick) = service.select(start, &tried, self.worker) else { return handle };
+        let backend = Arc::clone(pick.backend);
+        let moved = self.rebind(handle, service, &backend, start, FailureCause::Timeout, cx);
+        moved.map_or(handle, |(handle, _)| handle)
     }
 
     fn count_failure(&mut self, flow: &Flow, cause: FailureCause) {

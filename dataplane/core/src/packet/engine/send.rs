@@ -7,7 +7,7 @@ use super::{Context, ERRORS_A_SECOND, Engine, Verdict};
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Error};
-use crate::packet::parse::{Packet, Transport};
+use crate::packet::parse::{Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, translate};
 use crate::packet::routes::{NextHop, address, address_packet};
@@ -23,12 +23,20 @@ impl Engine<'_> {
         found: Found,
         cx: &Context<'_>,
     ) -> Verdict {
-        let Found { handle, direction } = found;
+        let Found { mut handle, direction } = found;
         if packet.ttl <= 1 {
             return self.error(frame, packet, Error::TimeExceeded, cx);
         }
         let brief = self.flows.brief(handle);
         let two_way = brief.mode.is_two_way();
+        if !two_way
+            && brief.state == State::Opening
+            && let Transport::Tcp { flags, .. } = packet.transport
+            && flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+            && self.flows.count_syn(handle) > 2
+        {
+            handle = self.unanswered(handle, cx);
+        }
         let state = match packet.transport {
             Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
             _ => brief.state.after_datagram(direction),
@@ -43,11 +51,28 @@ impl Engine<'_> {
             });
         }
         let to = self.flows.ends(handle, Direction::Forward).destination().to_canonical();
-        match brief.mode {
-            Mode::Tunnel(tunnel) => {
-                let hash = self.flows.flow(handle).forward().map_or(0, |t| self.flows.hash(&t));
-                self.carry(frame, packet, tunnel, to, hash, cx)
+        let hash = match brief.mode {
+            Mode::Tunnel(_) => {
+                self.flows.flow(handle).forward().map_or(0, |tuple| self.flows.hash(&tuple))
             }
+            _ => 0,
+        };
+        self.one_way(frame, packet, brief.mode, to, hash, cx)
+    }
+
+    /// Sends a packet as it is to the backend at `to`, which answers past us; `hash` spreads
+    /// tunnels.
+    pub(super) fn one_way(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        mode: Mode,
+        to: IpAddr,
+        hash: u64,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        match mode {
+            Mode::Tunnel(tunnel) => self.carry(frame, packet, tunnel, to, hash, cx),
             _ => self.deliver(frame, packet, to, cx, |frame| {
                 rewrite::complete(frame, packet);
                 rewrite::lower_ttl(frame.bytes_mut(), packet);

@@ -551,6 +551,51 @@ fn a_connection_that_nobody_takes_hears_of_it_in_the_end() {
 }
 
 #[test]
+fn a_third_first_segment_moves_a_connection_that_is_answered_past_us() {
+    for mode in [Mode::Dsr, Mode::Tunnel(Tunnel::Ipip)] {
+        with_engine(|world, engine| {
+            let backends = ["10.78.0.11:80", "10.78.0.12:80"];
+            world.serve(Protocol::Tcp, "192.0.2.10:80", mode, &backends, |_| {});
+            let (client, vip) = (addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
+            let mut backend = |frame: Vec<u8>| {
+                let (verdict, got) = world.pass(engine, &frame);
+                assert_eq!(verdict, Verdict::Send(1));
+                got[5]
+            };
+            let asks: Vec<u8> = (0..3).map(|_| backend(syn(client, vip).frame())).collect();
+            assert!(asks[0] == asks[1] && asks[1] != asks[2], "{asks:?}");
+            let later = tcp(client, vip, tcp_flags::ACK).frame();
+            assert_eq!(backend(later), asks[2], "and there it stays");
+            let state = &world.services[0].1.state;
+            assert_eq!(state.counters.totals().retries[RetryCause::Timeout as usize], 1);
+            assert_eq!((engine.flows().len(), state.active()), (1, 1));
+        });
+    }
+}
+
+#[test]
+fn with_a_full_table_direct_return_goes_on_and_nat_does_not() {
+    for (mode, want) in
+        [(Mode::Dsr, Verdict::Send(1)), (Mode::Nat, Verdict::Drop(DropReason::NoFlow))]
+    {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Tcp, "192.0.2.10:80", mode, &["10.78.0.11:80"], |_| {});
+            let vip = addr("192.0.2.10:80");
+            let mut last = Verdict::Punt;
+            for n in 0..=SHAPE.ipv4 {
+                let client = SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
+                // Established from the start, so that none makes room.
+                last = world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame()).0;
+            }
+            assert_eq!(last, want);
+            assert_eq!(engine.flows().len(), SHAPE.ipv4 as usize);
+            assert_eq!(world.services[0].1.state.active(), SHAPE.ipv4);
+            assert_eq!(engine.counters.stateless.get(), u64::from(mode == Mode::Dsr));
+        });
+    }
+}
+
+#[test]
 fn errors_reach_the_end_that_they_are_for() {
     for (client, vip, backend) in CASES {
         with_engine(|world, engine| {

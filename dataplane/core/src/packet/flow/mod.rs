@@ -193,6 +193,8 @@ pub(super) fn tick(step: u32) -> Tick {
 }
 
 const TRACKED: u16 = 1 << 8;
+/// First segments that were seen, up to three.
+const SYNS: u16 = 3 << 9;
 
 /// Mode and tracking in the flags of a cell.
 fn flags_of(flow: &Flow) -> u16 {

@@ -9,7 +9,8 @@ use super::index::REACH;
 use super::key::{mapped, unmapped, v4};
 use super::room::SLOTS;
 use super::{
-    Direction, Flow, FlowView, State, TRACKED, Tuple, backend_id, flags_of, mode_of, step, tick,
+    Direction, Flow, FlowView, SYNS, State, TRACKED, Tuple, backend_id, flags_of, mode_of, step,
+    tick,
 };
 use crate::hash::mixed;
 use crate::packet::prefetch::prefetch;
@@ -70,6 +71,14 @@ pub enum RegionError {
 /// A flow of the table, until it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Handle(pub(super) u32);
+
+#[cfg(test)]
+impl Handle {
+    /// Any handle.
+    pub(in crate::packet) fn of_number(n: u32) -> Self {
+        Self(n)
+    }
+}
 
 /// A packet's flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -374,6 +383,14 @@ impl<'r> FlowTable<'r> {
             let sides = &self.cells6[index_of(handle.0)].addresses;
             Ends::v6(sides[source], sides[destination], ports)
         }
+    }
+
+    /// Counts a first segment of a flow that is not answered here; returns how many there were.
+    pub(in crate::packet) fn count_syn(&mut self, handle: Handle) -> u16 {
+        let common = self.common_mut(handle.0);
+        let count = ((common.flags & SYNS) >> SYNS.trailing_zeros()) + 1;
+        common.flags = (common.flags & !SYNS) | ((count << SYNS.trailing_zeros()) & SYNS);
+        count
     }
 
     /// Notes a packet of `bytes`, after which the flow is in `state` until `expires`.
