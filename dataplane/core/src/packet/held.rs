@@ -25,6 +25,9 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 /// and its ports are not given to another flow.
 pub(super) const LINGER: Duration = Duration::from_secs(10);
 
+/// Longest time without a packet.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// How long flows of a service live without a packet, by state, in steps of the wheel.
 fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
     State::ALL.map(|state| {
@@ -35,7 +38,8 @@ fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
             (Protocol::Tcp, _) => policy.timeouts.idle,
             (Protocol::Udp, _) => policy.udp.idle,
         };
-        step(Tick(0).plus(timeout)).max(1)
+        // Longer than any connection, and far from where steps end.
+        step(Tick(0).plus(timeout.min(LONGEST))).max(1)
     })
 }
 

@@ -62,7 +62,7 @@ pub(super) struct Quoted {
     /// As it was on its way.
     pub(super) tuple: Tuple,
     l3: usize,
-    l4: usize,
+    pub(super) l4: usize,
 }
 
 /// Finds the packet that the error `packet` quotes; none when it has no ports.

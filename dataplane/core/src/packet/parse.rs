@@ -266,7 +266,14 @@ fn ipv6(frame: &[u8], at: usize) -> Result<Packet, DropReason> {
     let frame = &frame[..end];
     let [source, destination]: [&[u8; 16]; 2] = [array(header, 8)?, array(header, 24)?];
     let (source, destination) = (Ipv6Addr::from(*source), Ipv6Addr::from(*destination));
-    if source.is_multicast() || source.is_loopback() || destination.is_loopback() {
+    // IPv4-mapped addresses are for programs, and on no wire (RFC 4291, section 2.5.5.2).
+    let mapped = |ip: Ipv6Addr| ip.to_ipv4_mapped().is_some();
+    if source.is_multicast()
+        || source.is_loopback()
+        || destination.is_loopback()
+        || mapped(source)
+        || mapped(destination)
+    {
         return Err(DropReason::BadAddress);
     }
     let (mut next, mut l4, mut fragment) = (header[6], at + 40, None);

@@ -107,6 +107,7 @@ fn each_malformation_has_its_reason() {
         parse(&frame)
     };
     let (udp4, udp6) = (udp(client4, vip4), udp(client6, vip6));
+    let mapped = udp(addr("[::ffff:203.0.113.7]:1"), vip6).frame();
     for (name, result, want) in [
         ("IPv4: version", change(&udp4, 14, 0x55), DropReason::BadIp),
         ("IPv4: header length", change(&udp4, 14, 0x44), DropReason::BadIp),
@@ -118,6 +119,7 @@ fn each_malformation_has_its_reason() {
         ("IPv6: version", change(&udp6, 14, 0x40), DropReason::BadIp),
         ("IPv6: length", change(&udp6, 19, 99), DropReason::Truncated),
         ("IPv6: multicast source", change(&udp6, 22, 0xff), DropReason::BadAddress),
+        ("IPv6: mapped", parse(&mapped), DropReason::BadAddress),
         ("UDP: length below", change(&udp4, 39, 7), DropReason::BadTransport),
         ("UDP: length above", change(&udp4, 39, 9), DropReason::BadTransport),
         ("TCP: header length", change(&tcp(client4, vip4, 0), 46, 0x40), DropReason::BadTransport),

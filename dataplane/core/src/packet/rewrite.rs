@@ -31,6 +31,11 @@ impl Ends {
         Self::V6 { addresses, ports }
     }
 
+    /// Whether they are of IPv4.
+    pub(super) fn is_v4(&self) -> bool {
+        matches!(self, Self::V4 { .. })
+    }
+
     /// To whom.
     pub(super) fn destination(&self) -> IpAddr {
         match self {
@@ -108,6 +113,17 @@ pub(super) fn lower_ttl(bytes: &mut [u8], packet: &Packet) {
         }
         Addresses::V6(..) => bytes[l3 + 7] = ttl,
     }
+}
+
+/// Whether the transport checksum of a TCP or UDP packet is right.
+pub(super) fn is_summed(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let body = &frame.bytes()[usize::from(packet.l4)..usize::from(packet.end)];
+    let (length, number) = (body.len() as u32, packet.protocol);
+    let pseudo = match packet.addresses {
+        Addresses::V4(from, to) => pseudo_header(&from.octets(), &to.octets(), number, length),
+        Addresses::V6(from, to) => pseudo_header(&from.octets(), &to.octets(), number, length),
+    };
+    pseudo.bytes(body).folded() == 0xffff
 }
 
 /// Fills in a transport checksum that its sender left to the port.

@@ -143,19 +143,24 @@ pub(super) struct HopCache(Box<[Remembered]>);
 #[derive(Clone, Copy)]
 struct Remembered {
     ip: IpAddr,
-    /// Zero is no routes'.
     version: u64,
     link: u16,
     mac: Mac,
 }
 
+/// The version of no routes.
+const NO_ROUTES: u64 = u64::MAX;
 /// Places of the cache.
 const REMEMBERED: usize = 1024;
 
 impl Default for HopCache {
     fn default() -> Self {
-        let nothing =
-            Remembered { ip: Ipv4Addr::UNSPECIFIED.into(), version: 0, link: 0, mac: [0; 6] };
+        let nothing = Remembered {
+            ip: Ipv4Addr::UNSPECIFIED.into(),
+            version: NO_ROUTES,
+            link: 0,
+            mac: [0; 6],
+        };
         Self(alloc::vec![nothing; REMEMBERED].into())
     }
 }

@@ -4,12 +4,12 @@
 use core::net::{IpAddr, Ipv6Addr};
 
 use super::{Context, Engine, Verdict};
-use crate::packet::checksum::{Change, pseudo_header};
-use crate::packet::frame::Frame;
-use crate::packet::parse::{Addresses, Packet, Transport, protocol};
+use crate::packet::checksum::{Change, Sum, pseudo_header};
+use crate::packet::frame::{Frame, VlanTag};
+use crate::packet::parse::{Addresses, ETHERNET, Packet, Transport, protocol};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{Ends, translate};
-use crate::packet::routes::{Link, Mac, NextHop, address, address_packet};
+use crate::packet::routes::{Link, Mac, address_packet};
 
 /// Time to live of answers.
 const TTL: u8 = 64;
@@ -25,7 +25,10 @@ impl Engine<'_> {
     /// Answers an ARP request for one of our addresses, in its place (RFC 826); leaves the rest to
     /// the kernel.
     pub(super) fn arp(&self, frame: &mut Frame<'_>, at: u16, cx: &Context<'_>) -> Verdict {
-        let Some(link) = self.arrival(frame, cx) else { return Verdict::Punt };
+        // Tags within the frame name a network that is none of our links.
+        let Some(link) = self.arrival(frame, cx).filter(|_| usize::from(at) == ETHERNET) else {
+            return Verdict::Punt;
+        };
         let port = link.port;
         let mac = link.mac;
         let at = usize::from(at);
@@ -72,9 +75,6 @@ impl Engine<'_> {
 
     fn echo(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
         let to = packet.addresses.source();
-        let NextHop::Known(link, mac) = self.hops.next_hop(cx.routes, to) else {
-            return Verdict::Drop(DropReason::NoNeighbour);
-        };
         let (ends, reply) = match packet.addresses {
             Addresses::V4(from, to) => (Ends::v4(to.octets(), from.octets(), [0; 2]), 0),
             Addresses::V6(from, to) => (Ends::v6(to.octets(), from.octets(), [0; 2]), 129),
@@ -95,12 +95,21 @@ impl Engine<'_> {
             Addresses::V6(..) => bytes[l3 + 7] = TTL + 1,
         }
         bytes[l4] = reply;
-        put(bytes, l4 + 2, Change::NONE.word(u16::from(kind) << 8, u16::from(reply) << 8));
-        translate(frame, &Packet { ttl: TTL + 1, ..*packet }, &ends);
-        match address(frame, packet.l3, packet.end, link, mac) {
-            true => Verdict::Send(link.port),
-            false => Verdict::Drop(DropReason::NoRoom),
+        let end = usize::from(packet.end);
+        match packet.addresses {
+            // Summed anew: of all zeros an update makes the wrong zero.
+            Addresses::V4(..) => {
+                bytes[l4 + 2..l4 + 4].fill(0);
+                let sum = Sum::ZERO.bytes(&bytes[l4..end]).checksum().to_be_bytes();
+                bytes[l4 + 2..l4 + 4].copy_from_slice(&sum);
+            }
+            Addresses::V6(..) => {
+                let change = Change::NONE.word(u16::from(kind) << 8, u16::from(reply) << 8);
+                put(bytes, l4 + 2, change);
+            }
         }
+        let packet = Packet { ttl: TTL + 1, ..*packet };
+        self.deliver(frame, &packet, to, cx, |frame| translate(frame, &packet, &ends))
     }
 
     fn advertise(
@@ -121,7 +130,7 @@ impl Engine<'_> {
         if packet.ttl != NEAR || pseudo.bytes(body).folded() != 0xffff {
             return Some(Verdict::Drop(DropReason::BadTransport));
         }
-        let link = self.arrival(frame, cx)?;
+        let link = self.arrival(frame, cx).filter(|_| usize::from(packet.l3) == ETHERNET)?;
         let mut station: Mac = [0; 6];
         station.copy_from_slice(frame.bytes().get(6..12)?);
         // Who has no address yet is told with all others (RFC 4861, section 7.2.4).
@@ -150,7 +159,10 @@ impl Engine<'_> {
 
     /// The link that a frame came by.
     fn arrival<'c>(&self, frame: &Frame<'_>, cx: &Context<'c>) -> Option<&'c Link> {
-        let came = |link: &&Link| link.port == frame.port && link.tag == frame.tag;
+        // Priorities say nothing of the network, and network 0 is none (802.1Q).
+        let network = |tag: Option<VlanTag>| tag.map_or(0, |tag| tag.0 & 0xfff);
+        let came =
+            |link: &&Link| link.port == frame.port && network(link.tag) == network(frame.tag);
         cx.routes.links().iter().find(came)
     }
 }

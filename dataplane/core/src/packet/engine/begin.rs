@@ -6,7 +6,7 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Ended, Flow, FlowView, Handle, State, Tuple, tick};
 use crate::packet::frame::Frame;
-use crate::packet::parse::{Packet, Transport, protocol, tcp_flags};
+use crate::packet::parse::{Packet, protocol};
 use crate::packet::reason::DropReason;
 use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 
@@ -47,7 +47,8 @@ impl Engine<'_> {
             client,
             dialled: vip,
             seed: self.seed,
-            random: cx.random,
+            // One number a burst, and another one each flow.
+            random: cx.random ^ self.flows.hash(tuple),
             worker: self.worker,
             now: cx.now,
         };
@@ -85,13 +86,6 @@ impl Engine<'_> {
         match entered {
             Ok(handle) => {
                 self.flows.set_generation(handle, cx.snapshot.generation as u32);
-                if let Transport::Tcp { flags, .. } = packet.transport
-                    && flags & tcp_flags::SYN == 0
-                {
-                    // From before we were here: its handshake is over.
-                    let expires = self.expires(service.id, State::Established, cx.now);
-                    self.flows.note_step(handle, State::Established, expires, 0);
-                }
                 self.keep(frame, packet, handle, (service, admitted.start), cx);
                 Ok(handle)
             }
@@ -142,8 +136,10 @@ impl Engine<'_> {
         let offset = (u64::from(self.workers) + self.worker as u64
             - u64::from(first) % u64::from(self.workers))
             % u64::from(self.workers);
+        // Starts of rounds count up, and those of clients' hashes are alike.
+        let from = flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple));
         for n in 0..PORT_TRIES.min(range) {
-            let turn = (start >> 16).wrapping_add(n) % range;
+            let turn = (from >> 16).wrapping_add(n) % range;
             let port = u64::from(first) + offset + turn * u64::from(self.workers);
             let Some(port) = u16::try_from(port).ok().filter(|port| *port <= last) else {
                 continue;

@@ -53,6 +53,7 @@ impl Engine<'_> {
             (Direction::Reply, _) => {
                 if icmp::is_unreachable(packet)
                     && self.flows.brief(found.handle).state == State::Opening
+                    && self.is_about(found.handle, frame.bytes(), quoted.l4 + 4, 0)
                     && let Some(verdict) =
                         self.refused(found.handle, frame, FailureCause::Unreachable, cx)
                 {

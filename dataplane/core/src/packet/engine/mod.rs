@@ -21,6 +21,7 @@ use crate::packet::icmp::Error;
 use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
 use crate::packet::pending::Pending;
 use crate::packet::reason::DropReason;
+use crate::packet::rewrite::complete;
 use crate::packet::routes::{HopCache, Routes};
 use crate::{Clients, EndReason, FailureCause, Snapshot, Tick};
 
@@ -37,7 +38,7 @@ const ERRORS_A_SECOND: u32 = 1000;
 pub enum Verdict {
     /// It goes out of this port, as it stands now.
     Send(u16),
-    /// It is left to the kernel, and was not touched.
+    /// It is left to the kernel, and was not touched but for a checksum that it lacked.
     Punt,
     /// It goes no further.
     Drop(DropReason),
@@ -191,6 +192,8 @@ impl<'r> Engine<'r> {
         } else if let Some(verdict) = self.of_abandoned(frame, packet, tuple, cx) {
             return verdict;
         }
+        // What is kept of it is whole.
+        complete(frame, packet);
         match self.begin(frame, packet, tuple, cx) {
             Ok(handle) => {
                 let found = Found { handle, direction: Direction::Forward };
@@ -220,6 +223,11 @@ impl<'r> Engine<'r> {
             && self.flows.brief(found.handle).state == State::Opening
         {
             if flags & tcp_flags::RST != 0 {
+                // Anybody may claim to be the backend; it alone knows what it was sent.
+                let at = usize::from(packet.l4) + 8;
+                if !self.is_about(found.handle, frame.bytes(), at, 1) {
+                    return Verdict::Drop(DropReason::NoFlow);
+                }
                 let elsewhere = self.refused(found.handle, frame, FailureCause::Refused, cx);
                 if let Some(verdict) = elsewhere {
                     return verdict;
@@ -250,8 +258,13 @@ impl<'r> Engine<'r> {
         if let Transport::Tcp { flags, .. } = packet.transport {
             // The client uses its port again.
             let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
-            if begins && brief.state == State::Closed {
+            let alone = !brief.mode.is_two_way() && brief.state == State::ClientDone;
+            if begins && (brief.state == State::Closed || alone) {
                 return Err(EndReason::Client);
+            }
+            // Nobody answers there: the client has begun anew.
+            if begins && brief.state > State::Answered && !self.stays(handle, cx) {
+                return Err(EndReason::Backend);
             }
         }
         let generation = cx.snapshot.generation as u32;
@@ -259,17 +272,18 @@ impl<'r> Engine<'r> {
             return Ok(());
         }
         self.flows.set_generation(handle, generation);
-        let flow = self.flows.flow(handle);
-        let stays = || {
-            let service = cx.snapshot.service(flow.service)?;
-            let backend = self.held.backend(flow.id)?;
-            Some(service.keeps(flow.id, backend.addr))
-        };
         // A connection is its two ends': it goes on while they wish. Datagrams move at once.
-        match packet.protocol == protocol::TCP || stays() == Some(true) {
+        match packet.protocol == protocol::TCP || self.stays(handle, cx) {
             true => Ok(()),
             false => Err(EndReason::Backend),
         }
+    }
+
+    /// Whether the backend of a flow still takes it.
+    fn stays(&self, handle: Handle, cx: &Context<'_>) -> bool {
+        let flow = self.flows.flow(handle);
+        let (service, backend) = (cx.snapshot.service(flow.service), self.held.backend(flow.id));
+        service.zip(backend).is_some_and(|(service, backend)| service.keeps(flow.id, backend.addr))
     }
 
     fn end(&mut self, handle: Handle, reason: EndReason, cx: &Context<'_>) {

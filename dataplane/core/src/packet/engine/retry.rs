@@ -12,8 +12,9 @@ use crate::packet::flow::{Direction, Flow, FlowView, Found, Handle, State, Tuple
 use crate::packet::frame::Frame;
 use crate::packet::held::LINGER;
 use crate::packet::parse::{Packet, Transport, parse_ip, tcp_flags};
+use crate::packet::pending::LARGEST;
 use crate::packet::reason::DropReason;
-use crate::packet::rewrite::write_reset;
+use crate::packet::rewrite::{is_summed, write_reset};
 use crate::packet::routes::{NextHop, address_packet};
 use crate::{
     Backend, BackendId, EndReason, FailureCause, FlowKey, RetryCause, Service, ServiceId, Tried,
@@ -64,12 +65,17 @@ impl Engine<'_> {
         cx: &Context<'_>,
     ) {
         let Transport::Tcp { flags, .. } = packet.transport else { return };
-        let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
+        // What no backend would answer says nothing of those that do not.
+        let ends = tcp_flags::ACK | tcp_flags::FIN | tcp_flags::RST;
+        let begins = flags & (tcp_flags::SYN | ends) == tcp_flags::SYN;
         let retry = &service.policy.retry;
-        if !begins || !retry.on_connect || !service.policy.mode.is_two_way() {
+        if !begins || packet.ttl <= 1 || !retry.on_connect || !service.policy.mode.is_two_way() {
             return;
         }
         let segment = &frame.bytes()[usize::from(packet.l3)..usize::from(packet.end)];
+        if segment.len() > LARGEST || !is_summed(frame, packet) {
+            return;
+        }
         let due = cx.now.plus(retry.syn_timeout);
         if self.pending.begin(handle, start, segment, cx.now, due) {
             let id = self.flows.flow(handle).id;
@@ -90,6 +96,19 @@ impl Engine<'_> {
     ) -> Option<Verdict> {
         let place = self.pending.find(handle)?;
         self.again(place, frame, cause, cx)
+    }
+
+    /// Whether the number at `at` of a packet is the first segment's sequence number, and `more`,
+    /// of a connection that waits; so too when none does.
+    pub(super) fn is_about(&mut self, handle: Handle, bytes: &[u8], at: usize, more: u32) -> bool {
+        let Some(place) = self.pending.find(handle) else { return true };
+        let kept = self.pending.at(place).packet();
+        let Ok(first) = parse_ip(kept, 0) else { return true };
+        let number = |bytes: &[u8], at: usize| {
+            bytes.get(at..)?.first_chunk::<4>().map(|number| u32::from_be_bytes(*number))
+        };
+        let sequence = number(kept, usize::from(first.l4) + 4);
+        number(bytes, at) == sequence.map(|sequence| sequence.wrapping_add(more))
     }
 
     fn again(
@@ -179,6 +198,9 @@ impl Engine<'_> {
         match entered {
             Ok(handle) => {
                 self.flows.set_generation(handle, cx.snapshot.generation as u32);
+                if service.policy.affinity.is_some() {
+                    cx.clients.affinity.keep(service.id, next.client.ip(), next.id, cx.now);
+                }
                 Ok((handle, next.id))
             }
             Err(reason) => {
@@ -190,24 +212,31 @@ impl Engine<'_> {
     }
 
     /// Moves a connection that is answered past us, and whose client has sent its first segment
-    /// for the third time, to its next candidate; it stays when there is none.
-    pub(super) fn unanswered(&mut self, handle: Handle, cx: &Context<'_>) -> Handle {
+    /// for the third time, to its next candidate; it stays when there is none. None when its flow
+    /// has gone, as there is no room for it any more.
+    ///
+    /// The backend's streak is left alone: nothing that ends it is seen here, and three segments are
+    /// easily forged.
+    pub(super) fn unanswered(&mut self, handle: Handle, cx: &Context<'_>) -> Option<Handle> {
         let flow = self.flows.flow(handle);
-        let Some(service) = cx.snapshot.service(flow.service) else { return handle };
+        let Some(service) = cx.snapshot.service(flow.service) else { return Some(handle) };
         if !service.policy.retry.on_connect {
-            return handle;
+            return Some(handle);
         }
-        self.count_failure(&flow, FailureCause::Timeout);
+        if let Some(backend) = self.held.backend(flow.id) {
+            let failures = &backend.counters.of(self.worker).failures;
+            failures[FailureCause::Timeout as usize].inc();
+        }
         let key =
             FlowKey { source: flow.client, destination: flow.vip, protocol: service.protocol };
         let hash = key.hash(&service.policy.hash, self.seed);
         let start = service.start(hash, cx.random, self.worker);
         let mut tried = Tried::NONE;
         tried.insert(flow.id);
-        let Ok(pick) = service.select(start, &tried, self.worker) else { return handle };
+        let Ok(pick) = service.select(start, &tried, self.worker) else { return Some(handle) };
         let backend = Arc::clone(pick.backend);
         let moved = self.rebind(handle, service, &backend, start, FailureCause::Timeout, cx);
-        moved.map_or(handle, |(handle, _)| handle)
+        moved.ok().map(|(handle, _)| handle)
     }
 
     fn count_failure(&mut self, flow: &Flow, cause: FailureCause) {

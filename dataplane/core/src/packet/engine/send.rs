@@ -7,7 +7,7 @@ use super::{Context, ERRORS_A_SECOND, Engine, Verdict};
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Error};
-use crate::packet::parse::{Packet, Transport, tcp_flags};
+use crate::packet::parse::{Addresses, Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, translate};
 use crate::packet::routes::{NextHop, address, address_packet};
@@ -35,7 +35,10 @@ impl Engine<'_> {
             && flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
             && self.flows.count_syn(handle) > 2
         {
-            handle = self.unanswered(handle, cx);
+            match self.unanswered(handle, cx) {
+                Some(moved) => handle = moved,
+                None => return Verdict::Drop(DropReason::NoFlow),
+            }
         }
         let state = match packet.transport {
             Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
@@ -46,6 +49,9 @@ impl Engine<'_> {
         self.flows.note_step(handle, state, expires, bytes);
         if two_way {
             let ends = self.flows.ends(handle, direction);
+            if ends.is_v4() != matches!(packet.addresses, Addresses::V4(..)) {
+                return Verdict::Drop(DropReason::Untranslatable);
+            }
             return self.deliver(frame, packet, ends.destination(), cx, |frame| {
                 translate(frame, packet, &ends);
             });
@@ -178,20 +184,30 @@ impl Engine<'_> {
             Error::TooBig(_) => DropReason::TooBig,
             Error::TimeExceeded => DropReason::TtlExceeded,
         };
-        if !self.may_tell(cx.now) {
+        // Errors are not told of errors (RFC 1122, section 3.2.2).
+        if icmp::is_error(packet) || !self.may_tell(cx.now) {
             return Verdict::Drop(reason);
         }
         let to = packet.addresses.source();
-        let NextHop::Known(link, mac) = cx.routes.next_hop(to) else {
-            return Verdict::Drop(reason);
+        let hop = cx.routes.next_hop(to);
+        let link = match hop {
+            NextHop::Known(link, _) => link,
+            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
+            NextHop::None => return Verdict::Drop(reason),
         };
         let Some(from) = link.address_for(to) else { return Verdict::Drop(reason) };
-        if !icmp::write_error(frame, packet, from, error) || !address_packet(frame, link, mac) {
+        if !icmp::write_error(frame, packet, from, error) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.told.inc();
         self.counters.dropped[reason as usize].inc();
-        Verdict::Send(link.port)
+        match hop {
+            NextHop::Known(link, mac) if address_packet(frame, link, mac) => {
+                Verdict::Send(link.port)
+            }
+            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
+            _ => self.waits(to, cx),
+        }
     }
 
     /// Whether an error of our own may be sent now: nobody is to drown others by our hand.

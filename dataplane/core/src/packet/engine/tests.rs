@@ -467,7 +467,10 @@ fn a_connection_whose_backend_fails_it_goes_to_the_next() {
                 let (verdict, got) = match failing {
                     Failing::Refuses => {
                         let flags = tcp_flags::RST | tcp_flags::ACK;
-                        world.pass(engine, &tcp(first, local, flags).frame())
+                        let stranger = tcp(first, local, flags).numbers(0, 77).frame();
+                        let (verdict, _) = world.pass(engine, &stranger);
+                        assert_eq!(verdict, Verdict::Drop(DropReason::NoFlow), "a guess");
+                        world.pass(engine, &tcp(first, local, flags).numbers(0, 1001).frame())
                     }
                     Failing::Unreachable => {
                         let kind = if client.is_ipv4() { (3, 1) } else { (1, 3) };
@@ -537,13 +540,13 @@ fn a_connection_that_nobody_takes_hears_of_it_in_the_end() {
         let (client, vip) = (addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
         let refuse = |got: &[u8]| {
             let from = SocketAddr::new(destination(got), 80);
-            tcp(from, client, tcp_flags::RST | tcp_flags::ACK).frame()
+            tcp(from, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001).frame()
         };
         let (_, first) = world.pass(engine, &syn(client, vip).frame());
         let (verdict, second) = world.pass(engine, &refuse(&first));
         assert_eq!(verdict, Verdict::Send(1));
         let (verdict, last) = world.pass(engine, &refuse(&second));
-        let want = tcp(vip, client, tcp_flags::RST | tcp_flags::ACK);
+        let want = tcp(vip, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
         assert_eq!((verdict, last), (Verdict::Send(0), want.ttl(63).macs(US[0], ROUTER).frame()));
         let totals = world.services[0].1.state.counters.totals();
         assert_eq!(totals.retries[RetryCause::Refused as usize], 1);
@@ -584,8 +587,12 @@ fn with_a_full_table_direct_return_goes_on_and_nat_does_not() {
             let mut last = Verdict::Punt;
             for n in 0..=SHAPE.ipv4 {
                 let client = SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
-                // Established from the start, so that none makes room.
                 last = world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame()).0;
+                // Both have spoken, so that it makes no room.
+                let reply = tcp(addr("10.78.0.11:80"), client, tcp_flags::ACK).frame();
+                if mode == Mode::Nat && n < SHAPE.ipv4 {
+                    assert_eq!(world.pass(engine, &reply).0, Verdict::Send(0));
+                }
             }
             assert_eq!(last, want);
             assert_eq!(engine.flows().len(), SHAPE.ipv4 as usize);
@@ -593,6 +600,71 @@ fn with_a_full_table_direct_return_goes_on_and_nat_does_not() {
             assert_eq!(engine.counters.stateless.get(), u64::from(mode == Mode::Dsr));
         });
     }
+}
+
+#[test]
+fn places_and_flows_agree_when_a_full_table_stops_a_move() {
+    with_engine(|world, engine| {
+        let backends = ["10.78.0.11:80", "10.78.0.12:80"];
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Dsr, &backends, |_| {});
+        let vip = addr("192.0.2.10:80");
+        let from = |n: u32| SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
+        for n in 0..SHAPE.ipv4 {
+            world.pass(engine, &syn(from(n), vip).frame());
+            if n % 20 != 0 {
+                world.pass(engine, &tcp(from(n), vip, tcp_flags::ACK).frame());
+            }
+        }
+        for n in (0..SHAPE.ipv4).step_by(20) {
+            for _ in 0..4 {
+                world.pass(engine, &syn(from(n), vip).frame());
+                let state = &world.services[0].1.state;
+                assert_eq!(engine.flows().len(), state.active() as usize, "client {n}");
+            }
+        }
+        world.now = world.now.plus(Duration::from_secs(100_000));
+        for _ in 0..100 {
+            world.pass(engine, &udp(from(0), addr("192.0.2.99:1")).frame());
+        }
+        let service = &world.services[0].1;
+        let active = service.groups[0].pool.members().iter().map(|m| m.backend.active());
+        assert_eq!((engine.flows().len(), service.state.active()), (0, 0));
+        assert_eq!(active.sum::<u32>(), 0);
+    });
+}
+
+#[test]
+fn a_client_that_begins_anew_leaves_a_failed_backend() {
+    with_engine(|world, engine| {
+        let backends = ["10.78.0.11:80", "10.78.0.12:80"];
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &backends, |_| {});
+        let (client, vip) = (addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
+        let first = destination(&world.pass(engine, &syn(client, vip).frame()).1);
+        let both = tcp_flags::SYN | tcp_flags::ACK;
+        world.pass(engine, &tcp(SocketAddr::new(first, 80), client, both).frame());
+        world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame());
+        let again = destination(&world.pass(engine, &syn(client, vip).frame()).1);
+        assert_eq!(again, first, "while that is well");
+        world.fail(0, &[&first.to_string()]);
+        let later = destination(&world.pass(engine, &tcp(client, vip, 0).frame()).1);
+        assert_eq!(later, first, "a connection goes on while its ends wish");
+        let anew = destination(&world.pass(engine, &syn(client, vip).frame()).1);
+        assert_ne!(anew, first);
+    });
+}
+
+#[test]
+fn without_routes_nothing_is_sent_and_nothing_breaks() {
+    with_engine(|world, engine| {
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &["10.78.0.11:80"], |_| {});
+        world.routes = Routes::default();
+        let echo = message(ip("0.0.0.0"), ip("192.0.2.10"), 8, 0, [0; 4]);
+        let first = syn(addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
+        for frame in [echo.frame(), first.frame()] {
+            let (verdict, _) = world.pass(engine, &frame);
+            assert_eq!(verdict, Verdict::Drop(DropReason::NoNeighbour));
+        }
+    });
 }
 
 #[test]
@@ -676,6 +748,8 @@ fn echo_requests_to_a_vip_are_answered() {
             let (client, vip) = (addr(client).ip(), addr(vip).ip());
             let (asks, answers) = if client.is_ipv4() { (8, 0) } else { (128, 129) };
             let rest = [0, 7, 0, 1];
+            let zeros = message(client, vip, asks, 0, [0; 4]);
+            verify(&world.pass(engine, &zeros.frame()).1);
             let request = message(client, vip, asks, 0, rest).payload(b"there?").ttl(3);
             let (verdict, got) = world.pass(engine, &request.frame());
             let want = message(vip, client, answers, 0, rest).payload(b"there?");

@@ -89,6 +89,14 @@ impl State {
                     Self::Established
                 }
             }
+            // From before we were here: now both have spoken.
+            (Self::Opening, Reply) if flags & SYN == 0 => {
+                if fin {
+                    Self::BackendDone
+                } else {
+                    Self::Established
+                }
+            }
             (Self::Answered, Forward) if flags & SYN == 0 => {
                 if fin {
                     Self::ClientDone

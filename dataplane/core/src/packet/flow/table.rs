@@ -241,11 +241,7 @@ impl<'r> FlowTable<'r> {
     #[inline]
     pub fn confirm(&self, guess: Option<Guess>, tuple: &Tuple, hash: u64) -> Option<Found> {
         match guess {
-            Some(Guess(place))
-                if self.matches(place, tuple) && self.common(place).state != State::Free as u8 =>
-            {
-                Some(found(place))
-            }
+            Some(Guess(place)) if self.belongs(place, tuple) => Some(found(place)),
             _ => self.find(tuple, hash),
         }
     }
@@ -260,7 +256,7 @@ impl<'r> FlowTable<'r> {
         for _ in 0..REACH {
             let bucket = &self.buckets[at];
             for way in 0..WAYS {
-                if bucket.tags[way] == tag && self.matches(bucket.places[way], tuple) {
+                if bucket.tags[way] == tag && self.belongs(bucket.places[way], tuple) {
                     return Some(found(bucket.places[way]));
                 }
             }
@@ -270,6 +266,12 @@ impl<'r> FlowTable<'r> {
             at = self.after(at);
         }
         None
+    }
+
+    /// Whether packets with `tuple` are of the flow at a place, and that is still there.
+    #[inline]
+    fn belongs(&self, place: u32, tuple: &Tuple) -> bool {
+        self.matches(place, tuple) && self.common(place).state != State::Free as u8
     }
 
     /// Puts `flow` into the table until `expires`; a cell of a flow that never came about, or is
@@ -388,7 +390,7 @@ impl<'r> FlowTable<'r> {
     /// Counts a first segment of a flow that is not answered here; returns how many there were.
     pub(in crate::packet) fn count_syn(&mut self, handle: Handle) -> u16 {
         let common = self.common_mut(handle.0);
-        let count = ((common.flags & SYNS) >> SYNS.trailing_zeros()) + 1;
+        let count = (((common.flags & SYNS) >> SYNS.trailing_zeros()) + 1).min(3);
         common.flags = (common.flags & !SYNS) | ((count << SYNS.trailing_zeros()) & SYNS);
         count
     }
