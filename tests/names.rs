@@ -147,6 +147,9 @@ fn a_change_of_names_refuses_nobody() {
     let _dns = Dns::start(&net, &hosts, &[]);
     let named = |name: &str| document(&format!("    backends: [\"{name}:8080\"]\n"));
     let fairway = Fairway::start(&net, &named("a.test"));
+    let path = fairway.config_path();
+    let text = run(fairway_tests::program().to_str().unwrap(), &["check", path.to_str().unwrap()]);
+    assert!(text.contains("good, 1 service, 0 backends, 1 backend name\n"), "{text}");
     assert_eq!(names(&net), ["s1"], "from the first moment on");
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {

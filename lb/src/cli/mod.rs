@@ -438,7 +438,7 @@ fn check(path: &std::path::Path, format: Format) -> ExitCode {
         let backends = counted(report.backends, "backend");
         let names = match report.names {
             0 => String::new(),
-            names => format!(", {}", counted(names, "name of backends")),
+            names => format!(", {}", counted(names, "backend name")),
         };
         println!("{}: good, {services}, {backends}{names}", path.display());
         for note in &report.notes {
