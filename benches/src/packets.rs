@@ -17,10 +17,9 @@ use fairway_core::packet::{
     BURST, Context, Engine, Frame, Link, Route, Routes, Tunnel, Verdict, checksum::Sum, tcp_flags,
 };
 use fairway_core::{
-    AddrSet, Backend, BackendAddr, BackendId, Clients, Frontend, Group, HashPolicy, Limits, Member,
-    Mode, PassiveEjection, Policy, Pool, PortRange, Protocol, ProxyProtocol, Retry, Scheduler,
-    Service, ServiceId, ServiceState, Snapshot, SnapshotBuilder, SourceAddress, Standing, Tick,
-    Timeouts, Udp, Weight,
+    Backend, BackendAddr, BackendId, Clients, Frontend, Group, Member, Mode, Policy, Pool,
+    PortRange, Protocol, Scheduler, Service, ServiceId, ServiceState, Snapshot, SnapshotBuilder,
+    SourceAddress, Standing, Tick, Timeouts, Weight,
 };
 
 /// Room before a frame.
@@ -244,32 +243,16 @@ fn patched(frame: &[u8], client: SocketAddr) -> Vec<u8> {
 }
 
 fn policy(mode: Mode, scheduler: Scheduler) -> Policy {
+    // What is not measured is not to end.
     let hour = Duration::from_secs(3600);
     Policy {
         mode,
         scheduler,
-        hash: HashPolicy::default(),
-        affinity: None,
-        retry: Retry {
-            on_connect: true,
-            on_reset_before_reply: false,
-            attempts: None,
-            deadline: hour,
-            hedge_after: None,
-            replay_bytes: 0,
-            syn_timeout: Duration::from_millis(50),
-        },
         timeouts: Timeouts { connect: hour, idle: hour, half_closed: hour },
         source: SourceAddress {
             addresses: (0..4_u32).map(|n| Ipv4Addr::from(0x0a4e_ff00 | n).into()).collect(),
             ..SourceAddress::default()
         },
-        proxy_protocol: ProxyProtocol::default(),
-        udp: Udp { idle: hour, responses: None },
-        limits: Limits::default(),
-        passive: PassiveEjection { failures: 0, base: hour, max: hour },
-        allow: AddrSet::default(),
-        deny: AddrSet::default(),
-        drain_timeout: None,
+        ..Policy::default()
     }
 }

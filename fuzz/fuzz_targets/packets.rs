@@ -9,46 +9,25 @@ use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
 use fairway_core::packet::{Context, Engine, Frame, Link, Route, Routes, Verdict};
 use fairway_core::packet::{TransportChecksum, Tunnel};
 use fairway_core::{
-    AddrSet, Backend, BackendAddr, BackendId, Clients, Frontend, Group, HashPolicy, Limits, Member,
-    Mode, PassiveEjection, Policy, Pool, PortRange, Protocol, ProxyProtocol, Retry, Scheduler,
-    Service, ServiceId, ServiceState, Snapshot, SnapshotBuilder, SourceAddress, Standing, Tick,
-    Timeouts, Udp, Weight,
+    Backend, BackendAddr, BackendId, Clients, Frontend, Group, Member, Mode, Policy, Pool,
+    PortRange, Protocol, Scheduler, Service, ServiceId, ServiceState, Snapshot, SnapshotBuilder,
+    SourceAddress, Standing, Tick, Weight,
 };
 use libfuzzer_sys::fuzz_target;
-use std::time::Duration;
 
 const SHAPE: Shape = Shape { ipv4: 32, ipv6: 32 };
 /// Room before and behind a frame.
 const ROOM: usize = 128;
 
 fn policy(mode: Mode) -> Policy {
-    let second = Duration::from_secs(1);
     Policy {
         mode,
         scheduler: Scheduler::Random,
-        hash: HashPolicy::default(),
-        affinity: None,
-        retry: Retry {
-            on_connect: true,
-            on_reset_before_reply: false,
-            attempts: None,
-            deadline: second,
-            hedge_after: None,
-            replay_bytes: 0,
-            syn_timeout: Duration::from_millis(50),
-        },
-        timeouts: Timeouts { connect: second, idle: second, half_closed: second },
         source: SourceAddress {
             addresses: vec![ip("10.0.0.1"), ip("fd00::1")],
             ..SourceAddress::default()
         },
-        proxy_protocol: ProxyProtocol::default(),
-        udp: Udp { idle: second, responses: None },
-        limits: Limits::default(),
-        passive: PassiveEjection { failures: 0, base: second, max: second },
-        allow: AddrSet::default(),
-        deny: AddrSet::default(),
-        drain_timeout: None,
+        ..Policy::default()
     }
 }
 

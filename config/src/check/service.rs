@@ -21,8 +21,6 @@ use crate::document::{
 use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
 use crate::values::{Address, At, Percent, Prefix, Size, Time};
 
-/// Backends of a local network answer within a fraction of it.
-const SYN_TIMEOUT: Duration = Duration::from_millis(50);
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
 
@@ -38,8 +36,8 @@ pub(crate) fn service(
     let addresses = addresses(doc, findings);
     let policy = Arc::new(policy(doc, findings));
     source_ranges(doc, &addresses, findings);
-    let panic_percent = threshold("panicThreshold", doc.panic_threshold, findings);
-    let failover_percent = threshold("failoverThreshold", doc.failover_threshold, findings);
+    let panic_percent = percent("panicThreshold", doc.panic_threshold, 0, findings);
+    let failover_percent = percent("failoverThreshold", doc.failover_threshold, 0, findings);
     let slow_start = slow_start(doc, findings);
     let outliers = outliers(&doc.ejection, findings);
     let check = health::check(doc, &policy, findings);
@@ -96,11 +94,12 @@ pub(crate) fn service(
     specs
 }
 
-fn threshold(name: &str, at: Option<At<Percent>>, findings: &mut Findings<'_>) -> u32 {
+/// A part of a whole, in hundredths.
+fn percent(name: &str, at: Option<At<Percent>>, default: u32, findings: &mut Findings<'_>) -> u32 {
     if let Some(at) = at.filter(|at| at.value.0 > 100) {
         findings.add(at.place, format!("`{name}` is {}%; it is 0% to 100%", at.value.0));
     }
-    at.map_or(0, |at| at.value.0)
+    at.map_or(default, |at| at.value.0)
 }
 
 fn name(name: &At<String>, findings: &mut Findings<'_>) {
@@ -217,14 +216,8 @@ fn target(port: &At<PortDoc>, listen: ListenDoc, findings: &mut Findings<'_>) {
 }
 
 fn outliers(doc: &EjectionDoc, findings: &mut Findings<'_>) -> Outliers {
-    let mut percent = |name: &str, at: Option<At<Percent>>, default: u32| {
-        if let Some(at) = at.filter(|at| at.value.0 > 100) {
-            findings.add(at.place, format!("`{name}` is {}%; it is 0% to 100%", at.value.0));
-        }
-        at.map_or(default, |at| at.value.0)
-    };
-    let max_ejected_percent = percent("maxEjection", doc.max_ejection, 50);
-    let failure_percent = percent("failureRate", doc.failure_rate, 50);
+    let max_ejected_percent = percent("maxEjection", doc.max_ejection, 50, findings);
+    let failure_percent = percent("failureRate", doc.failure_rate, 50, findings);
     if let Some(at) = doc.slow_factor.filter(|at| at.value < 2) {
         findings.add(at.place, format!("`slowFactor` is {}; it is 2 or more", at.value));
     }
@@ -494,7 +487,7 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
         deadline: findings.time("deadline", retry.deadline.as_ref(), "10s"),
         hedge_after: retry.hedge_after.map(|at| at.value.0),
         replay_bytes: replay.map_or(16 << 10, |At { value: Size(bytes), .. }| *bytes as u32),
-        syn_timeout: SYN_TIMEOUT,
+        syn_timeout: Policy::default().retry.syn_timeout,
     }
 }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crossbeam_utils::CachePadded;
 
-use crate::{BackendAddr, BackendCounters, BackendId, Counter, PerWorker, Standing};
+use crate::{BackendAddr, BackendCounters, BackendId, Counter, FailureCause, PerWorker, Standing};
 
 /// A backend of one service: one object for as long as its address stands in the service.
 ///
@@ -78,6 +78,15 @@ impl Backend {
     /// Gives a place back.
     pub fn close(&self) {
         self.places.give_back();
+    }
+
+    /// Counts an attempt to reach it that failed; returns the length of the streak when that is
+    /// `limit` long now, or a multiple of it. Errors of this box, and of connections that were
+    /// made, are no part of a streak.
+    pub fn count_failure(&self, worker: usize, cause: FailureCause, limit: u32) -> Option<u32> {
+        self.counters.of(worker).failures[cause as usize].inc();
+        let of_backend = !matches!(cause, FailureCause::Local | FailureCause::ResetBeforeReply);
+        (of_backend && self.streak.failed(limit)).then(|| self.streak.len())
     }
 }
 

@@ -157,6 +157,18 @@ reasons! {
     }
 }
 
+impl From<FailureCause> for RetryCause {
+    fn from(cause: FailureCause) -> Self {
+        match cause {
+            FailureCause::Refused => Self::Refused,
+            FailureCause::Unreachable => Self::Unreachable,
+            FailureCause::Timeout => Self::Timeout,
+            FailureCause::ResetBeforeReply => Self::ResetBeforeReply,
+            FailureCause::Local => Self::Local,
+        }
+    }
+}
+
 reasons! {
     /// Why a datagram was dropped.
     DatagramDrop {

@@ -204,3 +204,39 @@ pub struct Policy {
     /// How long connections of a draining backend may go on; none means as long as they like.
     pub drain_timeout: Option<Duration>,
 }
+
+/// What a document says that says nothing.
+impl Default for Policy {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            mode: Mode::Proxy,
+            scheduler: Scheduler::Maglev { table_size: None, bounded_load_percent: None },
+            hash: HashPolicy::default(),
+            affinity: None,
+            retry: Retry {
+                on_connect: true,
+                on_reset_before_reply: false,
+                attempts: None,
+                deadline: seconds(10),
+                hedge_after: None,
+                replay_bytes: 16 << 10,
+                // Backends of a local network answer within a fraction of it.
+                syn_timeout: Duration::from_millis(50),
+            },
+            timeouts: Timeouts {
+                connect: seconds(3),
+                idle: seconds(3600),
+                half_closed: seconds(60),
+            },
+            source: SourceAddress::default(),
+            proxy_protocol: ProxyProtocol::default(),
+            udp: Udp { idle: seconds(30), responses: None },
+            limits: Limits::default(),
+            passive: PassiveEjection { failures: 5, base: seconds(10), max: seconds(300) },
+            allow: AddrSet::default(),
+            deny: AddrSet::default(),
+            drain_timeout: Some(seconds(300)),
+        }
+    }
+}

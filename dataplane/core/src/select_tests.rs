@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    HashPolicy, Limits, Mode, PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, ServiceId,
-    ServiceState, SourceAddress, Standing, Timeouts, Udp, Weight,
-};
+use crate::{PassiveEjection, Policy, Protocol, ServiceId, ServiceState, Standing, Weight};
 use alloc::collections::BTreeMap;
 use core::num::{NonZeroU16, NonZeroU32};
 use core::time::Duration;
@@ -14,28 +11,9 @@ const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) fn policy(scheduler: Scheduler) -> Policy {
     Policy {
-        mode: Mode::Proxy,
         scheduler,
-        hash: HashPolicy::default(),
-        affinity: None,
-        retry: Retry {
-            on_connect: true,
-            on_reset_before_reply: false,
-            attempts: None,
-            deadline: SECOND,
-            hedge_after: None,
-            replay_bytes: 0,
-            syn_timeout: Duration::from_millis(50),
-        },
-        timeouts: Timeouts { connect: SECOND, idle: SECOND, half_closed: SECOND },
-        source: SourceAddress::default(),
-        proxy_protocol: ProxyProtocol::default(),
-        udp: Udp { idle: SECOND, responses: None },
-        limits: Limits::default(),
         passive: PassiveEjection { failures: 0, base: SECOND, max: SECOND },
-        allow: crate::AddrSet::default(),
-        deny: crate::AddrSet::default(),
-        drain_timeout: None,
+        ..Policy::default()
     }
 }
 

@@ -1,4 +1,5 @@
-//! A service in a snapshot: its groups of backends, who is admitted, and the state that outlives snapshots.
+//! A service in a snapshot: its groups of backends, who is admitted, and the state that outlives
+//! snapshots.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

@@ -118,7 +118,7 @@ impl Session {
         if self.legs.iter().any(|leg| leg.connecting) {
             return;
         }
-        self.next_candidate(retry_cause(cause), cx);
+        self.next_candidate(cause.into(), cx);
     }
 
     pub(crate) fn count_failure(&self, leg: Leg, cause: FailureCause, cx: &Cx<'_>) {
@@ -256,11 +256,8 @@ pub(crate) fn count_failure(
     shared: &Shared,
     worker: usize,
 ) {
-    backend.counters.of(worker).failures[cause as usize].inc();
-    let limit = service.policy.passive.failures;
-    let of_backend = !matches!(cause, FailureCause::Local | FailureCause::ResetBeforeReply);
-    if of_backend && backend.streak.failed(limit) {
-        shared.backend_failed(service.id, backend.id, cause, backend.streak.len());
+    if let Some(streak) = backend.count_failure(worker, cause, service.policy.passive.failures) {
+        shared.backend_failed(service.id, backend.id, cause, streak);
     }
 }
 
@@ -273,15 +270,5 @@ pub(crate) fn cause_of(error: i32) -> FailureCause {
             FailureCause::Unreachable
         }
         _ => FailureCause::Local,
-    }
-}
-
-fn retry_cause(cause: FailureCause) -> RetryCause {
-    match cause {
-        FailureCause::Refused => RetryCause::Refused,
-        FailureCause::Unreachable => RetryCause::Unreachable,
-        FailureCause::Timeout => RetryCause::Timeout,
-        FailureCause::ResetBeforeReply => RetryCause::ResetBeforeReply,
-        FailureCause::Local => RetryCause::Local,
     }
 }

@@ -74,7 +74,7 @@ impl Held {
         self.join(backend);
     }
 
-    /// A flow has ended: its places are paid back, and its bytes counted.
+    /// A flow has ended: its places are paid back.
     pub(super) fn end(
         &mut self,
         view: &FlowView,

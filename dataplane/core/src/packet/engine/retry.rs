@@ -182,7 +182,7 @@ impl Engine<'_> {
         cx: &Context<'_>,
     ) -> Result<(Handle, BackendId), DropReason> {
         let counters = service.state.counters.of(self.worker);
-        counters.retries[retry_cause(cause) as usize].inc();
+        counters.retries[RetryCause::from(cause) as usize].inc();
         backend.counters.of(self.worker).connections.inc();
         let flow = self.flows.flow(handle);
         self.flows.remove(handle);
@@ -241,10 +241,10 @@ impl Engine<'_> {
 
     fn count_failure(&mut self, flow: &Flow, cause: FailureCause) {
         let Some(backend) = self.held.backend(flow.id) else { return };
-        backend.counters.of(self.worker).failures[cause as usize].inc();
         let limit = self.held.service(flow.service).map_or(0, |s| s.policy.passive.failures);
-        if backend.streak.failed(limit) && self.failures.len() < MOST_FAILURES {
-            let streak = backend.streak.len();
+        if let Some(streak) = backend.count_failure(self.worker, cause, limit)
+            && self.failures.len() < MOST_FAILURES
+        {
             let (service, backend) = (flow.service, flow.id);
             self.failures.push(BackendFailure { service, backend, cause, streak });
         }
@@ -282,15 +282,5 @@ impl Engine<'_> {
             }
             _ => Some(Verdict::Drop(DropReason::Abandoned)),
         }
-    }
-}
-
-fn retry_cause(cause: FailureCause) -> RetryCause {
-    match cause {
-        FailureCause::Refused => RetryCause::Refused,
-        FailureCause::Unreachable => RetryCause::Unreachable,
-        FailureCause::Timeout => RetryCause::Timeout,
-        FailureCause::ResetBeforeReply => RetryCause::ResetBeforeReply,
-        FailureCause::Local => RetryCause::Local,
     }
 }
