@@ -59,12 +59,6 @@ impl Sum {
         Self(self.0 + u64::from(other.folded()))
     }
 
-    /// Takes bytes away that were added before, in the same places of words.
-    #[must_use]
-    pub fn without_bytes(self, bytes: &[u8]) -> Self {
-        self.word(!Self::ZERO.bytes(bytes).folded())
-    }
-
     /// The sum in 16 bits.
     #[must_use]
     #[inline]
@@ -96,12 +90,6 @@ impl Change {
 
     /// `old` is replaced by `new`; both start at the same place of a word.
     #[must_use]
-    pub fn replace(self, old: &[u8], new: &[u8]) -> Self {
-        Self(self.0.without_bytes(old).bytes(new))
-    }
-
-    /// The same with a number of bytes that is known.
-    #[must_use]
     #[inline]
     pub fn array<const N: usize>(self, old: &[u8; N], new: &[u8; N]) -> Self {
         Self(self.0.word(!Sum::ZERO.array(old).folded()).array(new))
@@ -127,6 +115,20 @@ impl Change {
         self.0.word(!old).checksum()
     }
 
+    /// Writes the checksum field at `at` anew.
+    #[inline]
+    pub fn write(self, bytes: &mut [u8], at: usize) {
+        let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        bytes[at..at + 2].copy_from_slice(&self.apply(old).to_be_bytes());
+    }
+
+    /// The same for a UDP header's.
+    #[inline]
+    pub fn write_udp(self, bytes: &mut [u8], at: usize) {
+        let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        bytes[at..at + 2].copy_from_slice(&self.apply_udp(old).to_be_bytes());
+    }
+
     /// The field `old` of a UDP header after the change: zero stands for "none" and stays, and a
     /// checksum of zero is written as all ones (RFC 768).
     #[must_use]
@@ -137,6 +139,26 @@ impl Change {
             (_, new) => new,
         }
     }
+}
+
+/// Writes `new` at `at`, and says what that changes.
+///
+/// # Panics
+/// When that is no part of `bytes`.
+#[inline]
+pub fn replace<const N: usize>(bytes: &mut [u8], at: usize, new: &[u8; N]) -> Change {
+    let mut old = [0; N];
+    let field = &mut bytes[at..at + N];
+    old.copy_from_slice(field);
+    field.copy_from_slice(new);
+    Change::NONE.array(&old, new)
+}
+
+/// Writes the checksum field at `at` of `bytes`, which all count, beside `pseudo`.
+pub fn fill(bytes: &mut [u8], at: usize, pseudo: Sum) {
+    bytes[at..at + 2].fill(0);
+    let checksum = pseudo.bytes(bytes).checksum().to_be_bytes();
+    bytes[at..at + 2].copy_from_slice(&checksum);
 }
 
 /// The pseudo-header's sum of an upper layer of `length` bytes (RFC 9293, RFC 8200 section 8.1).
@@ -220,11 +242,9 @@ mod tests {
         ) {
             let at = (at * 2 % (data.len() - 4)) & !1;
             let before = Sum::ZERO.bytes(&data).checksum();
-            let change = Change::NONE.replace(&data[at..at + 4], &new);
-            data[at..at + 4].copy_from_slice(&new);
+            let change = replace(&mut data, at, &new);
             let (updated, anew) = (change.apply(before), Sum::ZERO.bytes(&data).checksum());
-            let old: [u8; 4] = data[at..at + 4].try_into().unwrap();
-            prop_assert_eq!(Sum::ZERO.array(&old), Sum::ZERO.bytes(&old));
+            prop_assert_eq!(Sum::ZERO.array(&new), Sum::ZERO.bytes(&new));
             // With all data zero both zeros are right; otherwise they are the same.
             prop_assert!(updated == anew || data.iter().all(|byte| *byte == 0));
         }

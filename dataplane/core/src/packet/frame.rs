@@ -94,6 +94,12 @@ impl<'b> Frame<'b> {
         true
     }
 
+    /// Keeps its bytes from `from` to `to` alone.
+    pub fn narrow(&mut self, from: u16, to: u16) {
+        self.truncate(usize::from(to));
+        self.shrink_front(usize::from(from));
+    }
+
     /// Cuts it to `n` bytes.
     pub fn truncate(&mut self, n: usize) {
         self.end = self.end.min(self.start + n);

@@ -1,19 +1,19 @@
 //! ICMP errors: those that pass are translated with what they quote, those of our own are written
 //! over the packet that they are about.
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::IpAddr;
 
-use super::checksum::{Change, Sum, pseudo_header};
+use super::checksum::{Sum, fill, pseudo_header, replace};
 use super::flow::Tuple;
 use super::frame::Frame;
+use super::header::IpHeader;
 use super::parse::{Addresses, Packet, Transport, protocol};
-use super::rewrite::complete;
+use super::rewrite::{Ends, complete, lower_ttl};
 
 /// Bytes of the header of an ICMP error.
 const HEADER: usize = 8;
 /// Largest ICMP error, in bytes (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
 const LARGEST: [usize; 2] = [576, 1280];
-const TTL: u8 = 64;
 
 /// Errors that Fairway sends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,70 +98,54 @@ pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Quoted> {
     Some(Quoted { tuple: Tuple { addresses, ports, protocol: number }, l3, l4: l3 + length })
 }
 
-/// Turns an error into one from `outer.0` to `outer.1` about a packet from `inner.0` to `inner.1`;
+/// Turns an error into one with the addresses of `outer` about a packet with those of `inner`;
 /// everything stays in its family.
 pub(super) fn translate_error(
     frame: &mut Frame<'_>,
     packet: &Packet,
     quoted: &Quoted,
-    inner: (SocketAddr, SocketAddr),
-    outer: (IpAddr, IpAddr),
+    inner: &Ends,
+    outer: &Ends,
 ) {
     let end = usize::from(packet.end);
     let bytes = &mut frame.bytes_mut()[..end];
     let (l3, l4) = (quoted.l3, quoted.l4);
-    let ips = match (inner.0.ip(), inner.1.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let new = [source.octets(), destination.octets()].concat_pair();
-            let change = replace(bytes, l3 + 12, &new);
-            put(bytes, l3 + 10, |old| change.apply(old));
-            change
+    let (ips, [source, destination]) = match inner {
+        Ends::V4 { addresses, ports } => {
+            let change = replace(bytes, l3 + 12, addresses);
+            change.write(bytes, l3 + 10);
+            (change, *ports)
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let first = replace(bytes, l3 + 8, &source.octets());
-            first.and(replace(bytes, l3 + 24, &destination.octets()))
-        }
-        _ => return,
+        Ends::V6 { addresses, ports } => (replace(bytes, l3 + 8, addresses), *ports),
     };
-    let mut ports = [0; 4];
-    ports[..2].copy_from_slice(&inner.0.port().to_be_bytes());
-    ports[2..].copy_from_slice(&inner.1.port().to_be_bytes());
-    let change = ips.and(replace(bytes, l4, &ports));
+    let [[a, b], [c, d]] = [source.to_be_bytes(), destination.to_be_bytes()];
+    let change = ips.and(replace(bytes, l4, &[a, b, c, d]));
     // Hosts look at what is quoted; of a short quote the checksum is missing.
     match quoted.tuple.protocol {
-        protocol::TCP if l4 + 18 <= end => put(bytes, l4 + 16, |old| change.apply(old)),
-        protocol::UDP if l4 + 8 <= end => put(bytes, l4 + 6, |old| change.apply_udp(old)),
+        protocol::TCP if l4 + 18 <= end => change.write(bytes, l4 + 16),
+        protocol::UDP if l4 + 8 <= end => change.write_udp(bytes, l4 + 6),
         _ => {}
     }
     address_outer(bytes, packet, outer);
 }
 
-/// Writes source and destination of an ICMP message, and sums it anew.
-fn address_outer(bytes: &mut [u8], packet: &Packet, outer: (IpAddr, IpAddr)) {
+/// Writes source and destination of an ICMP message, takes one off its time to live, and sums it
+/// anew.
+fn address_outer(bytes: &mut [u8], packet: &Packet, outer: &Ends) {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-    bytes[l4 + 2..l4 + 4].fill(0);
+    lower_ttl(bytes, packet);
     let pseudo = match outer {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let new = [source.octets(), destination.octets()].concat_pair();
-            let ttl = packet.ttl.saturating_sub(1);
-            let old = u16::from_be_bytes([bytes[l3 + 8], bytes[l3 + 9]]);
-            let change =
-                replace(bytes, l3 + 12, &new).word(old, u16::from_be_bytes([ttl, bytes[l3 + 9]]));
-            bytes[l3 + 8] = ttl;
-            put(bytes, l3 + 10, |old| change.apply(old));
+        Ends::V4 { addresses, .. } => {
+            replace(bytes, l3 + 12, addresses).write(bytes, l3 + 10);
             Sum::ZERO
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            bytes[l3 + 7] = packet.ttl.saturating_sub(1);
-            bytes[l3 + 8..l3 + 24].copy_from_slice(&source.octets());
-            bytes[l3 + 24..l3 + 40].copy_from_slice(&destination.octets());
-            let length = (bytes.len() - l4) as u32;
-            pseudo_header(&source.octets(), &destination.octets(), protocol::ICMPV6, length)
+        Ends::V6 { addresses, .. } => {
+            replace(bytes, l3 + 8, addresses);
+            let (source, destination) = addresses.split_at(16);
+            pseudo_header(source, destination, protocol::ICMPV6, (bytes.len() - l4) as u32)
         }
-        _ => return,
     };
-    let checksum = pseudo.bytes(&bytes[l4..]).checksum().to_be_bytes();
-    bytes[l4 + 2..l4 + 4].copy_from_slice(&checksum);
+    fill(&mut bytes[l4..], 2, pseudo);
 }
 
 /// Makes of a frame the IP packet of an error about its packet, from `source` to the packet's own
@@ -173,67 +157,28 @@ pub(super) fn write_error(
     error: Error,
 ) -> bool {
     complete(frame, packet);
-    let ip = if source.is_ipv4() { 20 } else { 40 };
-    let largest = LARGEST[usize::from(!source.is_ipv4())];
-    frame.truncate(usize::from(packet.end));
-    frame.shrink_front(usize::from(packet.l3));
-    frame.truncate(largest - ip - HEADER);
-    if !frame.grow_front(ip + HEADER) {
+    let to = packet.addresses.source();
+    let number = if source.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
+    let header = IpHeader::new(source, to, number);
+    let ip = header.length();
+    frame.narrow(packet.l3, packet.end);
+    frame.truncate(LARGEST[usize::from(!source.is_ipv4())] - ip - HEADER);
+    if source.is_ipv4() != to.is_ipv4() || !frame.grow_front(ip + HEADER) {
         return false;
     }
     let bytes = frame.bytes_mut();
     let (kind, code, rest) = error.fields(source.is_ipv4());
     bytes[ip..ip + 4].copy_from_slice(&[kind, code, 0, 0]);
     bytes[ip + 4..ip + 8].copy_from_slice(&rest.to_be_bytes());
-    let length = bytes.len() as u16;
-    let pseudo = match (source, packet.addresses.source()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let length = length.to_be_bytes();
-            bytes[..4].copy_from_slice(&[0x45, 0, length[0], length[1]]);
-            bytes[4..12].copy_from_slice(&[0, 0, 0x40, 0, TTL, protocol::ICMP, 0, 0]);
-            bytes[12..16].copy_from_slice(&source.octets());
-            bytes[16..20].copy_from_slice(&destination.octets());
-            let checksum = Sum::ZERO.bytes(&bytes[..20]).checksum().to_be_bytes();
-            bytes[10..12].copy_from_slice(&checksum);
-            Sum::ZERO
+    let body = &mut bytes[ip..];
+    let pseudo = match (source, to) {
+        (IpAddr::V6(source), IpAddr::V6(to)) => {
+            pseudo_header(&source.octets(), &to.octets(), protocol::ICMPV6, body.len() as u32)
         }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            let body = (length - 40).to_be_bytes();
-            bytes[..8].copy_from_slice(&[0x60, 0, 0, 0, body[0], body[1], protocol::ICMPV6, TTL]);
-            bytes[8..24].copy_from_slice(&source.octets());
-            bytes[24..40].copy_from_slice(&destination.octets());
-            let (source, destination) = (source.octets(), destination.octets());
-            pseudo_header(&source, &destination, protocol::ICMPV6, u32::from(length) - 40)
-        }
-        _ => return false,
+        // ICMP of IPv4 has none.
+        _ => Sum::ZERO,
     };
-    let checksum = pseudo.bytes(&bytes[ip..]).checksum().to_be_bytes();
-    bytes[ip + 2..ip + 4].copy_from_slice(&checksum);
+    fill(body, 2, pseudo);
+    header.write(bytes);
     true
-}
-
-/// Writes `new` at `at`, and says what that changes.
-fn replace(bytes: &mut [u8], at: usize, new: &[u8]) -> Change {
-    let field = &mut bytes[at..at + new.len()];
-    let change = Change::NONE.replace(field, new);
-    field.copy_from_slice(new);
-    change
-}
-
-/// Writes the word at `at` anew.
-fn put(bytes: &mut [u8], at: usize, new: impl Fn(u16) -> u16) {
-    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    bytes[at..at + 2].copy_from_slice(&new(old).to_be_bytes());
-}
-
-/// Two addresses, one behind the other.
-trait ConcatPair {
-    fn concat_pair(self) -> [u8; 8];
-}
-
-impl ConcatPair for [[u8; 4]; 2] {
-    fn concat_pair(self) -> [u8; 8] {
-        let [[a, b, c, d], [e, f, g, h]] = self;
-        [a, b, c, d, e, f, g, h]
-    }
 }

@@ -10,6 +10,7 @@ mod counters;
 mod engine;
 pub mod flow;
 mod frame;
+mod header;
 mod held;
 mod icmp;
 mod parse;

@@ -4,7 +4,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::checksum::Sum;
+use super::checksum::{Sum, pseudo_header};
 use super::reason::DropReason;
 
 /// Bytes of an Ethernet header without tags.
@@ -113,6 +113,16 @@ impl Addresses {
         match *self {
             Self::V4(source, _) => source.into(),
             Self::V6(source, _) => source.into(),
+        }
+    }
+
+    /// The sum of the pseudo-header of an upper layer of `length` bytes between them.
+    #[must_use]
+    pub fn pseudo_header(&self, protocol: u8, length: usize) -> Sum {
+        let length = length as u32;
+        match self {
+            Self::V4(from, to) => pseudo_header(&from.octets(), &to.octets(), protocol, length),
+            Self::V6(from, to) => pseudo_header(&from.octets(), &to.octets(), protocol, length),
         }
     }
 

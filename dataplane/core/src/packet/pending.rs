@@ -55,7 +55,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Keeps the first segment of a connection; false when there is no room for it.
+    /// Keeps the first segment of a connection; none when there is no room for it.
     pub(super) fn begin(
         &mut self,
         handle: Handle,
@@ -63,11 +63,11 @@ impl Pending {
         packet: &[u8],
         now: Tick,
         due: Tick,
-    ) -> bool {
+    ) -> Option<&mut Waiting> {
         // A flow that had this handle before may have ended without a word.
         self.end(handle);
         if packet.len() > LARGEST || self.due.len() >= TURNS {
-            return false;
+            return None;
         }
         let place = match self.free.pop() {
             Some(place) => place,
@@ -84,7 +84,7 @@ impl Pending {
                 });
                 self.places.len() as u32 - 1
             }
-            None => return false,
+            None => return None,
         };
         let waiting = &mut self.places[place as usize];
         waiting.packet[..packet.len()].copy_from_slice(packet);
@@ -95,7 +95,7 @@ impl Pending {
         waiting.tried.clear();
         self.due.push(Reverse((due, place, waiting.round)));
         self.by_handle.insert(handle, place);
-        true
+        Some(waiting)
     }
 
     /// The connection of a flow, if it waits.
@@ -187,7 +187,9 @@ mod tests {
         let mut pending = Pending::default();
         let handle = Handle::of_number;
         let begin = |pending: &mut Pending, n: u32, at: u64| {
-            assert!(pending.begin(handle(n), u64::from(n), &[n as u8], Tick(0), Tick(at)));
+            assert!(
+                pending.begin(handle(n), u64::from(n), &[n as u8], Tick(0), Tick(at)).is_some()
+            );
             pending.find(handle(n)).unwrap()
         };
         let (first, second) = (begin(&mut pending, 1, 30), begin(&mut pending, 2, 20));
@@ -205,19 +207,20 @@ mod tests {
         assert_eq!(pending.at(other).packet(), [1]);
         pending.end(handle(1));
         assert_eq!(pending.find(handle(1)), None);
-        assert!(!pending.begin(handle(3), 0, &[0; LARGEST + 1], Tick(0), Tick(0)), "too large");
+        let large = pending.begin(handle(3), 0, &[0; LARGEST + 1], Tick(0), Tick(0));
+        assert!(large.is_none());
     }
 
     #[test]
     fn what_waits_is_bounded() {
         let mut pending = Pending::default();
         let kept = (0..10_000)
-            .filter(|n| pending.begin(Handle::of_number(*n), 0, b"x", Tick(0), Tick(10)));
+            .filter(|n| pending.begin(Handle::of_number(*n), 0, b"x", Tick(0), Tick(10)).is_some());
         assert_eq!(kept.count(), MOST);
         while let Some(place) = pending.due(Tick(10)) {
             pending.end_at(place);
         }
-        assert!(pending.begin(Handle::of_number(77), 0, b"x", Tick(10), Tick(20)));
+        assert!(pending.begin(Handle::of_number(77), 0, b"x", Tick(10), Tick(20)).is_some());
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Changing packets in place: addresses, ports, time to live; each checksum by what changed.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::checksum::{Change, Sum, pseudo_header};
+use super::checksum::{Change, fill, replace};
 use super::frame::{Frame, TransportChecksum};
+use super::header::IpHeader;
 use super::parse::{Addresses, Packet, Transport, protocol, tcp_flags};
 use crate::proxy_header::crc32c;
 
@@ -15,6 +16,16 @@ pub(super) enum Ends {
 }
 
 impl Ends {
+    /// From one address and port to another; none when their families differ.
+    pub(super) fn of(source: SocketAddr, destination: SocketAddr) -> Option<Self> {
+        let ports = [source.port(), destination.port()];
+        match (source.ip(), destination.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => Some(Self::v4(from.octets(), to.octets(), ports)),
+            (IpAddr::V6(from), IpAddr::V6(to)) => Some(Self::v6(from.octets(), to.octets(), ports)),
+            _ => None,
+        }
+    }
+
     /// Of IPv4 addresses and their ports.
     pub(super) fn v4(source: [u8; 4], destination: [u8; 4], ports: [u16; 2]) -> Self {
         let mut addresses = [0; 8];
@@ -60,16 +71,16 @@ pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
     let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
     let (addresses, ports) = match (packet.addresses, ends) {
         (Addresses::V4(..), Ends::V4 { addresses, ports }) => {
-            let change = swap(bytes, l3 + 12, addresses);
+            let change = replace(bytes, l3 + 12, addresses);
             // The time to live and the addresses change the header's sum together.
             let old = u16::from_be_bytes([packet.ttl, packet.protocol]);
             let new = u16::from_be_bytes([packet.ttl - 1, packet.protocol]);
             bytes[l3 + 8] = packet.ttl - 1;
-            update(bytes, l3 + 10, change.word(old, new));
+            change.word(old, new).write(bytes, l3 + 10);
             (change, *ports)
         }
         (Addresses::V6(..), Ends::V6 { addresses, ports }) => {
-            let change = swap(bytes, l3 + 8, addresses);
+            let change = replace(bytes, l3 + 8, addresses);
             bytes[l3 + 7] = packet.ttl - 1;
             (change, *ports)
         }
@@ -78,7 +89,7 @@ pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
     };
     let Some((old_source, old_destination)) = packet.transport.ports() else {
         if packet.protocol == protocol::ICMPV6 && packet.transport != Transport::Unseen {
-            update(bytes, l4 + 2, addresses);
+            addresses.write(bytes, l4 + 2);
         }
         return;
     };
@@ -87,12 +98,8 @@ pub(super) fn translate(frame: &mut Frame<'_>, packet: &Packet, ends: &Ends) {
     bytes[l4 + 2..l4 + 4].copy_from_slice(&destination.to_be_bytes());
     let change = addresses.word(old_source, source).word(old_destination, destination);
     match packet.protocol {
-        protocol::TCP => update(bytes, l4 + 16, change),
-        protocol::UDP => {
-            let at = l4 + 6;
-            let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-            bytes[at..at + 2].copy_from_slice(&change.apply_udp(old).to_be_bytes());
-        }
+        protocol::TCP => change.write(bytes, l4 + 16),
+        protocol::UDP => change.write_udp(bytes, l4 + 6),
         protocol::SCTP if (source, destination) != (old_source, old_destination) => {
             sum_sctp(&mut bytes[l4..usize::from(packet.end)]);
         }
@@ -109,7 +116,7 @@ pub(super) fn lower_ttl(bytes: &mut [u8], packet: &Packet) {
             let old = u16::from_be_bytes([packet.ttl, bytes[l3 + 9]]);
             let new = u16::from_be_bytes([ttl, bytes[l3 + 9]]);
             bytes[l3 + 8] = ttl;
-            update(bytes, l3 + 10, Change::NONE.word(old, new));
+            Change::NONE.word(old, new).write(bytes, l3 + 10);
         }
         Addresses::V6(..) => bytes[l3 + 7] = ttl,
     }
@@ -118,11 +125,7 @@ pub(super) fn lower_ttl(bytes: &mut [u8], packet: &Packet) {
 /// Whether the transport checksum of a TCP or UDP packet is right.
 pub(super) fn is_summed(frame: &Frame<'_>, packet: &Packet) -> bool {
     let body = &frame.bytes()[usize::from(packet.l4)..usize::from(packet.end)];
-    let (length, number) = (body.len() as u32, packet.protocol);
-    let pseudo = match packet.addresses {
-        Addresses::V4(from, to) => pseudo_header(&from.octets(), &to.octets(), number, length),
-        Addresses::V6(from, to) => pseudo_header(&from.octets(), &to.octets(), number, length),
-    };
+    let pseudo = packet.addresses.pseudo_header(packet.protocol, body.len());
     pseudo.bytes(body).folded() == 0xffff
 }
 
@@ -139,15 +142,7 @@ pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
     };
     let body = &mut frame.bytes_mut()[usize::from(packet.l4)..usize::from(packet.end)];
     body[field..field + 2].fill(0);
-    let length = body.len() as u32;
-    let pseudo = match packet.addresses {
-        Addresses::V4(from, to) => {
-            pseudo_header(&from.octets(), &to.octets(), packet.protocol, length)
-        }
-        Addresses::V6(from, to) => {
-            pseudo_header(&from.octets(), &to.octets(), packet.protocol, length)
-        }
-    };
+    let pseudo = packet.addresses.pseudo_header(packet.protocol, body.len());
     let checksum = match pseudo.bytes(body).checksum() {
         0 if packet.protocol == protocol::UDP => 0xffff,
         checksum => checksum,
@@ -170,54 +165,15 @@ pub(super) fn write_reset(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     reset[4..8].copy_from_slice(&segment[8..12]);
     reset[12] = (TCP as u8 / 4) << 4;
     reset[13] = tcp_flags::RST;
-    let (pseudo, header) = match packet.addresses {
-        Addresses::V4(from, to) => {
-            let mut header = [0; 40];
-            header[..4].copy_from_slice(&[0x45, 0, 0, 40]);
-            header[6] = 0x40;
-            header[8..10].copy_from_slice(&[TTL, protocol::TCP]);
-            header[12..16].copy_from_slice(&to.octets());
-            header[16..20].copy_from_slice(&from.octets());
-            let checksum = Sum::ZERO.bytes(&header[..20]).checksum().to_be_bytes();
-            header[10..12].copy_from_slice(&checksum);
-            let sum = pseudo_header(&to.octets(), &from.octets(), protocol::TCP, TCP as u32);
-            (sum, (header, 20))
-        }
-        Addresses::V6(from, to) => {
-            let mut header = [0; 40];
-            header[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, TCP as u8, protocol::TCP, TTL]);
-            header[8..24].copy_from_slice(&to.octets());
-            header[24..].copy_from_slice(&from.octets());
-            let sum = pseudo_header(&to.octets(), &from.octets(), protocol::TCP, TCP as u32);
-            (sum, (header, 40))
-        }
-    };
-    let checksum = pseudo.bytes(&reset).checksum().to_be_bytes();
-    reset[16..18].copy_from_slice(&checksum);
-    let (header, length) = header;
-    let mut whole = [0; 60];
-    whole[..length].copy_from_slice(&header[..length]);
-    whole[length..length + TCP].copy_from_slice(&reset);
-    frame.replace(&whole[..length + TCP])
-}
-
-/// Time to live of packets of our own.
-const TTL: u8 = 64;
-
-/// Writes `new` at `at`, and says what that changes.
-#[inline]
-fn swap<const N: usize>(bytes: &mut [u8], at: usize, new: &[u8; N]) -> Change {
-    // Parsing has found the header whole.
-    let Some(field) = bytes[at..].first_chunk_mut::<N>() else { return Change::NONE };
-    let change = Change::NONE.array(field, new);
-    *field = *new;
-    change
-}
-
-/// The checksum field at `at` after `change`.
-fn update(bytes: &mut [u8], at: usize, change: Change) {
-    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    bytes[at..at + 2].copy_from_slice(&change.apply(old).to_be_bytes());
+    let (from, to) = (packet.addresses.destination(), packet.addresses.source());
+    // Turned round, the addresses have the same sum.
+    fill(&mut reset, 16, packet.addresses.pseudo_header(protocol::TCP, TCP));
+    let mut whole = [0; 40 + TCP];
+    let header = IpHeader::new(from, to, protocol::TCP);
+    let length = header.length() + TCP;
+    whole[header.length()..length].copy_from_slice(&reset);
+    header.write(&mut whole[..length]);
+    frame.replace(&whole[..length])
 }
 
 /// Sums an SCTP packet (RFC 9260, appendix A: CRC32c, little endian).

@@ -2,11 +2,9 @@ use super::*;
 use crate::packet::parse::{Parsed, parse};
 use crate::packet::sample::{sctp, udp};
 use alloc::vec::Vec;
-use core::net::SocketAddr;
 
 fn ends(source: SocketAddr, destination: SocketAddr) -> Ends {
-    let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) else { panic!() };
-    Ends::v4(from.octets(), to.octets(), [source.port(), destination.port()])
+    Ends::of(source, destination).unwrap()
 }
 
 fn addr(text: &str) -> SocketAddr {

@@ -63,10 +63,21 @@ pub struct Route {
 pub enum NextHop<'r> {
     /// This station.
     Known(&'r Link, Mac),
-    /// Nobody knows yet whose station this address is.
-    Unresolved(u16, IpAddr),
+    /// Nobody knows yet whose station this address of the link is.
+    Unresolved(&'r Link, IpAddr),
     /// There is no route.
     None,
+}
+
+impl<'r> NextHop<'r> {
+    /// The link that it is on; none without a route.
+    #[must_use]
+    pub fn link(&self) -> Option<&'r Link> {
+        match *self {
+            Self::Known(link, _) | Self::Unresolved(link, _) => Some(link),
+            Self::None => None,
+        }
+    }
 }
 
 /// Routes and neighbours.
@@ -130,9 +141,11 @@ impl Routes {
         let target = by_length.iter().find_map(|(length, of)| of.get(&first_bits(ip, *length)));
         let Some((via, link)) = target else { return NextHop::None };
         let station = via.unwrap_or(ip);
-        match self.neighbours.get(&(*link, station)) {
-            Some(mac) => NextHop::Known(&self.links[usize::from(*link)], *mac),
-            None => NextHop::Unresolved(*link, station),
+        let neighbour = self.neighbours.get(&(*link, station));
+        let link = &self.links[usize::from(*link)];
+        match neighbour {
+            Some(mac) => NextHop::Known(link, *mac),
+            None => NextHop::Unresolved(link, station),
         }
     }
 }
@@ -202,16 +215,8 @@ fn first_bits(ip: IpAddr, length: u8) -> u128 {
     bits.checked_shr(rest).unwrap_or(0)
 }
 
-/// Addresses a frame, whose IP packet starts at `l3` and ends at `end`, to a station; what was
-/// before the packet and behind it goes. False when the buffer has no room.
-pub(super) fn address(frame: &mut Frame<'_>, l3: u16, end: u16, link: &Link, to: Mac) -> bool {
-    frame.truncate(usize::from(end));
-    frame.shrink_front(usize::from(l3));
-    address_packet(frame, link, to)
-}
-
-/// The same for a frame that is an IP packet alone.
-pub(super) fn address_packet(frame: &mut Frame<'_>, link: &Link, to: Mac) -> bool {
+/// Addresses a frame that is an IP packet alone to a station. False when its buffer has no room.
+pub(super) fn address(frame: &mut Frame<'_>, link: &Link, to: Mac) -> bool {
     let is_v4 = frame.bytes().first().is_some_and(|first| first >> 4 == 4);
     if !frame.grow_front(ETHERNET) {
         return false;
@@ -274,7 +279,7 @@ mod tests {
         ] {
             let found = match routes.next_hop(ip(to)) {
                 NextHop::Known(link, mac) => (Some((link.port, mac)), None),
-                NextHop::Unresolved(link, station) => (None, Some((link, station))),
+                NextHop::Unresolved(link, station) => (None, Some((link.port, station))),
                 NextHop::None => (None, None),
             };
             assert_eq!(found, want, "{to}");

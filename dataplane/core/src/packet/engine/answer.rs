@@ -3,13 +3,14 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
+use super::send::depart;
 use super::{Context, Engine, Verdict};
-use crate::packet::checksum::{Change, Sum, pseudo_header};
+use crate::packet::checksum::{Change, Sum, fill};
 use crate::packet::frame::{Frame, VlanTag};
+use crate::packet::header::IpHeader;
 use crate::packet::parse::{Addresses, ETHERNET, Packet, Transport, protocol};
 use crate::packet::reason::DropReason;
-use crate::packet::rewrite::{Ends, translate};
-use crate::packet::routes::{Link, Mac, address_packet};
+use crate::packet::routes::{Link, Mac, NextHop};
 
 /// Time to live of answers.
 const TTL: u8 = 64;
@@ -29,8 +30,7 @@ impl Engine<'_> {
         let Some(link) = self.arrival(frame, cx).filter(|_| usize::from(at) == ETHERNET) else {
             return Verdict::Punt;
         };
-        let port = link.port;
-        let mac = link.mac;
+        let (port, mac) = (link.port, link.mac);
         let at = usize::from(at);
         let bytes = frame.bytes_mut();
         let Some(arp) = bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<28>()) else {
@@ -74,42 +74,29 @@ impl Engine<'_> {
     }
 
     fn echo(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
-        let to = packet.addresses.source();
-        let (ends, reply) = match packet.addresses {
-            Addresses::V4(from, to) => (Ends::v4(to.octets(), from.octets(), [0; 2]), 0),
-            Addresses::V6(from, to) => (Ends::v6(to.octets(), from.octets(), [0; 2]), 129),
-        };
         let (l3, l4) = (usize::from(packet.l3), usize::from(packet.l4));
-        let Transport::Icmp { kind, .. } = packet.transport else { return Verdict::Punt };
-        // It starts anew: the reply has a time to live of its own.
-        let bytes = frame.bytes_mut();
-        match packet.addresses {
-            Addresses::V4(..) => {
-                let fresh = Change::NONE.word(
-                    u16::from_be_bytes([packet.ttl, packet.protocol]),
-                    u16::from_be_bytes([TTL + 1, packet.protocol]),
-                );
-                put(bytes, l3 + 10, fresh);
-                bytes[l3 + 8] = TTL + 1;
-            }
-            Addresses::V6(..) => bytes[l3 + 7] = TTL + 1,
-        }
-        bytes[l4] = reply;
-        let end = usize::from(packet.end);
-        match packet.addresses {
-            // Summed anew: of all zeros an update makes the wrong zero.
-            Addresses::V4(..) => {
-                bytes[l4 + 2..l4 + 4].fill(0);
-                let sum = Sum::ZERO.bytes(&bytes[l4..end]).checksum().to_be_bytes();
-                bytes[l4 + 2..l4 + 4].copy_from_slice(&sum);
-            }
-            Addresses::V6(..) => {
-                let change = Change::NONE.word(u16::from(kind) << 8, u16::from(reply) << 8);
-                put(bytes, l4 + 2, change);
-            }
-        }
-        let packet = Packet { ttl: TTL + 1, ..*packet };
-        self.deliver(frame, &packet, to, cx, |frame| translate(frame, &packet, &ends))
+        let to = packet.addresses.source();
+        self.deliver(frame, packet, to, cx, |frame| {
+            let bytes = &mut frame.bytes_mut()[..usize::from(packet.end)];
+            // Turned round, the addresses have the same sum.
+            let pseudo = match packet.addresses {
+                Addresses::V4(..) => {
+                    bytes[l3 + 12..l3 + 20].rotate_left(4);
+                    let word = |ttl: u8| u16::from_be_bytes([ttl, packet.protocol]);
+                    bytes[l3 + 8] = TTL;
+                    Change::NONE.word(word(packet.ttl), word(TTL)).write(bytes, l3 + 10);
+                    bytes[l4] = 0;
+                    Sum::ZERO
+                }
+                Addresses::V6(..) => {
+                    bytes[l3 + 8..l3 + 40].rotate_left(16);
+                    bytes[l3 + 7] = TTL;
+                    bytes[l4] = 129;
+                    packet.addresses.pseudo_header(protocol::ICMPV6, bytes.len() - l4)
+                }
+            };
+            fill(&mut bytes[l4..], 2, pseudo);
+        })
     }
 
     fn advertise(
@@ -118,15 +105,14 @@ impl Engine<'_> {
         packet: &Packet,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
-        let Addresses::V6(asker, to) = packet.addresses else { return None };
+        let Addresses::V6(asker, _) = packet.addresses else { return None };
         let l4 = usize::from(packet.l4);
         let body = frame.bytes().get(l4..usize::from(packet.end))?;
         let target = Ipv6Addr::from(*body.get(8..)?.first_chunk::<16>()?);
         if !cx.snapshot.answers_for(target.into()) {
             return None;
         }
-        let pseudo =
-            pseudo_header(&asker.octets(), &to.octets(), protocol::ICMPV6, body.len() as u32);
+        let pseudo = packet.addresses.pseudo_header(protocol::ICMPV6, body.len());
         if packet.ttl != NEAR || pseudo.bytes(body).folded() != 0xffff {
             return Some(Verdict::Drop(DropReason::BadTransport));
         }
@@ -139,20 +125,19 @@ impl Engine<'_> {
             false => (asker, 0x40, station),
         };
         let mut answer = [0; 72];
-        answer[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, 32, protocol::ICMPV6, NEAR]);
-        answer[8..24].copy_from_slice(&target.octets());
-        answer[24..40].copy_from_slice(&to.octets());
+        let mut header = IpHeader::new(target.into(), to.into(), protocol::ICMPV6);
+        header.ttl = NEAR;
+        header.write(&mut answer);
         // Override what was known before.
-        answer[40..45].copy_from_slice(&[ADVERTISEMENT, 0, 0, 0, 0x20 | solicited]);
-        answer[48..64].copy_from_slice(&target.octets());
-        answer[64..66].copy_from_slice(&[2, 1]);
-        answer[66..].copy_from_slice(&link.mac);
-        let pseudo = pseudo_header(&target.octets(), &to.octets(), protocol::ICMPV6, 32);
-        let checksum = pseudo.bytes(&answer[40..]).checksum().to_be_bytes();
-        answer[42..44].copy_from_slice(&checksum);
-        let sent = frame.replace(&answer) && address_packet(frame, link, station);
-        Some(match sent {
-            true => Verdict::Send(link.port),
+        let body = &mut answer[40..];
+        body[..5].copy_from_slice(&[ADVERTISEMENT, 0, 0, 0, 0x20 | solicited]);
+        body[8..24].copy_from_slice(&target.octets());
+        body[24..26].copy_from_slice(&[2, 1]);
+        body[26..].copy_from_slice(&link.mac);
+        let addresses = Addresses::V6(target, to);
+        fill(body, 2, addresses.pseudo_header(protocol::ICMPV6, body.len()));
+        Some(match frame.replace(&answer) {
+            true => depart(frame, NextHop::Known(link, station)),
             false => Verdict::Drop(DropReason::NoRoom),
         })
     }
@@ -165,9 +150,4 @@ impl Engine<'_> {
             |link: &&Link| link.port == frame.port && network(link.tag) == network(frame.tag);
         cx.routes.links().iter().find(came)
     }
-}
-
-fn put(bytes: &mut [u8], at: usize, change: Change) {
-    let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    bytes[at..at + 2].copy_from_slice(&change.apply(old).to_be_bytes());
 }

@@ -27,7 +27,7 @@ impl Engine<'_> {
         &mut self,
         frame: &Frame<'_>,
         packet: &Packet,
-        tuple: &Tuple,
+        (tuple, hash): (&Tuple, u64),
         cx: &Context<'_>,
     ) -> Result<Handle, Without> {
         let protocol = match tuple.protocol {
@@ -48,7 +48,7 @@ impl Engine<'_> {
             dialled: vip,
             seed: self.seed,
             // One number a burst, and another one each flow.
-            random: cx.random ^ self.flows.hash(tuple),
+            random: cx.random ^ hash,
             worker: self.worker,
             now: cx.now,
         };

@@ -1,11 +1,14 @@
 //! ICMP errors that pass: to the end that each is for.
 
+use core::net::{IpAddr, SocketAddr};
+
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Direction, State};
 use crate::packet::frame::Frame;
-use crate::packet::icmp;
+use crate::packet::icmp::{self, Quoted};
 use crate::packet::parse::Packet;
 use crate::packet::reason::DropReason;
+use crate::packet::rewrite::Ends;
 use crate::{FailureCause, Mode};
 
 impl Engine<'_> {
@@ -36,15 +39,10 @@ impl Engine<'_> {
         match (found.direction, flow.mode.is_two_way()) {
             // About a packet to the client: the backend sent it, and is to hear of it.
             (Direction::Forward, true) => {
-                let inner = (flow.backend, flow.local);
                 // The backend's answers come through us, and so does its word.
-                let outer = match flow.mode {
-                    Mode::FullNat => (flow.local.ip(), flow.backend.ip()),
-                    _ => (sender, flow.backend.ip()),
-                };
-                self.deliver(frame, packet, flow.backend.ip(), cx, |frame| {
-                    icmp::translate_error(frame, packet, &quoted, inner, outer);
-                })
+                let from = if flow.mode == Mode::FullNat { flow.local.ip() } else { sender };
+                let inner = (flow.backend, flow.local);
+                self.tell(frame, packet, &quoted, inner, (from, flow.backend.ip()), cx)
             }
             // The same for a backend that answers past us: as it stands, the way of its packets.
             (Direction::Forward, false) => self.forward(frame, packet, found, cx),
@@ -59,13 +57,29 @@ impl Engine<'_> {
                 {
                     return verdict;
                 }
-                let inner = (flow.client, flow.vip);
                 let from = if sender == flow.backend.ip() { flow.vip.ip() } else { sender };
-                let outer = (from, flow.client.ip());
-                self.deliver(frame, packet, flow.client.ip(), cx, |frame| {
-                    icmp::translate_error(frame, packet, &quoted, inner, outer);
-                })
+                let inner = (flow.client, flow.vip);
+                self.tell(frame, packet, &quoted, inner, (from, flow.client.ip()), cx)
             }
         }
+    }
+
+    /// Passes an error on, from `from` to `to`, as one about a packet between the two of `inner`.
+    fn tell(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        quoted: &Quoted,
+        inner: (SocketAddr, SocketAddr),
+        (from, to): (IpAddr, IpAddr),
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let outer = Ends::of(SocketAddr::new(from, 0), SocketAddr::new(to, 0));
+        let Some((inner, outer)) = Ends::of(inner.0, inner.1).zip(outer) else {
+            return Verdict::Drop(DropReason::Untranslatable);
+        };
+        self.deliver(frame, packet, to, cx, |frame| {
+            icmp::translate_error(frame, packet, quoted, &inner, &outer);
+        })
     }
 }

@@ -153,7 +153,7 @@ impl<'r> Engine<'r> {
                 Job::Ip(packet) => self.icmp(frame, packet, cx),
                 Job::Flow(packet, tuple, hash, guess) => {
                     let found = self.flows.confirm(*guess, tuple, *hash);
-                    self.flow(frame, packet, tuple, found, cx)
+                    self.flow(frame, packet, (tuple, *hash), found, cx)
                 }
             };
             self.counters.count(*verdict);
@@ -180,7 +180,7 @@ impl<'r> Engine<'r> {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
-        tuple: &Tuple,
+        (tuple, hash): (&Tuple, u64),
         found: Option<Found>,
         cx: &Context<'_>,
     ) -> Verdict {
@@ -189,12 +189,12 @@ impl<'r> Engine<'r> {
                 Ok(()) => return self.pass(frame, packet, found, cx),
                 Err(reason) => self.end(found.handle, reason, cx),
             }
-        } else if let Some(verdict) = self.of_abandoned(frame, packet, tuple, cx) {
+        } else if let Some(verdict) = self.of_abandoned(frame, packet, hash, cx) {
             return verdict;
         }
         // What is kept of it is whole.
         complete(frame, packet);
-        match self.begin(frame, packet, tuple, cx) {
+        match self.begin(frame, packet, (tuple, hash), cx) {
             Ok(handle) => {
                 let found = Found { handle, direction: Direction::Forward };
                 self.forward(frame, packet, found, cx)
@@ -204,7 +204,7 @@ impl<'r> Engine<'r> {
                 self.counters.stateless.inc();
                 match packet.ttl {
                     0 | 1 => self.error(frame, packet, Error::TimeExceeded, cx),
-                    _ => self.one_way(frame, packet, mode, to, self.flows.hash(tuple), cx),
+                    _ => self.one_way(frame, packet, mode, to, hash, cx),
                 }
             }
         }

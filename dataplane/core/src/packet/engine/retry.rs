@@ -5,8 +5,8 @@
 //! a reset, so that it keeps no half of a connection.
 
 use alloc::sync::Arc;
-use core::net::IpAddr;
 
+use super::send::depart;
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Direction, Flow, FlowView, Found, Handle, State, Tuple, tick};
 use crate::packet::frame::Frame;
@@ -15,7 +15,6 @@ use crate::packet::parse::{Packet, Transport, parse_ip, tcp_flags};
 use crate::packet::pending::LARGEST;
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{is_summed, write_reset};
-use crate::packet::routes::{NextHop, address_packet};
 use crate::{
     Backend, BackendId, EndReason, FailureCause, FlowKey, RetryCause, Service, ServiceId, Tried,
 };
@@ -77,11 +76,9 @@ impl Engine<'_> {
             return;
         }
         let due = cx.now.plus(retry.syn_timeout);
-        if self.pending.begin(handle, start, segment, cx.now, due) {
-            let id = self.flows.flow(handle).id;
-            if let Some(place) = self.pending.find(handle) {
-                self.pending.at(place).tried.insert(id);
-            }
+        let id = self.flows.flow(handle).id;
+        if let Some(waiting) = self.pending.begin(handle, start, segment, cx.now, due) {
+            waiting.tried.insert(id);
         }
     }
 
@@ -263,24 +260,19 @@ impl Engine<'_> {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
-        tuple: &Tuple,
+        hash: u64,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
         let Transport::Tcp { flags, .. } = packet.transport else { return None };
-        if !self.pending.is_abandoned(self.flows.hash(tuple), cx.now) {
+        if !self.pending.is_abandoned(hash, cx.now) {
             return None;
         }
-        let backend: IpAddr = packet.addresses.source();
         let answers = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN | tcp_flags::ACK;
-        let hop = self.hops.next_hop(cx.routes, backend);
-        match hop {
-            NextHop::Known(link, mac)
-                if answers && write_reset(frame, packet) && address_packet(frame, link, mac) =>
-            {
-                self.counters.dropped[DropReason::Abandoned as usize].inc();
-                Some(Verdict::Send(link.port))
-            }
-            _ => Some(Verdict::Drop(DropReason::Abandoned)),
+        if !answers || !write_reset(frame, packet) {
+            return Some(Verdict::Drop(DropReason::Abandoned));
         }
+        self.counters.dropped[DropReason::Abandoned as usize].inc();
+        let hop = self.hops.next_hop(cx.routes, packet.addresses.source());
+        Some(depart(frame, hop))
     }
 }

@@ -10,7 +10,7 @@ use crate::packet::icmp::{self, Error};
 use crate::packet::parse::{Addresses, Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, translate};
-use crate::packet::routes::{NextHop, address, address_packet};
+use crate::packet::routes::{NextHop, address};
 use crate::packet::tunnel::{Tunnel, encapsulate};
 use crate::{Mode, ServiceId, Tick};
 
@@ -95,7 +95,7 @@ impl Engine<'_> {
     }
 
     /// Sends a packet to the backend at `to` in a tunnel.
-    pub(super) fn carry(
+    fn carry(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
@@ -105,11 +105,7 @@ impl Engine<'_> {
         cx: &Context<'_>,
     ) -> Verdict {
         let hop = self.hops.next_hop(cx.routes, to);
-        let link = match hop {
-            NextHop::Known(link, _) => link,
-            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
-            NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
-        };
+        let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
         let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
         if length > usize::from(link.mtu) {
             let mtu = usize::from(link.mtu).saturating_sub(tunnel.overhead(to)) as u16;
@@ -121,13 +117,7 @@ impl Engine<'_> {
         if !encapsulate(frame, packet, tunnel, from, to, hash) {
             return Verdict::Drop(DropReason::NoRoom);
         }
-        match hop {
-            NextHop::Known(link, mac) if address_packet(frame, link, mac) => {
-                Verdict::Send(link.port)
-            }
-            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
-            _ => self.waits(to, cx),
-        }
+        depart(frame, hop)
     }
 
     /// Changes a packet and sends it towards `to`; its sender is told when it is too big for that.
@@ -140,36 +130,13 @@ impl Engine<'_> {
         change: impl FnOnce(&mut Frame<'_>),
     ) -> Verdict {
         let hop = self.hops.next_hop(cx.routes, to);
-        let link = match hop {
-            NextHop::Known(link, _) => link,
-            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
-            NextHop::None => return Verdict::Drop(DropReason::NoNeighbour),
-        };
+        let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
         if packet.end - packet.l3 > link.mtu {
             return self.error(frame, packet, Error::TooBig(link.mtu), cx);
         }
         change(frame);
-        match hop {
-            NextHop::Known(link, mac) => match address(frame, packet.l3, packet.end, link, mac) {
-                true => Verdict::Send(link.port),
-                false => Verdict::Drop(DropReason::NoRoom),
-            },
-            _ => {
-                frame.truncate(usize::from(packet.end));
-                frame.shrink_front(usize::from(packet.l3));
-                self.waits(to, cx)
-            }
-        }
-    }
-
-    /// What becomes of the IP packet to `to` that stands in a frame, whose station is not known.
-    pub(super) fn waits(&self, to: IpAddr, cx: &Context<'_>) -> Verdict {
-        match cx.routes.next_hop(to) {
-            NextHop::Unresolved(link, _) => {
-                Verdict::Wait(cx.routes.links()[usize::from(link)].port)
-            }
-            _ => Verdict::Drop(DropReason::NoNeighbour),
-        }
+        frame.narrow(packet.l3, packet.end);
+        depart(frame, hop)
     }
 
     /// Tells the sender of a packet why it goes no further, in its place.
@@ -190,28 +157,18 @@ impl Engine<'_> {
         }
         let to = packet.addresses.source();
         let hop = cx.routes.next_hop(to);
-        let link = match hop {
-            NextHop::Known(link, _) => link,
-            NextHop::Unresolved(link, _) => &cx.routes.links()[usize::from(link)],
-            NextHop::None => return Verdict::Drop(reason),
-        };
+        let Some(link) = hop.link() else { return Verdict::Drop(reason) };
         let Some(from) = link.address_for(to) else { return Verdict::Drop(reason) };
         if !icmp::write_error(frame, packet, from, error) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.told.inc();
         self.counters.dropped[reason as usize].inc();
-        match hop {
-            NextHop::Known(link, mac) if address_packet(frame, link, mac) => {
-                Verdict::Send(link.port)
-            }
-            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
-            _ => self.waits(to, cx),
-        }
+        depart(frame, hop)
     }
 
     /// Whether an error of our own may be sent now: nobody is to drown others by our hand.
-    pub(super) fn may_tell(&mut self, now: Tick) -> bool {
+    fn may_tell(&mut self, now: Tick) -> bool {
         let (left, since) = &mut self.errors;
         if now.since(*since) >= Duration::from_secs(1) {
             (*left, *since) = (ERRORS_A_SECOND, now);
@@ -219,5 +176,15 @@ impl Engine<'_> {
         let may = *left > 0;
         *left = left.saturating_sub(1);
         may
+    }
+}
+
+/// Sends a frame that is an IP packet alone to its next hop.
+pub(super) fn depart(frame: &mut Frame<'_>, hop: NextHop<'_>) -> Verdict {
+    match hop {
+        NextHop::Known(link, mac) if address(frame, link, mac) => Verdict::Send(link.port),
+        NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
+        NextHop::Unresolved(link, _) => Verdict::Wait(link.port),
+        NextHop::None => Verdict::Drop(DropReason::NoNeighbour),
     }
 }

@@ -1,0 +1,138 @@
+//! ICMP, ARP and NDP.
+
+use super::*;
+
+#[test]
+fn errors_reach_the_end_that_they_are_for() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Udp, vip, Mode::Nat, &[backend], |_| {});
+            let (client, vip, backend) = (addr(client), addr(vip), addr(backend));
+            world.pass(engine, &udp(client, vip).payload(b"x").frame());
+            let (kind, code) = if client.is_ipv4() { (3, 4) } else { (2, 0) };
+            let router = ip(if client.is_ipv4() { "10.78.0.254" } else { "fd78::254" });
+            let about = |from, to| udp(from, to).payload(b"x").ttl(50).packet();
+            let rest = 1280_u32.to_be_bytes();
+            // A router behind us about a packet to the backend: the client hears of its own.
+            for (sender, from) in [(router, router), (backend.ip(), vip.ip())] {
+                let error = message(sender, client.ip(), kind, code, rest);
+                let sent = error.payload(&about(client, backend)).frame();
+                let (verdict, got) = world.pass(engine, &sent);
+                let want = message(from, client.ip(), kind, code, rest);
+                let want = want.payload(&about(client, vip)).ttl(63).macs(US[0], ROUTER);
+                assert_eq!((verdict, got), (Verdict::Send(0), want.frame()), "from {sender}");
+            }
+            // A router before us about a reply: the backend hears of its own.
+            let error = message(router, vip.ip(), kind, code, rest);
+            let sent = error.payload(&about(vip, client)).frame();
+            let (verdict, got) = world.pass(engine, &sent);
+            let want = message(router, backend.ip(), kind, code, rest);
+            let want = want.payload(&about(backend, client)).ttl(63);
+            let want = want.macs(US[1], station(backend.ip())).frame();
+            assert_eq!((verdict, got), (Verdict::Send(1), want));
+            let stranger = message(router, vip.ip(), kind, code, rest);
+            let sent = stranger.payload(&about(vip, addr("203.0.113.99:1"))).frame();
+            if client.is_ipv4() {
+                assert_eq!(world.pass(engine, &sent).0, Verdict::Punt);
+            }
+        });
+    }
+}
+
+#[test]
+fn senders_are_told_of_packets_that_cannot_go_on() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            let tunnel = Mode::Tunnel(Tunnel::Ipip);
+            let at = SocketAddr::new(addr(backend).ip(), 443).to_string();
+            world.serve(Protocol::Tcp, vip, tunnel, &[&at], |_| {});
+            let (client, vip) = (addr(client), addr(vip));
+            let own = ip(if client.is_ipv4() { "10.77.0.1" } else { "fd77::1" });
+            let (outer, header) = if client.is_ipv4() { (20, 20) } else { (40, 40) };
+            let large = tcp(client, vip, 0).payload(&[7; 1500 - 20 - 20]);
+            let large = large.payload(&alloc::vec![7; 1500 - header - 20]);
+            let short = tcp(client, vip, 0).ttl(1);
+            let big = if client.is_ipv4() { (3, 4) } else { (2, 0) };
+            let late = if client.is_ipv4() { (11, 0) } else { (3, 0) };
+            for (sent, (kind, code), rest) in [(large, big, 1500 - outer), (short, late, 0_u32)] {
+                let (verdict, got) = world.pass(engine, &sent.frame());
+                let most = if client.is_ipv4() { 548 } else { 1232 };
+                let quote = sent.packet();
+                let want = message(own, client.ip(), kind, code, rest.to_be_bytes());
+                let want = want.payload(&quote[..quote.len().min(most)]).macs(US[0], ROUTER);
+                let mut want = want.frame();
+                if client.is_ipv4() {
+                    // Our own header has no id, and may not be fragmented.
+                    want[18..22].copy_from_slice(&[0, 0, 0x40, 0]);
+                    want[24..26].fill(0);
+                    let checksum = Sum::ZERO.bytes(&want[14..34]).checksum().to_be_bytes();
+                    want[24..26].copy_from_slice(&checksum);
+                }
+                assert_eq!((verdict, got), (Verdict::Send(0), want));
+            }
+            assert_eq!(engine.counters.told.get(), 2);
+        });
+    }
+}
+
+#[test]
+fn echo_requests_to_a_vip_are_answered() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Tcp, vip, Mode::Nat, &[backend], |_| {});
+            let (client, vip) = (addr(client).ip(), addr(vip).ip());
+            let (asks, answers) = if client.is_ipv4() { (8, 0) } else { (128, 129) };
+            let rest = [0, 7, 0, 1];
+            let zeros = message(client, vip, asks, 0, [0; 4]);
+            verify(&world.pass(engine, &zeros.frame()).1);
+            let request = message(client, vip, asks, 0, rest).payload(b"there?").ttl(3);
+            let (verdict, got) = world.pass(engine, &request.frame());
+            let want = message(vip, client, answers, 0, rest).payload(b"there?");
+            assert_eq!((verdict, got), (Verdict::Send(0), want.macs(US[0], ROUTER).frame()));
+            let stranger = if client.is_ipv4() { "192.0.2.99" } else { "2001:db8::99" };
+            let other = message(client, ip(stranger), asks, 0, rest);
+            assert_eq!(world.pass(engine, &other.frame()).0, Verdict::Punt);
+        });
+    }
+}
+
+#[test]
+fn stations_of_vips_are_told() {
+    with_engine(|world, engine| {
+        world.serve(Protocol::Tcp, CASES[0].1, Mode::Nat, &["10.78.0.11:80"], |_| {});
+        world.serve(Protocol::Tcp, CASES[1].1, Mode::Nat, &["[fd78::11]:80"], |_| {});
+        world.serve(Protocol::Tcp, "192.0.2.77:80", Mode::Proxy, &["10.78.0.11:80"], |_| {});
+        let arp = |asked: [u8; 4]| {
+            let head = [&[0xff; 6][..], &ROUTER, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &ROUTER].concat();
+            [&head[..], &[10, 77, 0, 9], &[0; 6], &asked].concat()
+        };
+        let (verdict, got) = world.pass(engine, &arp([192, 0, 2, 10]));
+        let head = [&ROUTER[..], &US[0], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &US[0]].concat();
+        let want = [&head[..], &[192, 0, 2, 10], &ROUTER, &[10, 77, 0, 9]].concat();
+        assert_eq!((verdict, got), (Verdict::Send(0), want));
+        for other in [[192, 0, 2, 11], [192, 0, 2, 77], [10, 77, 0, 1]] {
+            assert_eq!(world.pass(engine, &arp(other)).0, Verdict::Punt, "{other:?}");
+        }
+        let vip: core::net::Ipv6Addr = "2001:db8::10".parse().unwrap();
+        let ask = |from: &str, target: core::net::Ipv6Addr, ttl: u8| {
+            let group = ip("ff02::1:ff00:10");
+            let body = [&target.octets()[..], &[1, 1], &ROUTER].concat();
+            let ask = message(ip(from), group, 135, 0, [0; 4]).payload(&body).ttl(ttl);
+            ask.macs(ROUTER, [0x33, 0x33, 0xff, 0, 0, 0x10]).frame()
+        };
+        let told = [&vip.octets()[..], &[2, 1], &US[0]].concat();
+        for (from, to, flags, station) in [
+            ("fd77::9", "fd77::9", 0x60, ROUTER),
+            ("::", "ff02::1", 0x20, [0x33, 0x33, 0, 0, 0, 1]),
+        ] {
+            let (verdict, got) = world.pass(engine, &ask(from, vip, 255));
+            let want = message(vip.into(), ip(to), 136, 0, [flags, 0, 0, 0]).payload(&told);
+            let want = want.ttl(255).macs(US[0], station).frame();
+            assert_eq!((verdict, got), (Verdict::Send(0), want), "{from}");
+        }
+        let far = world.pass(engine, &ask("fd77::9", vip, 254)).0;
+        assert_eq!(far, Verdict::Drop(DropReason::BadTransport), "it has passed a router");
+        let stranger = "2001:db8::99".parse().unwrap();
+        assert_eq!(world.pass(engine, &ask("fd77::9", stranger, 255)).0, Verdict::Punt);
+    });
+}
