@@ -4,33 +4,21 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fairway_tests::{Fairway, Host, Net, SECOND, VIP4, VIP6, wait_for};
+use fairway_tests::{Fairway, Host, Net, Other, SECOND, VIP4, VIP6, wait_for};
 
 /// A real DNS server that answers every A query with its own last byte.
 struct Dns {
     addr: SocketAddr,
-    child: Child,
+    server: Option<Other>,
 }
 
 impl Dns {
     fn start(net: &Net, n: u8) -> Self {
-        let ip = net.server_address(n);
-        let child = Command::new("ip")
-            .args(["netns", "exec", &net.name(Host::Servers), "dnsmasq", "--keep-in-foreground"])
-            .args(["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"])
-            .args(["--user=root", "--pid-file="])
-            .arg(format!("--listen-address={ip}"))
-            .arg("--port=53")
-            .arg(format!("--address=/#/192.0.2.{n}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let dns = Self { addr: (ip, 53).into(), child };
+        let server = Other::dnsmasq(net, n, &[&format!("--address=/#/192.0.2.{n}")]);
+        let dns = Self { addr: (net.server_address(n), 53).into(), server: Some(server) };
         net.on(Host::Servers, || {
             wait_for("dnsmasq answers", || ask(&socket(dns.addr), 1).is_some());
         });
@@ -38,15 +26,7 @@ impl Dns {
     }
 
     fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Dns {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.server = None;
     }
 }
 

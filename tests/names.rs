@@ -4,49 +4,19 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use fairway_tests::http::{ask, connect, get};
-use fairway_tests::{Fairway, Host, Net, Nginx, VIP4, run, wait_for};
+use fairway_tests::{Fairway, Host, Net, Nginx, Other, VIP4, run, wait_for};
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP4), 80);
 
 /// A real DNS server at 10.78.0.63 that knows the names of a file in the form of /etc/hosts, for
 /// a second each, and more records.
-struct Dns {
-    child: Child,
-}
-
-impl Dns {
-    fn start(net: &Net, hosts: &Path, records: &[&str]) -> Self {
-        let ip = net.server_address(53);
-        let child = Command::new("ip")
-            .args(["netns", "exec", &net.name(Host::Servers), "dnsmasq", "--keep-in-foreground"])
-            .args(["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"])
-            .args(["--user=root", "--pid-file=", "--port=53", "--local=/test/", "--local-ttl=1"])
-            .arg(format!("--listen-address={ip}"))
-            .arg(format!("--addn-hosts={}", hosts.display()))
-            .args(records)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child }
-    }
-
-    /// Has it read its file again.
-    fn reload(&self) {
-        run("kill", &["-HUP", &self.child.id().to_string()]);
-    }
-}
-
-impl Drop for Dns {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn dns(net: &Net, hosts: &Path, records: &[&str]) -> Other {
+    let file = format!("--addn-hosts={}", hosts.display());
+    let all = [&["--local=/test/", "--local-ttl=1", &file], records].concat();
+    Other::dnsmasq(net, 53, &all)
 }
 
 fn document(fields: &str) -> String {
@@ -92,7 +62,7 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
     });
     assert!(troubles(&fairway).contains("no address of it is known"));
 
-    let dns = Dns::start(&net, &hosts, &[]);
+    let server = dns(&net, &hosts, &[]);
     wait_for("the first answer serves", || names(&net) == ["s1"]);
     wait_for("and no trouble is left", || !troubles(&fairway).contains("resolved"));
     assert_eq!(fairway.backends()[0]["name"], "web.test", "orders reach it by its name");
@@ -100,10 +70,10 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
     let mut held = net.on(Host::Client, || connect(VIP).unwrap());
     assert_eq!(ask(&mut held, "/").unwrap(), "s1");
     std::fs::write(&hosts, format!("{one}{two}")).unwrap();
-    dns.reload();
+    server.hang_up();
     wait_for("an address has come", || names(&net) == ["s1", "s2"]);
     std::fs::write(&hosts, two).unwrap();
-    dns.reload();
+    server.hang_up();
     wait_for("an address has gone", || names(&net) == ["s2"]);
     assert_eq!(ask(&mut held, "/").unwrap(), "s1", "an open connection may go on");
     let left = fairway.cli(&["drain", "web.test", "--wait", "--timeout", "300ms"]);
@@ -113,10 +83,10 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
 
     // A name that is emptied by mistake, and then a server that is gone: what was known holds.
     std::fs::write(&hosts, "").unwrap();
-    dns.reload();
+    server.hang_up();
     wait_for("the empty name is told", || troubles(&fairway).contains("no such name"));
     assert!(troubles(&fairway).contains("its last known address holds"), "{}", troubles(&fairway));
-    drop(dns);
+    drop(server);
     wait_for("the dead server is told", || !troubles(&fairway).contains("no such name"));
     assert!(troubles(&fairway).contains("`web.test` cannot be resolved"), "{}", troubles(&fairway));
     assert_eq!(names(&net), ["s2"]);
@@ -131,7 +101,7 @@ fn a_name_is_followed_and_its_last_answer_outlives_the_server() {
     assert_eq!(names(&net), ["s2"]);
 
     std::fs::write(&hosts, one).unwrap();
-    let _dns = Dns::start(&net, &hosts, &[]);
+    let _dns = dns(&net, &hosts, &[]);
     wait_for("it is followed again", || names(&net) == ["s1"]);
     wait_for("all is well", || fairway.metrics(&net).contains("fairway_dns_names_failing 0"));
     drop(servers);
@@ -144,7 +114,7 @@ fn a_change_of_names_refuses_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "10.78.0.11 a.test\n10.78.0.12 b.test\n").unwrap();
-    let _dns = Dns::start(&net, &hosts, &[]);
+    let _dns = dns(&net, &hosts, &[]);
     let named = |name: &str| document(&format!("    backends: [\"{name}:8080\"]\n"));
     let fairway = Fairway::start(&net, &named("a.test"));
     let path = fairway.config_path();
@@ -184,7 +154,7 @@ fn srv_records_make_groups_of_priority() {
         "--srv-host=_http._tcp.test,b.test,8080,10,1",
         "--srv-host=_http._tcp.test,c.test,8080,20,1",
     ];
-    let dns = Dns::start(&net, &hosts, &records);
+    let server = dns(&net, &hosts, &records);
     let text = document("    backends: [{srv: _http._tcp.test}]\n");
     let fairway = Fairway::start(&net, &text);
     wait_for("all are known", || fairway.backends().as_array().unwrap().len() == 3);
@@ -206,12 +176,12 @@ fn srv_records_make_groups_of_priority() {
     servers[0].restart(&net);
     wait_for("and the first again", || names(&net) == ["s1"]);
     // The service is said to be no more, and then its records are gone: neither takes it away.
-    drop(dns);
-    let none = Dns::start(&net, &hosts, &["--srv-host=_http._tcp.test"]);
+    drop(server);
+    let none = dns(&net, &hosts, &["--srv-host=_http._tcp.test"]);
     wait_for("its end is told", || troubles(&fairway).contains("there is no such service"));
     assert_eq!(fairway.backends().as_array().unwrap().len(), 3);
     drop(none);
-    let _nothing = Dns::start(&net, &hosts, &[]);
+    let _nothing = dns(&net, &hosts, &[]);
     wait_for("its absence is told", || troubles(&fairway).contains("there is no such name"));
     assert_eq!(fairway.backends().as_array().unwrap().len(), 3);
     assert_eq!(names(&net), ["s1"]);
@@ -226,7 +196,7 @@ fn names_are_looked_up_as_this_machine_does() {
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "10.78.0.11 web.test\nfd78::2 six.test\n").unwrap();
     // Whatever is asked below the search domain has an address, which is nobody's.
-    let _dns = Dns::start(&net, &hosts, &["--address=/corp.example/fd78::99"]);
+    let _dns = dns(&net, &hosts, &["--address=/corp.example/fd78::99"]);
     net.etc(Host::Lb, "resolv.conf", "nameserver 10.78.0.63\nsearch corp.example\n");
     net.etc(Host::Lb, "hosts", "10.78.0.12 db1\n");
     let text = document("    backends: [\"web.test:8080\", \"db1:8080\", \"six.test:8080\"]\n");
@@ -243,7 +213,7 @@ fn a_plan_asks_for_names_that_are_new() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "10.78.0.11 web.test\n10.78.0.12 web.test\n").unwrap();
-    let _dns = Dns::start(&net, &hosts, &[]);
+    let _dns = dns(&net, &hosts, &[]);
     let fairway = Fairway::start(
         &net,
         &document("    backends: [\"10.78.0.11:8080\", \"10.78.0.12:8080\"]\n"),

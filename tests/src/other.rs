@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use crate::{Host, Net};
+use crate::{Host, Net, run};
 
 /// A server of another make, with its configuration.
 pub struct Other {
@@ -26,6 +26,20 @@ impl Other {
              error_log FOLDER/error.log; user root;\nevents {{}}\n"
         );
         Self::start(net, host, &format!("{head}{config}"), "nginx", &["-c"])
+    }
+
+    /// dnsmasq on port 53 of server address `n`, with more arguments.
+    pub fn dnsmasq(net: &Net, n: u8, arguments: &[&str]) -> Self {
+        let listen = format!("--listen-address={}", net.server_address(n));
+        let plain = ["--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces"];
+        let own = ["--user=root", "--pid-file=", "--port=53", &listen];
+        let all = [&plain[..], &own, arguments, &["-C"]].concat();
+        Self::start(net, Host::Servers, "", "dnsmasq", &all)
+    }
+
+    /// Has it read its files again.
+    pub fn hang_up(&self) {
+        run("kill", &["-HUP", &self.child.id().to_string()]);
     }
 
     /// `program` with the path of `config` after its arguments.
