@@ -14,7 +14,8 @@ use crate::spread;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::sample::{icmp, syn, tcp};
 use fairway_core::packet::{
-    BURST, Context, Engine, Frame, Link, Route, Routes, Tunnel, Verdict, checksum::Sum, tcp_flags,
+    BURST, Context, Engine, Frame, Link, Route, Routes, Steering, Tunnel, Verdict, checksum::Sum,
+    tcp_flags,
 };
 use fairway_core::{
     Backend, BackendAddr, BackendId, Clients, Frontend, Group, Member, Mode, Policy, Pool,
@@ -92,7 +93,6 @@ fn gigahertz() -> f64 {
 
 struct Bench {
     snapshot: Snapshot,
-    routes: Routes,
     clients: Clients,
     engine: Engine<'static>,
     buffers: Vec<[u8; BUFFER]>,
@@ -139,6 +139,7 @@ impl Bench {
         builder.insert(&[frontend], &Arc::new(service));
         let link = Link {
             port: 0,
+            interface: 0,
             tag: None,
             mac: [2; 6],
             mtu: 1500,
@@ -153,11 +154,11 @@ impl Bench {
         let stations = (0..BACKENDS).map(|n| ((0, backend(n)), [3; 6]));
         let router = [((0, IpAddr::from([10, 1, 0, 9])), [9; 6])];
         let routes = [route("0.0.0.0/0", Some([10, 1, 0, 9])), route("10.78.0.0/16", None)];
+        builder.set_routes(&Arc::new(Routes::new(vec![link], routes, stations.chain(router))));
         Self {
             snapshot: builder.finish(),
-            routes: Routes::new(vec![link], routes, stations.chain(router)),
             clients: Clients::new(64),
-            engine: Engine::new(flows, Arc::default(), 0, 1, 0),
+            engine: Engine::new(flows, Arc::default(), Steering::ALONE, 0),
             buffers: vec![[0; BUFFER]; TOGETHER],
             now: Tick(1000),
             random: 1,
@@ -178,7 +179,6 @@ impl Bench {
             let mut verdicts = [Verdict::Punt; TOGETHER];
             let cx = Context {
                 snapshot: &self.snapshot,
-                routes: &self.routes,
                 clients: &self.clients,
                 now: self.now,
                 random: self.random,

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fairway_core::Mode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::check::{self, Findings};
+use crate::check::{self, Findings, Means};
 use crate::document::{Document, ListenDoc, ServiceDoc, SourceDoc};
 use crate::spec::{Config, Desired, Origin, Process, ServiceSpec};
 use crate::tree::{self, Node, Value};
@@ -102,9 +103,10 @@ impl Loader {
         let base = file.parent().unwrap_or(Path::new(""));
         let mut findings = Findings { file, complete: true, problems: &mut self.problems };
         let process = check::process(&document, base, &mut findings);
-        self.services(file, services, process.listen);
+        let means = Means { listen: Some(process.listen), packets: process.packet.is_some() };
+        self.services(file, services, means);
         for source in &document.sources {
-            self.source(file, base, source, process.listen);
+            self.source(file, base, source, means);
         }
         self.across(file, &process);
         let services: Desired =
@@ -139,7 +141,7 @@ impl Loader {
         Some((head, list))
     }
 
-    fn services(&mut self, file: &File, nodes: &[Node], listen: ListenDoc) {
+    fn services(&mut self, file: &File, nodes: &[Node], means: Means) {
         for node in nodes {
             let problems = &mut self.problems;
             let mut complete = true;
@@ -149,12 +151,12 @@ impl Loader {
             });
             let Some(doc) = doc else { continue };
             let mut findings = Findings { file, complete, problems };
-            let specs = check::service(&doc, listen, &mut findings);
+            let specs = check::service(&doc, means, &mut findings);
             self.services.extend(specs);
         }
     }
 
-    fn source(&mut self, main: &File, base: &Path, source: &SourceDoc, listen: ListenDoc) {
+    fn source(&mut self, main: &File, base: &Path, source: &SourceDoc, means: Means) {
         let path = base.join(&source.path.value);
         let unreadable =
             |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
@@ -170,7 +172,7 @@ impl Loader {
         }
         for path in paths {
             match std::fs::read_to_string(&path) {
-                Ok(text) => self.further(path.into(), &text, listen),
+                Ok(text) => self.further(path.into(), &text, means),
                 Err(error) => {
                     let message = format!("{} cannot be read: {error}", path.display());
                     self.problems.push(main, source.path.place, message);
@@ -179,14 +181,14 @@ impl Loader {
         }
     }
 
-    fn further(&mut self, file: File, text: &str, listen: ListenDoc) {
+    fn further(&mut self, file: File, text: &str, means: Means) {
         let Some(root) = self.parse(&file, text) else { return };
         if matches!(root.value, Value::Null) {
             self.problems.push(&file, root.place, EMPTY);
             return;
         }
         if let Some((_, services)) = self.head::<Services>(&file, &root) {
-            self.services(&file, services, listen);
+            self.services(&file, services, means);
         }
     }
 
@@ -210,7 +212,8 @@ impl Loader {
         let ports = |spec: &ServiceSpec| -> u64 {
             spec.frontends.iter().map(|frontend| u64::from(frontend.ports.len())).sum()
         };
-        let listeners: u64 = self.services.iter().map(|(spec, _)| ports(spec)).sum();
+        let proxied = self.services.iter().filter(|(spec, _)| spec.policy.mode == Mode::Proxy);
+        let listeners: u64 = proxied.map(|(spec, _)| ports(spec)).sum();
         if process.listen == ListenDoc::PerAddress && listeners > MOST_LISTENERS {
             let message = format!(
                 "{listeners} addresses and ports need `dataplane.listen: tproxy`; with \

@@ -55,6 +55,8 @@ pub struct Process {
     pub listen: ListenDoc,
     /// Interface that gets the services' addresses.
     pub vip_interface: Option<String>,
+    /// The packet path; none when no service has packets forwarded.
+    pub packet: Option<PacketPath>,
     /// Size of a receive buffer, in bytes.
     pub buffer_bytes: u32,
     /// Receive buffers of a worker.
@@ -91,6 +93,17 @@ pub struct Process {
     pub resolvers: Vec<SocketAddr>,
     /// How long one of them may take.
     pub resolver_timeout: Duration,
+}
+
+/// The packet path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketPath {
+    /// Interfaces that packets come and go by; one at least.
+    pub interfaces: Vec<String>,
+    /// IPv4 flows that each worker has room for.
+    pub flows: u32,
+    /// The same for flows with IPv6 addresses.
+    pub flows_ipv6: u32,
 }
 
 /// Where ended connections are logged.

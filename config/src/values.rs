@@ -168,6 +168,20 @@ word! {
     }
 }
 
+word! {
+    /// A number of things.
+    Count(u32), "a number (5000, 256k, 4M)", "^[0-9]+(k|M)?$", serde_json::json!(["string", "integer"]),
+    |text| {
+        let (digits, factor) = match text.as_bytes().last() {
+            Some(b'k') => (&text[..text.len() - 1], 1 << 10),
+            Some(b'M') => (&text[..text.len() - 1], 1 << 20),
+            _ => (text, 1),
+        };
+        let number: u32 = digits.parse().map_err(|_| String::new())?;
+        number.checked_mul(factor).ok_or_else(|| "too large".into())
+    }
+}
+
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {

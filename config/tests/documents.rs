@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fairway_config::{Config, Exchange, Priority, Probe, load, load_text};
-use fairway_core::{Scheduler, Weight};
+use fairway_core::{Mode, Scheduler, Weight};
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
     let file = Path::new("fairway.yaml").into();
@@ -87,7 +87,7 @@ fn errors_name_place_value_and_remedy() {
         // Meaning
         (
             "mode: dsr",
-            "7:11: mode `dsr` forwards packets, which this version does not do yet; use `proxy`",
+            "7:11: mode `dsr` forwards packets: name the interfaces that they come and go by in",
         ),
         (
             "maglev: {tableSize: 65536}",
@@ -164,6 +164,76 @@ fn errors_name_place_value_and_remedy() {
         assert!(problems[0].starts_with(&want), "{fields}\nwant {want}\ngot  {problems:#?}");
         assert_eq!(problems.len(), 1, "{fields}: {problems:#?}");
     }
+}
+
+#[test]
+fn packet_modes_have_their_own_conditions() {
+    let packets =
+        |fields: &str| format!("{}dataplane: {{packet: {{interfaces: [a]}}}}\n", service(fields));
+    for fields in [
+        "mode: nat",
+        "mode: fullNat\nsource: 10.0.0.254",
+        "mode: fullNat\nsource: {addresses: [10.0.0.254, fd00::1], ports: 20000-29999}",
+        "mode: dsr",
+        "mode: ipip\nbackupBackends: [fd00::1]",
+        "mode: gue\ngueVariant: 0",
+        "mode: nat\nretry: {synTimeout: 20ms}",
+    ] {
+        let config = read(&packets(fields)).unwrap_or_else(|error| panic!("{fields}: {error:?}"));
+        assert_ne!(config.services.values().next().unwrap().policy.mode, Mode::Proxy, "{fields}");
+    }
+    for (fields, want) in [
+        ("mode: nat\ngueVariant: 1", "8:17: `gueVariant` is 0 or 1, and goes with `mode: gue`"),
+        ("mode: gue\ngueVariant: 2", "8:17: `gueVariant` is 0 or 1"),
+        (
+            "mode: nat\nproxyProtocol: {send: v2}",
+            "8:20: `proxyProtocol` does not go with mode `nat`",
+        ),
+        ("mode: dsr\nretry: {hedgeAfter: 1s}", "8:25: `hedgeAfter` does not go with mode `dsr`"),
+        (
+            "mode: nat\nsource: 10.0.0.1",
+            "8:13: mode `nat` keeps the client's address; remove `source`",
+        ),
+        ("mode: fullNat", "2:11: mode `fullNat` needs addresses to come from"),
+        (
+            "mode: fullNat\nsource: transparent",
+            "8:13: mode `fullNat` comes from addresses of its own",
+        ),
+        (
+            "mode: fullNat\nsource: fd00::1",
+            "6:16: `source.addresses` has no address of this backend's family",
+        ),
+        ("mode: nat\nbackupBackends: [fd00::1]", "8:22: mode `nat` leaves packets in their family"),
+        (
+            "mode: dsr\nbackupBackends: [\"10.0.0.2:81\"]",
+            "8:22: mode `dsr` keeps the port: remove port 81",
+        ),
+    ] {
+        let problems = read(&packets(fields)).expect_err(fields);
+        let want = format!("fairway.yaml:{want}");
+        assert!(problems[0].starts_with(&want), "{fields}\nwant {want}\ngot  {problems:#?}");
+        assert_eq!(problems.len(), 1, "{fields}: {problems:#?}");
+    }
+    let ports = packets("mode: ipip").replace("port: 80", "port: 80\n        targetPort: 81");
+    let problems = read(&ports).unwrap_err();
+    assert!(
+        problems[0].contains("mode `ipip` keeps the port: `targetPort` 81 must be"),
+        "{problems:?}"
+    );
+    for (packet, want) in [
+        ("{interfaces: []}", "`interfaces` is empty"),
+        ("{interfaces: [a, a]}", "`a` is listed twice"),
+        ("{interfaces: [abcdefghijklmnop]}", "an interface has a name of 1 to 15 bytes"),
+        ("{interfaces: [a], flows: 3}", "`flows` is 3; it is 64 to 536870912"),
+        ("{interfaces: [a], flows: many}", "`many` is not a number (5000, 256k, 4M)"),
+    ] {
+        let problems =
+            read(&format!("dataplane: {{packet: {packet}}}\nservices: []\n")).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains(want), "{packet}: {problems:?}");
+    }
+    let path = read("dataplane: {packet: {interfaces: [a], flows: 1M}}\nservices: []\n").unwrap();
+    let path = path.process.packet.unwrap();
+    assert_eq!((path.flows, path.flows_ipv6), (1 << 20, 1 << 18));
 }
 
 #[test]

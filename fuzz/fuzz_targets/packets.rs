@@ -6,7 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
-use fairway_core::packet::{Context, Engine, Frame, Link, Route, Routes, Verdict};
+use fairway_core::packet::{Context, Engine, Frame, Link, Route, Routes, Steering, Verdict};
 use fairway_core::packet::{TransportChecksum, Tunnel};
 use fairway_core::{
     Backend, BackendAddr, BackendId, Clients, Frontend, Group, Member, Mode, Policy, Pool,
@@ -38,6 +38,7 @@ fn ip(text: &str) -> IpAddr {
 /// Ports 1 to 5 of both VIPs in each mode, over backends of both families where that can be.
 fn snapshot() -> Snapshot {
     let mut builder = SnapshotBuilder::from(&Snapshot::empty());
+    builder.set_routes(&Arc::new(routes()));
     let modes = [
         Mode::Nat,
         Mode::FullNat,
@@ -74,6 +75,7 @@ fn snapshot() -> Snapshot {
 fn routes() -> Routes {
     let link = Link {
         port: 0,
+        interface: 0,
         tag: None,
         mac: [2; 6],
         mtu: 200,
@@ -93,10 +95,10 @@ fn routes() -> Routes {
 
 /// Frames, each after a byte that says how long it is.
 fuzz_target!(|bytes: &[u8]| {
-    let (snapshot, routes, clients) = (snapshot(), routes(), Clients::new(16));
+    let (snapshot, clients) = (snapshot(), Clients::new(16));
     let mut region = HeapRegion::new(SHAPE.bytes());
     let flows = FlowTable::open(region.bytes(), SHAPE, [1, 2], false).unwrap();
-    let mut engine = Engine::new(flows, Arc::default(), 0, 1, 0);
+    let mut engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);
     let mut rest = bytes;
     let mut now = Tick(0);
     while let Some((length, after)) = rest.split_first() {
@@ -111,8 +113,7 @@ fuzz_target!(|bytes: &[u8]| {
             frame.checksum = TransportChecksum::Partial;
         }
         now = Tick(now.0 + 100);
-        let cx =
-            Context { snapshot: &snapshot, routes: &routes, clients: &clients, now, random: now.0 };
+        let cx = Context { snapshot: &snapshot, clients: &clients, now, random: now.0 };
         let mut verdicts = [Verdict::Punt];
         engine.process(std::slice::from_mut(&mut frame), &mut verdicts, &cx);
         assert!(frame.len() <= length + ROOM);

@@ -13,6 +13,7 @@ mod control;
 mod demo;
 mod health;
 pub mod measure;
+mod network;
 mod reload;
 mod resolver;
 mod run;

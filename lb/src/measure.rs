@@ -84,7 +84,7 @@ fn control(config: &Config) -> Control {
         "scale.yaml".into(),
         Publisher::new(),
         Vec::new(),
-        Listeners::detached(),
+        (Listeners::detached(), None),
         Watchers {
             checker: Checker::new(runtime.handle().clone(), 1, |_| {}),
             resolver: Resolver::new(runtime.handle().clone(), Vec::new(), Duration::ZERO, |_| {}),

@@ -1,5 +1,6 @@
 //! `fairway run`: brings the process up, and down again.
 
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,10 +12,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
 use fairway_config::{Config, Process, load};
+use fairway_core::packet::{Steering, flow::Shape};
 use fairway_core::publish::Publisher;
 use fairway_uring::{
-    Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Settings, Shared,
-    WorkerHandle,
+    Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, PacketSetup, PacketStats,
+    Settings, Shared, WorkerHandle,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,8 +28,9 @@ use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::connection_log::ConnectionWriter;
-use crate::control::{Control, Input, Interface, Listeners, Tproxy, Watchers};
+use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
 use crate::health::Checker;
+use crate::network::Watch;
 use crate::reload::{self, Reload};
 use crate::resolver::{FIRST_ANSWER, Resolver};
 
@@ -125,10 +128,18 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     ));
     let mut publisher = Publisher::new();
     let mut workers = Vec::with_capacity(count);
+    let packet_setup = |worker: usize| packet_setup(&process, worker, count);
     for worker in 0..count {
         let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
         let reader = publisher.reader();
-        let handle = WorkerHandle::spawn(worker, cpu, Arc::clone(&shared), reader, features);
+        let handle = WorkerHandle::spawn(
+            worker,
+            cpu,
+            Arc::clone(&shared),
+            reader,
+            features,
+            packet_setup(worker),
+        );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
     runtime.spawn({
@@ -142,6 +153,18 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
             }
         }
     });
+    let network = sender.clone();
+    let packets = match &process.packet {
+        Some(configured) => {
+            let watch = Watch::start(runtime, configured.interfaces.clone(), move |news| {
+                // The receiver goes when the process stops.
+                let _ = network.send(Input::Network(news));
+            });
+            let (watch, news) = watch?;
+            Some(PacketPath::new(configured, watch, news, &workers))
+        }
+        None => None,
+    };
     let interface = process.vip_interface.clone().map(Interface::new);
     let health = sender.clone();
     let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {
@@ -204,7 +227,8 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let names: Vec<_> = features.names().collect();
     tracing::info!(workers = count, features = names.join(" "), "started");
     let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
-    let mut control = Control::new(clock, process, path, publisher, workers, listeners, watchers);
+    let mut control =
+        Control::new(clock, process, path, publisher, workers, (listeners, packets), watchers);
     let unknown = control.unknown_names(&config.services);
     let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
     control.begin(config, &names);
@@ -329,6 +353,19 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
         most_connections: most,
         listeners_open: 0,
     }
+}
+
+/// What a worker's packet path is made with; none when the document names no interfaces.
+fn packet_setup(process: &Process, worker: usize, workers: usize) -> Option<PacketSetup> {
+    let configured = process.packet.as_ref()?;
+    let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let random = std::collections::hash_map::RandomState::new();
+    Some(PacketSetup {
+        flows: Shape { ipv4: configured.flows, ipv6: configured.flows_ipv6 },
+        seeds: [0_u8, 1].map(|n| random.hash_one(n)),
+        steering: Steering { worker: number(worker), workers: number(workers) },
+        stats: Arc::new(PacketStats::new(configured.interfaces.len())),
+    })
 }
 
 fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {

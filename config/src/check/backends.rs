@@ -23,6 +23,15 @@ pub(super) fn literal(doc: &BackendDoc) -> Option<IpAddr> {
     }
 }
 
+/// The port that is written at a backend.
+pub(super) fn own_port(doc: &BackendDoc) -> Option<u16> {
+    let inside = match &doc.target {
+        TargetDoc::Endpoint(at) => at.value.port.map(NonZeroU16::get),
+        TargetDoc::Srv(_) => None,
+    };
+    inside.or(doc.port.map(|at| at.value))
+}
+
 /// The backends behind `port` of a service.
 pub(super) fn read(
     doc: &ServiceDoc,

@@ -4,6 +4,7 @@
 
 mod backends;
 mod health;
+mod mode;
 mod overlap;
 mod process;
 mod service;
@@ -13,7 +14,7 @@ use crate::{File, Place, Problems};
 
 pub(crate) use overlap::check_frontends;
 pub(crate) use process::process;
-pub(crate) use service::service;
+pub(crate) use service::{Means, service};
 
 /// Where findings about one file go.
 pub(crate) struct Findings<'a> {

@@ -12,10 +12,10 @@ use fairway_core::{
     TableSize, Timeouts, Udp,
 };
 
-use super::{Findings, backends, health};
+use super::{Findings, backends, health, mode};
 use crate::Problems;
 use crate::document::{
-    AcceptDoc, AffinityDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc, ModeDoc, PortDoc,
+    AcceptDoc, AffinityDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc, PortDoc,
     ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
 use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
@@ -24,17 +24,26 @@ use crate::values::{Address, At, Percent, Prefix, Size, Time};
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
 
+/// What the process has for its services.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means {
+    /// How listeners are made; none when nobody is listened to.
+    pub(crate) listen: Option<ListenDoc>,
+    /// Whether there are interfaces for packets.
+    pub(crate) packets: bool,
+}
+
 /// The specs of a service, each with the place of its port.
 pub(crate) fn service(
     at: &At<ServiceDoc>,
-    listen: ListenDoc,
+    means: Means,
     findings: &mut Findings<'_>,
 ) -> Vec<(Arc<ServiceSpec>, Origin)> {
     let doc = &at.value;
     name(&doc.name, findings);
-    mode(doc, findings);
+    let mode = mode::mode(doc, means, findings);
     let addresses = addresses(doc, findings);
-    let policy = Arc::new(policy(doc, findings));
+    let policy = Arc::new(policy(doc, mode, findings));
     source_ranges(doc, &addresses, findings);
     let panic_percent = percent("panicThreshold", doc.panic_threshold, 0, findings);
     let failover_percent = percent("failoverThreshold", doc.failover_threshold, 0, findings);
@@ -55,7 +64,7 @@ pub(crate) fn service(
         let Some(protocol) = protocol(&port.value, findings) else {
             continue;
         };
-        target(port, listen, findings);
+        target(port, means.listen.filter(|_| mode == Mode::Proxy), findings);
         // Each port looks at the backends again; what is found is said once.
         let mut found = Problems::default();
         let mut of_backends =
@@ -113,38 +122,6 @@ fn name(name: &At<String>, findings: &mut Findings<'_>) {
     }
 }
 
-fn mode(doc: &ServiceDoc, findings: &mut Findings<'_>) {
-    let Some(At { place, value: mode }) = doc.mode else {
-        return;
-    };
-    let word = match mode {
-        ModeDoc::Proxy => return,
-        ModeDoc::Nat => "nat",
-        ModeDoc::FullNat => "fullNat",
-        ModeDoc::Dsr => "dsr",
-        ModeDoc::Ipip => "ipip",
-        ModeDoc::Gue => "gue",
-    };
-    findings.add(
-        place,
-        format!("mode `{word}` forwards packets, which this version does not do yet; use `proxy`"),
-    );
-    if matches!(mode, ModeDoc::Dsr | ModeDoc::Ipip | ModeDoc::Gue) {
-        for port in &doc.ports.value {
-            let ports = port.value.port.value.0;
-            let Some(target) = port.value.target_port else {
-                continue;
-            };
-            if ports.len() > 1 || ports.first() != target.value {
-                findings.add(
-                    target.place,
-                    format!("mode `{word}` keeps the port: `targetPort` {} must be `port` {ports}, or go", target.value),
-                );
-            }
-        }
-    }
-}
-
 fn addresses(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     if doc.addresses.value.is_empty() {
@@ -198,12 +175,12 @@ fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
     }
 }
 
-fn target(port: &At<PortDoc>, listen: ListenDoc, findings: &mut Findings<'_>) {
+fn target(port: &At<PortDoc>, listen: Option<ListenDoc>, findings: &mut Findings<'_>) {
     let ports = port.value.port.value.0;
     if let Some(target) = port.value.target_port.as_ref().filter(|target| target.value == 0) {
         findings.add(target.place, "`targetPort` is 0; ports are 1 to 65535");
     }
-    if ports.len() > MOST_LISTENED && listen == ListenDoc::PerAddress {
+    if ports.len() > MOST_LISTENED && listen == Some(ListenDoc::PerAddress) {
         findings.add(
             port.value.port.place,
             format!(
@@ -269,7 +246,7 @@ fn source_ranges(doc: &ServiceDoc, addresses: &[IpAddr], findings: &mut Findings
     }
 }
 
-fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
+fn policy(doc: &ServiceDoc, mode: Mode, findings: &mut Findings<'_>) -> Policy {
     let (scheduler, fields) = scheduler(doc, findings);
     let set = |ranges: &[At<Prefix>]| -> AddrSet { ranges.iter().map(|at| at.value.0).collect() };
     let timeouts = Timeouts {
@@ -282,7 +259,7 @@ fn policy(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Policy {
     let affinity = (doc.session_affinity == Some(AffinityDoc::ClientIP))
         .then_some(Affinity { timeout: affinity_timeout });
     Policy {
-        mode: Mode::Proxy,
+        mode,
         scheduler,
         hash: hash(doc, fields, findings),
         affinity,
@@ -487,7 +464,7 @@ fn retry(doc: &ServiceDoc, connect: Duration, findings: &mut Findings<'_>) -> Re
         deadline: findings.time("deadline", retry.deadline.as_ref(), "10s"),
         hedge_after: retry.hedge_after.map(|at| at.value.0),
         replay_bytes: replay.map_or(16 << 10, |At { value: Size(bytes), .. }| *bytes as u32),
-        syn_timeout: Policy::default().retry.syn_timeout,
+        syn_timeout: findings.time("synTimeout", retry.syn_timeout.as_ref(), "50ms"),
     }
 }
 

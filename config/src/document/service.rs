@@ -20,6 +20,10 @@ pub struct ServiceDoc {
     /// How flows are carried. Default: `proxy`.
     #[serde(default)]
     pub mode: Option<At<ModeDoc>>,
+    /// With `mode: gue`: variant 1 has the packet right behind the UDP header, variant 0 a header
+    /// between them. Default: 1.
+    #[serde(default)]
+    pub gue_variant: Option<At<u8>>,
     /// How a backend is chosen. Default: `maglev`.
     #[serde(default)]
     pub scheduler: Option<At<SchedulerDoc>>,
@@ -385,6 +389,9 @@ pub struct RetryDoc {
     pub attempts: Option<At<u16>>,
     /// From accepting a connection to its last chance. Default: 10s.
     pub deadline: Option<At<Time>>,
+    /// In `nat` and `fullNat`: a backend that has not answered a connection's first segment after
+    /// this time is left for the next. Default: 50ms.
+    pub syn_timeout: Option<At<Time>>,
     /// Starts the next backend beside one that takes longer than this. Default: never.
     pub hedge_after: Option<At<Time>>,
     /// Bytes of the client that are kept for `resetBeforeReply`. Default: 16KiB.

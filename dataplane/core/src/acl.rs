@@ -29,6 +29,13 @@ pub enum PrefixError {
     HostBits(IpPrefix),
 }
 
+/// One address.
+impl From<IpAddr> for IpPrefix {
+    fn from(addr: IpAddr) -> Self {
+        Self { addr, len: if addr.is_ipv4() { 32 } else { 128 } }
+    }
+}
+
 impl IpPrefix {
     /// Whether it is a prefix of IPv4 addresses.
     #[must_use]

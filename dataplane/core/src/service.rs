@@ -4,12 +4,13 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::backend::Places;
 use crate::hash::mixed;
 use crate::{
-    Admission, Backend, BackendAddr, MaglevTable, PerWorker, Policy, Protocol, Scheduler,
+    Admission, Backend, BackendAddr, MaglevTable, Mode, PerWorker, Policy, Protocol, Scheduler,
     ServiceCounters, ServiceId, Share, Standing, TableSize, Turns, Weight,
 };
 
@@ -227,6 +228,13 @@ impl Group {
 const GROUP: u64 = 0x6a09_e667_f3bc_c908;
 
 impl Service {
+    /// The addresses by which it speaks to its backends and that are ours alone: those of packets
+    /// whose source is rewritten.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let rewrites = self.policy.mode == Mode::FullNat;
+        self.policy.source.addresses.iter().filter(move |_| rewrites).copied()
+    }
+
     /// Every backend with its standing, by group.
     pub fn backends(&self) -> impl Iterator<Item = (&Member, Standing)> {
         self.groups.iter().flat_map(|group| {

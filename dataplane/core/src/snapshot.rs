@@ -11,6 +11,7 @@ use core::net::{IpAddr, SocketAddr};
 use ahash::RandomState;
 use hashbrown::HashMap;
 
+use crate::packet::Routes;
 use crate::{Mode, PortRange, Protocol, Service, ServiceId, VipAddr};
 
 /// Number of shards: with 10,000 services a change copies about 40 entries.
@@ -64,6 +65,7 @@ pub struct Snapshot {
     hasher: RandomState,
     services: usize,
     has_ranges: bool,
+    routes: Arc<Routes>,
 }
 
 impl Snapshot {
@@ -80,6 +82,7 @@ impl Snapshot {
             hasher,
             services: 0,
             has_ranges: false,
+            routes: Arc::default(),
         }
     }
 
@@ -114,6 +117,12 @@ impl Snapshot {
     #[must_use]
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.ids[id.0 as usize % SHARDS].get(&id)
+    }
+
+    /// Next hops of packets.
+    #[must_use]
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
     }
 
     /// Every service, in no order.
@@ -159,8 +168,14 @@ impl SnapshotBuilder {
                 hasher: last.hasher.clone(),
                 services: last.services,
                 has_ranges: last.has_ranges,
+                routes: Arc::clone(&last.routes),
             },
         }
+    }
+
+    /// Packets find their next hops by `routes` from now on.
+    pub fn set_routes(&mut self, routes: &Arc<Routes>) {
+        self.next.routes = Arc::clone(routes);
     }
 
     /// Puts `service` at its frontends, in place of what was there.
@@ -190,16 +205,27 @@ impl SnapshotBuilder {
             self.answer(ip, before, u32::from(is_answered(service)));
         }
         let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
-        if ids.insert(service.id, Arc::clone(service)).is_none() {
-            self.next.services += 1;
-        }
+        let before = ids.insert(service.id, Arc::clone(service));
+        self.next.services += usize::from(before.is_none());
+        self.own(before.as_deref(), Some(service));
     }
 
     /// Takes the service `id` away from `frontends` and from the list of services.
     pub fn remove(&mut self, frontends: &[Frontend], id: ServiceId) {
         self.vacate(frontends, id);
-        if Arc::make_mut(&mut self.next.ids[id.0 as usize % SHARDS]).remove(&id).is_some() {
-            self.next.services -= 1;
+        let gone = Arc::make_mut(&mut self.next.ids[id.0 as usize % SHARDS]).remove(&id);
+        self.next.services -= usize::from(gone.is_some());
+        self.own(gone.as_deref(), None);
+    }
+
+    /// The addresses by which `new` speaks to its backends are ours to answer for, in place of
+    /// those of `old`.
+    fn own(&mut self, old: Option<&Service>, new: Option<&Service>) {
+        for ip in old.into_iter().flat_map(Service::local_addresses) {
+            self.answer(ip.to_canonical(), 1, 0);
+        }
+        for ip in new.into_iter().flat_map(Service::local_addresses) {
+            self.answer(ip.to_canonical(), 0, 1);
         }
     }
 

@@ -9,6 +9,7 @@ mod direction;
 mod greeting;
 mod held;
 mod listen;
+mod packets;
 mod relay;
 mod report;
 mod session;
@@ -33,9 +34,10 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
+pub use packets::{PacketPort, PacketSetup, PortControl, PortError, open_port};
 pub use report::{
-    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,
-    ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
+    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, PacketStats,
+    PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
 pub use worker::Command;
@@ -47,10 +49,12 @@ pub struct WorkerHandle {
     thread: Option<JoinHandle<()>>,
     /// What the worker shows of itself.
     pub stats: SharedStats,
+    /// The same of its packet path, if it has one.
+    pub packets: Option<Arc<PacketStats>>,
 }
 
 impl WorkerHandle {
-    /// Starts worker `worker`, on `cpu` if one is given. Its ring is set up before this returns.
+    /// Starts worker `worker`, on `cpu` if one is given, with a packet path if that is given. Its ring is set up before this returns.
     ///
     /// When the worker ends, for whatever reason, it says so by [`Event::WorkerEnded`].
     pub fn spawn(
@@ -59,7 +63,9 @@ impl WorkerHandle {
         shared: Arc<Shared>,
         reader: Reader,
         features: Features,
+        packets: Option<PacketSetup>,
     ) -> Result<Self, SetupError> {
+        let packet_stats = packets.as_ref().map(|setup| Arc::clone(&setup.stats));
         let (commands, receiver) = crossbeam_channel::unbounded();
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| SetupError::Resources(error.into()))?;
@@ -71,15 +77,19 @@ impl WorkerHandle {
             if let Some(cpu) = cpu {
                 pin(cpu);
             }
+            let mut region = None;
             // A ring belongs to the thread that made it.
-            let built = worker::Worker::new(
-                worker,
-                Arc::clone(&shared),
-                worker_stats,
-                receiver,
-                worker_wake,
-                features,
-            );
+            let built = packet_path(packets, &mut region, &shared).and_then(|packets| {
+                worker::Worker::new(
+                    worker,
+                    Arc::clone(&shared),
+                    worker_stats,
+                    receiver,
+                    worker_wake,
+                    features,
+                    packets,
+                )
+            });
             let runner = match built {
                 Ok(runner) => runner,
                 Err(error) => {
@@ -100,7 +110,9 @@ impl WorkerHandle {
             .spawn(body)
             .map_err(SetupError::Resources)?;
         match readiness.recv() {
-            Ok(Ok(())) => Ok(Self { commands, wake, thread: Some(thread), stats }),
+            Ok(Ok(())) => {
+                Ok(Self { commands, wake, thread: Some(thread), stats, packets: packet_stats })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(SetupError::Other(io::Error::other("the worker ended at its start"))),
         }
@@ -126,6 +138,17 @@ impl WorkerHandle {
             let _ = thread.join();
         }
     }
+}
+
+/// The packet path of a worker, if it is to have one, with its flows in `region`.
+fn packet_path<'r>(
+    setup: Option<PacketSetup>,
+    region: &'r mut Option<sys::Region>,
+    shared: &Shared,
+) -> Result<Option<packets::Packets<'r>>, SetupError> {
+    let Some(setup) = setup else { return Ok(None) };
+    let region = region.insert(setup.region().map_err(SetupError::Resources)?);
+    packets::Packets::new(setup, region, shared).map(Some)
 }
 
 fn pin(cpu: usize) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use fairway_core::packet::{PacketCounters, Unresolved};
 use fairway_core::talkers::Talkers;
 use fairway_core::{
     AddrSet, BackendAddr, BackendId, Clients, Counter, EndReason, FailureCause, Protocol,
@@ -102,6 +103,8 @@ pub enum Event {
     },
     /// A connection ended.
     ConnectionEnded(Box<ConnectionRecord>),
+    /// Packets wait for a station that nobody knows.
+    Unresolved(Unresolved),
     /// The worker has ended; with an error unless it was told to stop.
     WorkerEnded {
         /// Its number.
@@ -265,6 +268,45 @@ impl Shared {
             self.lost_log_lines.fetch_add(1, Relaxed);
         }
     }
+}
+
+/// What one worker shows of its packet path.
+#[derive(Debug)]
+pub struct PacketStats {
+    /// Packets by what became of them.
+    pub counters: Arc<PacketCounters>,
+    /// Flows in its table.
+    pub flows: AtomicU64,
+    /// Its interfaces, in the order of the configuration.
+    pub ports: Box<[PortStats]>,
+}
+
+impl PacketStats {
+    /// For so many interfaces.
+    #[must_use]
+    pub fn new(ports: usize) -> Self {
+        let ports = (0..ports).map(|_| PortStats::default()).collect();
+        Self { counters: Arc::default(), flows: AtomicU64::new(0), ports }
+    }
+}
+
+/// What a worker has counted of an interface.
+#[derive(Debug, Default)]
+pub struct PortStats {
+    /// Frames that came.
+    pub received: Counter,
+    /// Frames that went out.
+    pub sent: Counter,
+    /// Frames for which the kernel had no slot.
+    pub lost: Counter,
+    /// Frames that neither slot nor queue held whole, or that could not be cut into segments.
+    pub cut: Counter,
+    /// Segments that super-packets were cut into.
+    pub segments: Counter,
+    /// Frames for which the ring to the kernel was full, or that were too large for it.
+    pub full: Counter,
+    /// Times that the kernel refused to send.
+    pub send_failures: Counter,
 }
 
 /// What one worker shows of itself, on cache lines of its own.

@@ -36,6 +36,10 @@ pub(crate) enum Op {
     DatagramReply,
     /// A datagram is out; the index is that of its parcel.
     DatagramSent,
+    /// An interface has frames.
+    FramesReady,
+    /// The kernel was told of frames to send.
+    FramesSent,
 }
 
 /// One of the two connections to backends that a session may have at a time.
@@ -82,6 +86,8 @@ impl Token {
             Op::LegReadable(which) => leg(12, which),
             Op::LegWritable(which) => leg(14, which),
             Op::DatagramSent => 16,
+            Op::FramesReady => 17,
+            Op::FramesSent => 18,
             Op::DatagramIn => RECEIVES_DATAGRAMS,
             Op::DatagramReply => RECEIVES_DATAGRAMS + 1,
         };
@@ -104,6 +110,8 @@ impl Token {
             12 | 13 => Op::LegReadable(leg),
             14 | 15 => Op::LegWritable(leg),
             16 => Op::DatagramSent,
+            17 => Op::FramesReady,
+            18 => Op::FramesSent,
             RECEIVES_DATAGRAMS => Op::DatagramIn,
             129 => Op::DatagramReply,
             _ => return None,
@@ -130,7 +138,8 @@ mod tests {
         });
         let plain = [Op::Accept, Op::Wake, Op::ClientReceive, Op::ClientSend, Op::ClientReadable];
         let datagrams = [Op::DatagramIn, Op::DatagramReply, Op::DatagramSent];
-        for op in legs.chain(plain).chain([Op::ClientWritable]).chain(datagrams) {
+        let frames = [Op::ClientWritable, Op::FramesReady, Op::FramesSent];
+        for op in legs.chain(plain).chain(frames).chain(datagrams) {
             let token = Token { op, index: u32::MAX - 1, generation: GENERATIONS - 1 };
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -15,6 +15,7 @@ use socket2::{SockRef, Socket};
 use crate::accept::admit;
 use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
+use crate::packets::{PacketPort, Packets, Turn};
 use crate::relay::Way;
 use crate::report::{ConnectionFilter, OpenConnection, ServiceTalkers, Shared, SharedStats};
 use crate::session::{Cx, Heaviest, Session, refuse};
@@ -73,6 +74,10 @@ pub enum Command {
         /// Where to; the worker sends one answer.
         reply: Sender<ServiceTalkers>,
     },
+    /// Carry packets of this interface.
+    Attach(PacketPort),
+    /// Let go of the interface with this number.
+    Detach(u16),
     /// Close all listeners; connections go on.
     StopAccepting,
     /// End every connection and the worker.
@@ -103,9 +108,10 @@ struct Parts {
     worker: usize,
 }
 
-pub(crate) struct Worker {
+pub(crate) struct Worker<'r> {
     parts: Parts,
     datagrams: Datagrams,
+    packets: Option<Packets<'r>>,
     commands: Receiver<Command>,
     wake: OwnedFd,
     listeners: Vec<Listener>,
@@ -120,7 +126,7 @@ pub(crate) struct Worker {
     prune_at: Tick,
 }
 
-impl Worker {
+impl<'r> Worker<'r> {
     pub(crate) fn new(
         worker: usize,
         shared: Arc<Shared>,
@@ -128,6 +134,7 @@ impl Worker {
         commands: Receiver<Command>,
         wake: OwnedFd,
         features: Features,
+        packets: Option<Packets<'r>>,
     ) -> Result<Self, SetupError> {
         let now = shared.clock.now();
         let settings = &shared.settings;
@@ -147,6 +154,7 @@ impl Worker {
                 worker,
             },
             datagrams: Datagrams::new(now),
+            packets,
             commands,
             wake,
             listeners: Vec::new(),
@@ -169,6 +177,8 @@ impl Worker {
         loop {
             let wheels = [&self.parts.wheel, &self.datagrams.wheel];
             let sleep = wheels.into_iter().filter_map(|wheel| wheel.sleep(self.now)).min();
+            let packets = self.packets.as_ref().and_then(|packets| packets.sleep(self.now));
+            let sleep = sleep.into_iter().chain(packets).min();
             let sleep = if self.paused { Some(sleep.unwrap_or(PAUSE).min(PAUSE)) } else { sleep };
             self.parts.ring.wait(sleep)?;
             self.now = self.parts.shared.clock.now();
@@ -187,6 +197,10 @@ impl Worker {
             }
             self.feed_starved(snapshot);
             self.datagrams.feed(&mut self.parts.cx(0, self.now, snapshot));
+            if let Some(packets) = &mut self.packets {
+                let Parts { ring, shared, .. } = &mut self.parts;
+                packets.turn(Turn { ring, snapshot, shared, now: self.now });
+            }
             if std::mem::take(&mut self.parts.exhausted) {
                 self.resume_at = self.now.plus(PAUSE);
                 self.pause_accepting();
@@ -196,6 +210,7 @@ impl Worker {
             if self.now >= self.prune_at {
                 self.prune_at = self.now.plus(PRUNE);
                 self.datagrams.prune(&mut self.parts.cx(0, self.now, snapshot));
+                self.packets.iter_mut().for_each(Packets::gather);
                 self.parts.held.prune(snapshot);
                 self.parts.talkers.retain(|id, _| snapshot.service(*id).is_some());
             }
@@ -215,6 +230,11 @@ impl Worker {
             Op::DatagramIn | Op::DatagramReply | Op::DatagramSent => {
                 let cx = &mut self.parts.cx(token.index, self.now, snapshot);
                 self.datagrams.complete(token, completion, cx);
+            }
+            Op::FramesReady | Op::FramesSent => {
+                if let Some(packets) = &mut self.packets {
+                    packets.complete(token, completion.result.is_err());
+                }
             }
             _ => self.session_event(token, completion, snapshot),
         }
@@ -440,6 +460,16 @@ impl Worker {
                     // Nobody waits any more when the caller has gone.
                     let _ =
                         reply.send(self.parts.talkers.get(&service).cloned().unwrap_or_default());
+                }
+                Command::Attach(port) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.attach(port, &mut self.parts.ring);
+                    }
+                }
+                Command::Detach(number) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.detach(number, &mut self.parts.ring);
+                    }
                 }
                 Command::StopAccepting => {
                     self.unlisten(|_| true, snapshot);

@@ -226,7 +226,7 @@ impl Proxy {
         match self.events.recv_timeout(10 * SECOND).expect("an event") {
             Event::ConnectionEnded(record) => record.reason.label().into(),
             Event::BackendFailed { cause, streak, .. } => format!("{} {streak}", cause.label()),
-            Event::WorkerEnded { error, .. } => panic!("worker ended: {error:?}"),
+            other => panic!("{other:?}"),
         }
     }
 }
@@ -434,7 +434,7 @@ fn a_worker_that_panics_says_so() {
     let shared = Arc::new(Shared::new(proxy.shared.settings, Clock::start(), 100, sink));
     let features = Features::detect(&[]).unwrap();
     let reader = proxy.publisher.reader();
-    let mut worker = WorkerHandle::spawn(0, None, shared, reader, features).unwrap();
+    let mut worker = WorkerHandle::spawn(0, None, shared, reader, features, None).unwrap();
     let socket = open_listener(proxy.vip, Protocol::Tcp).unwrap();
     proxy.worker.send(Command::StopAccepting);
     let protocol = Protocol::Tcp;

@@ -302,6 +302,7 @@ impl Control {
             ));
         }
         troubles.extend(self.routing_trouble());
+        troubles.extend(self.packet_troubles());
         let names = self.name_troubles();
         let more = names.len().saturating_sub(MOST_TROUBLES);
         troubles.extend(names.into_iter().take(MOST_TROUBLES));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use fairway_config::{ChangeSet, ServiceKey, ServiceSpec};
-use fairway_core::{BackendId, ServiceId};
+use fairway_core::{BackendId, Frontend, Mode, ServiceId};
 
 use super::live::{Replaced, followed_at};
 use super::retire::Retired;
@@ -49,11 +49,13 @@ impl Control {
             |live| live.id,
         );
         let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
+        let old_listened =
+            previous.as_ref().map_or_else(Vec::new, |live| listened(&live.spec).to_vec());
         let old_frontends =
             previous.as_ref().map_or_else(Vec::new, |live| live.spec.frontends.clone());
         let listens_alike = previous.as_ref().is_some_and(|live| {
             let transparent = live.spec.policy.source.transparent;
-            live.spec.frontends == spec.frontends && transparent == spec.policy.source.transparent
+            listened(&live.spec) == listened(&spec) && transparent == spec.policy.source.transparent
         });
         let known: HashSet<BackendId> =
             previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
@@ -79,7 +81,7 @@ impl Control {
         self.retiring.add(&key, retired, drain, now);
         self.recheck(&key, &old_targets, live.standing_of_targets().collect());
         if !listens_alike {
-            let (old, new) = (old_frontends.clone(), spec.frontends.clone());
+            let (old, new) = (old_listened, listened(&spec).to_vec());
             self.relisten.push(Relisten { old, new, linger: drain });
         }
         let gone: Vec<_> =
@@ -111,7 +113,7 @@ impl Control {
         };
         let backends = live.all().map(retired).collect();
         let drain = live.spec.policy.drain_timeout;
-        let old = live.spec.frontends.clone();
+        let old = listened(&live.spec).to_vec();
         self.relisten.push(Relisten { old, new: Vec::new(), linger: drain });
         self.retiring.add(key, backends, drain, self.clock.now());
         self.keys.remove(&live.id);
@@ -146,5 +148,13 @@ impl Control {
                 self.checked.remove(target);
             }
         }
+    }
+}
+
+/// Where the kernel's sockets listen for a service: packets need none.
+fn listened(spec: &ServiceSpec) -> &[Frontend] {
+    match spec.policy.mode {
+        Mode::Proxy => &spec.frontends,
+        _ => &[],
     }
 }

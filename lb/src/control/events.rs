@@ -116,6 +116,7 @@ impl Control {
                     self.stop = Stop::Done;
                 }
             }
+            Event::Unresolved(unresolved) => self.find_station(unresolved),
             Event::ConnectionEnded(_) => {}
         }
     }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod events;
+mod fence;
 mod history;
 mod ids;
 mod listeners;
@@ -12,6 +13,7 @@ mod live;
 mod names;
 mod orders;
 mod outlier;
+mod packets;
 mod plan;
 mod ramp;
 mod retire;
@@ -39,12 +41,14 @@ use self::names::Named;
 use self::retire::Retiring;
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
+use crate::network::News;
 use crate::resolver::{NameAddress, NameEvent, Resolver};
 
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::{Live, LiveBackend};
 pub(crate) use self::orders::{Order, is_backend};
+pub(crate) use self::packets::PacketPath;
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;
@@ -74,6 +78,8 @@ pub(crate) enum Input {
     Health(HealthEvent),
     /// DNS has news.
     Names(NameEvent),
+    /// The networks of this machine have changed, or cannot be read.
+    Network(Result<News, String>),
     /// A worker has something to say.
     Worker(Event),
     /// Someone asks, or asks for something, and gets the answer through the closure.
@@ -122,6 +128,7 @@ pub(crate) struct Control {
     pub(crate) publisher: Publisher,
     pub(crate) workers: Vec<WorkerHandle>,
     pub(crate) listeners: Listeners,
+    packets: Option<PacketPath>,
     pub(crate) checker: Checker,
     resolver: Resolver,
     /// What DNS says of the names that services use.
@@ -176,7 +183,7 @@ impl Control {
         path: PathBuf,
         publisher: Publisher,
         workers: Vec<WorkerHandle>,
-        listeners: Listeners,
+        (listeners, packets): (Listeners, Option<PacketPath>),
         Watchers { checker, resolver }: Watchers,
     ) -> Self {
         Self {
@@ -196,6 +203,7 @@ impl Control {
             publisher,
             workers,
             listeners,
+            packets,
             checker,
             resolver,
             names: HashMap::new(),
@@ -226,6 +234,7 @@ impl Control {
         self.apply(change, names);
         self.publish();
         self.listeners.tend(self.clock.now(), &self.workers);
+        self.tend_packets(self.clock.now());
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
         tracing::info!(services = self.services.len(), "serving");
     }
@@ -253,6 +262,7 @@ impl Control {
             worker.join();
         }
         self.listeners.clean_up();
+        self.clean_up_packets();
         self.failure.map_or(Ok(()), Err)
     }
 
@@ -274,6 +284,7 @@ impl Control {
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),
+            Input::Network(news) => self.take_network(news),
             Input::Worker(event) => self.take_event(event),
             Input::Ask(ask) => ask(self),
             Input::Stop { now } => self.begin_stop(now),
@@ -410,6 +421,7 @@ impl Control {
         if !self.is_stopping() {
             self.listeners.tend(now, &self.workers);
         }
+        self.tend_packets(now);
         self.publisher.collect();
         if self.is_stopping() && now >= self.told_at {
             self.told_at = now.plus(TELL);
@@ -430,12 +442,16 @@ impl Control {
 
     /// Publishes what has changed, if anything has.
     pub(crate) fn publish(&mut self) {
-        if self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty() {
+        let unchanged = self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty();
+        if unchanged && !self.has_new_routes() {
             return;
         }
         let started = Instant::now();
         let current = self.publisher.current();
         let mut builder = SnapshotBuilder::from(&current);
+        if let Some(routes) = self.new_routes() {
+            builder.set_routes(&routes);
+        }
         for (frontends, id) in self.removed.drain(..) {
             builder.remove(&frontends, id);
         }
@@ -467,6 +483,9 @@ impl Control {
         // Closed before opened: an address and port may have moved between services.
         let changes = std::mem::take(&mut self.relisten);
         self.listeners.change(&changes, self.clock.now(), &self.workers);
+        if !unchanged {
+            self.packets_changed();
+        }
         tracing::debug!(generation = snapshot.generation, "published");
     }
 }

@@ -85,9 +85,16 @@ fn scaled(weight: u16, heaviest: u16) -> Weight {
 /// Whether a backend that DNS names can be one of this service.
 fn can_serve(spec: &ServiceSpec, backend: &BackendSpec) -> bool {
     let ip = backend.addr.ip();
+    let (mode, port) = (spec.policy.mode, backend.addr.port().map(Into::into));
     // A client's own address only reaches backends of its family.
+    let keeps_family = spec.policy.source.transparent || mode.keeps_family();
     let families = || spec.frontends.iter().all(|f| f.ip.is_ipv4() == ip.is_ipv4());
-    !ip.is_unspecified() && !ip.is_multicast() && (!spec.policy.source.transparent || families())
+    // Packets that are not rewritten keep their port.
+    let ports = || spec.frontends.iter().all(|f| port.is_none_or(|port| f.ports.contains(port)));
+    !ip.is_unspecified()
+        && !ip.is_multicast()
+        && (!keeps_family || families())
+        && (mode.is_two_way() || ports())
 }
 
 impl Control {

@@ -39,7 +39,7 @@ impl PacketCounters {
         match verdict {
             Verdict::Send(_) => self.sent.inc(),
             Verdict::Punt => self.punted.inc(),
-            Verdict::Wait(_) => self.waited.inc(),
+            Verdict::Wait => self.waited.inc(),
             Verdict::Drop(reason) => self.dropped[reason as usize].inc(),
         }
     }

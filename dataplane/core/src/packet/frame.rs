@@ -39,6 +39,12 @@ impl<'b> Frame<'b> {
         Self { buffer, start, end, port: 0, tag: None, checksum: TransportChecksum::Present }
     }
 
+    /// No frame: what stands in a place where one may come.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::new(&mut [], 0, 0)
+    }
+
     /// Its bytes, from the Ethernet header on.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

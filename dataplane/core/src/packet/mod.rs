@@ -20,7 +20,10 @@ mod reason;
 mod rewrite;
 mod routes;
 pub mod sample;
+mod segment;
+mod steer;
 mod tunnel;
+mod waiting;
 
 pub use counters::PacketCounters;
 pub use engine::{BURST, BackendFailure, Context, Engine, Verdict};
@@ -31,4 +34,7 @@ pub use parse::{
 };
 pub use reason::DropReason;
 pub use routes::{Link, Mac, NextHop, Route, Routes};
+pub use segment::Segments;
+pub use steer::{FACTORS, Steering};
 pub use tunnel::{GUE_PORT, Tunnel};
+pub use waiting::Unresolved;

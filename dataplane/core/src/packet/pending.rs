@@ -162,6 +162,11 @@ impl Pending {
         None
     }
 
+    /// When the next one has waited long enough, or earlier.
+    pub(super) fn next(&self) -> Option<Tick> {
+        self.due.peek().map(|Reverse((due, ..))| *due)
+    }
+
     /// Remembers until `until` that packets with `tuple` come from a backend that was left.
     pub(super) fn abandon(&mut self, hash: u64, until: Tick) {
         if self.abandoned.is_empty() {

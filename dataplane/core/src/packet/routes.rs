@@ -24,6 +24,8 @@ pub type Mac = [u8; 6];
 pub struct Link {
     /// Number of the port.
     pub port: u16,
+    /// The kernel's number of its interface; zero where the kernel has none.
+    pub interface: u32,
     /// The tag of its frames.
     pub tag: Option<VlanTag>,
     /// Our station there.
@@ -242,6 +244,7 @@ mod tests {
     fn the_longest_prefix_leads_to_its_link_and_router() {
         let link = |port| Link {
             port,
+            interface: 0,
             tag: None,
             mac: [2, 0, 0, 0, 0, port as u8],
             mtu: 1500,

@@ -123,6 +123,13 @@ impl Sample {
         self
     }
 
+    /// With this identification, which fragments of a packet share.
+    #[must_use]
+    pub fn id(mut self, id: u16) -> Self {
+        self.id = id;
+        self
+    }
+
     /// Between other stations.
     #[must_use]
     pub fn macs(mut self, source: Mac, destination: Mac) -> Self {

@@ -6,12 +6,16 @@
 
 mod buffers;
 mod datagram;
+mod memory;
 mod options;
+mod packet;
 mod probe;
 mod ring;
 
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
+pub(crate) use memory::Region;
 pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
+pub(crate) use packet::{After, Divider, HEADROOM, Receiver, Sender, interface_number};
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};

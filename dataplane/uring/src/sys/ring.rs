@@ -194,6 +194,20 @@ impl Ring {
         self.push(entry.user_data(token));
     }
 
+    /// Tells the kernel that frames are to go out of a packet socket's ring; completes when that
+    /// failed only.
+    pub(crate) fn tell(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        let entry = opcode::Send::new(Fd(fd.as_raw_fd()), std::ptr::null(), 0)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            .build();
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token));
+    }
+
+    /// Has the kernel take every request now.
+    pub(crate) fn flush(&mut self) {
+        self.submit();
+    }
+
     /// Submits everything and waits for a completion, for `timeout` at most.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.buffers.refill();

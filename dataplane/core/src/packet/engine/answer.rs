@@ -148,6 +148,6 @@ impl Engine<'_> {
         let network = |tag: Option<VlanTag>| tag.map_or(0, |tag| tag.0 & 0xfff);
         let came =
             |link: &&Link| link.port == frame.port && network(link.tag) == network(frame.tag);
-        cx.routes.links().iter().find(came)
+        cx.snapshot.routes().links().iter().find(came)
     }
 }

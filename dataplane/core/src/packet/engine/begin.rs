@@ -11,7 +11,7 @@ use crate::packet::reason::DropReason;
 use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 
 /// Ports that are tried for our side of a flow.
-const PORT_TRIES: u64 = 64;
+const PORT_TRIES: usize = 64;
 
 /// Why a packet has no flow.
 pub(super) enum Without {
@@ -129,21 +129,18 @@ impl Engine<'_> {
         };
         // The client's own port, if nobody has it: two VIPs over one backend would collide.
         flow.local = SocketAddr::new(ip, flow.client.port());
-        if kept && free(flow) == Some(true) {
+        let ours = self.steering.is_home(ip, flow.client.port());
+        if kept && ours && free(flow) == Some(true) {
             return Ok(());
         }
-        let range = u64::from(last - first) / u64::from(self.workers) + 1;
-        let offset = (u64::from(self.workers) + self.worker as u64
-            - u64::from(first) % u64::from(self.workers))
-            % u64::from(self.workers);
+        let range = u64::from(last - first) + 1;
         // Starts of rounds count up, and those of clients' hashes are alike.
-        let from = flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple));
-        for n in 0..PORT_TRIES.min(range) {
-            let turn = (from >> 16).wrapping_add(n) % range;
-            let port = u64::from(first) + offset + turn * u64::from(self.workers);
-            let Some(port) = u16::try_from(port).ok().filter(|port| *port <= last) else {
-                continue;
-            };
+        let from = flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple)) >> 16;
+        // Ports whose replies come to another worker are passed over at no cost.
+        let ours = (0..range)
+            .map(|n| first + (from.wrapping_add(n) % range) as u16)
+            .filter(|port| self.steering.is_home(ip, *port));
+        for port in ours.take(PORT_TRIES) {
             flow.local.set_port(port);
             if free(flow) == Some(true) {
                 return Ok(());

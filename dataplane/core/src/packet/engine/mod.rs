@@ -4,6 +4,7 @@
 mod answer;
 mod begin;
 mod errors;
+mod later;
 mod retry;
 mod send;
 
@@ -22,7 +23,9 @@ use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags
 use crate::packet::pending::Pending;
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::complete;
-use crate::packet::routes::{HopCache, Routes};
+use crate::packet::routes::HopCache;
+use crate::packet::steer::Steering;
+use crate::packet::waiting::Waiting;
 use crate::{Clients, EndReason, FailureCause, Snapshot, Tick};
 
 /// Frames that are worked on together.
@@ -42,17 +45,14 @@ pub enum Verdict {
     Punt,
     /// It goes no further.
     Drop(DropReason),
-    /// It is an IP packet without an Ethernet header now, and goes out of this port once somebody
-    /// knows the station that [`Routes::next_hop`] names for its destination.
-    Wait(u16),
+    /// It is kept until somebody knows the station that it goes to: [`Engine::due`] has it then.
+    Wait,
 }
 
 /// What a burst is decided by.
 pub struct Context<'a> {
-    /// Services and backends.
+    /// Services, backends, next hops.
     pub snapshot: &'a Snapshot,
-    /// Next hops.
-    pub routes: &'a Routes,
     /// What is remembered of clients.
     pub clients: &'a Clients,
     /// The time of the burst.
@@ -69,12 +69,14 @@ pub struct Engine<'r> {
     pending: Pending,
     failures: Vec<BackendFailure>,
     counters: Arc<PacketCounters>,
+    waiting: Waiting,
     worker: usize,
-    /// Local ports of this worker are those with this remainder.
-    workers: u16,
+    steering: Steering,
     seed: u64,
     /// Errors of our own that may still be sent, and since when.
     errors: (u32, Tick),
+    /// Flows are left whose time may be over.
+    behind: bool,
 }
 
 /// A packet between the stages.
@@ -88,16 +90,14 @@ enum Job {
 }
 
 impl<'r> Engine<'r> {
-    /// The engine of `worker`, one of `workers`, with its flows; `seed` is that of the flow hash.
+    /// The engine of a worker with its flows; `seed` is that of the flow hash.
     #[must_use]
     pub fn new(
         flows: FlowTable<'r>,
         counters: Arc<PacketCounters>,
-        worker: usize,
-        workers: usize,
+        steering: Steering,
         seed: u64,
     ) -> Self {
-        let workers = u16::try_from(workers).unwrap_or(u16::MAX).max(1);
         let errors = (ERRORS_A_SECOND, Tick(0));
         Self {
             flows,
@@ -106,10 +106,12 @@ impl<'r> Engine<'r> {
             pending: Pending::default(),
             failures: Vec::new(),
             counters,
-            worker,
-            workers,
+            waiting: Waiting::default(),
+            worker: steering.worker.into(),
+            steering,
             seed,
             errors,
+            behind: false,
         }
     }
 
@@ -156,7 +158,7 @@ impl<'r> Engine<'r> {
                     self.flow(frame, packet, (tuple, *hash), found, cx)
                 }
             };
-            self.counters.count(*verdict);
+            *verdict = self.settle(*verdict, frame, cx);
         }
     }
 
@@ -291,14 +293,6 @@ impl<'r> Engine<'r> {
         self.pending.end(handle);
         self.held.end(&view, reason, cx.clients, self.worker);
         self.flows.remove(handle);
-    }
-
-    /// Ends flows whose time is over.
-    fn turn(&mut self, cx: &Context<'_>) {
-        let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
-        self.flows.turn(cx.now, TURN, |view, _| {
-            held.end(view, over(view.state), clients, worker);
-        });
     }
 }
 

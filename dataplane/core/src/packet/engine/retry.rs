@@ -42,13 +42,12 @@ impl Engine<'_> {
     }
 
     /// Writes the next segment that is to be sent again now into `frame`, whatever is in it; none
-    /// when nothing is due. To be asked until then, every few milliseconds.
-    pub fn replay(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
+    /// when nothing is due.
+    pub(super) fn replay(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
         while let Some(place) = self.pending.due(cx.now) {
             let verdict = self.again(place, frame, FailureCause::Timeout, cx);
-            if let Some(verdict) = verdict {
-                self.counters.count(verdict);
-                return Some(verdict);
+            if verdict.is_some() {
+                return verdict;
             }
         }
         None
@@ -272,7 +271,7 @@ impl Engine<'_> {
             return Some(Verdict::Drop(DropReason::Abandoned));
         }
         self.counters.dropped[DropReason::Abandoned as usize].inc();
-        let hop = self.hops.next_hop(cx.routes, packet.addresses.source());
+        let hop = self.hops.next_hop(cx.snapshot.routes(), packet.addresses.source());
         Some(depart(frame, hop))
     }
 }

@@ -104,7 +104,7 @@ impl Engine<'_> {
         hash: u64,
         cx: &Context<'_>,
     ) -> Verdict {
-        let hop = self.hops.next_hop(cx.routes, to);
+        let hop = self.hops.next_hop(cx.snapshot.routes(), to);
         let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
         let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
         if length > usize::from(link.mtu) {
@@ -129,7 +129,7 @@ impl Engine<'_> {
         cx: &Context<'_>,
         change: impl FnOnce(&mut Frame<'_>),
     ) -> Verdict {
-        let hop = self.hops.next_hop(cx.routes, to);
+        let hop = self.hops.next_hop(cx.snapshot.routes(), to);
         let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
         if packet.end - packet.l3 > link.mtu {
             return self.error(frame, packet, Error::TooBig(link.mtu), cx);
@@ -156,7 +156,7 @@ impl Engine<'_> {
             return Verdict::Drop(reason);
         }
         let to = packet.addresses.source();
-        let hop = cx.routes.next_hop(to);
+        let hop = cx.snapshot.routes().next_hop(to);
         let Some(link) = hop.link() else { return Verdict::Drop(reason) };
         let Some(from) = link.address_for(to) else { return Verdict::Drop(reason) };
         if !icmp::write_error(frame, packet, from, error) {
@@ -184,7 +184,7 @@ pub(super) fn depart(frame: &mut Frame<'_>, hop: NextHop<'_>) -> Verdict {
     match hop {
         NextHop::Known(link, mac) if address(frame, link, mac) => Verdict::Send(link.port),
         NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
-        NextHop::Unresolved(link, _) => Verdict::Wait(link.port),
+        NextHop::Unresolved(..) => Verdict::Wait,
         NextHop::None => Verdict::Drop(DropReason::NoNeighbour),
     }
 }

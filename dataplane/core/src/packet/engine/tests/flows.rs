@@ -136,7 +136,7 @@ fn a_client_that_begins_anew_leaves_a_failed_backend() {
 fn without_routes_nothing_is_sent_and_nothing_breaks() {
     with_engine(|world, engine| {
         world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &["10.78.0.11:80"], |_| {});
-        world.routes = Routes::default();
+        world.route(Routes::default());
         let echo = message(ip("0.0.0.0"), ip("192.0.2.10"), 8, 0, [0; 4]);
         let first = syn(addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
         for frame in [echo.frame(), first.frame()] {

@@ -10,7 +10,7 @@ use crate::packet::checksum::{Sum, pseudo_header};
 use crate::packet::flow::{HeapRegion, Shape};
 use crate::packet::held::LINGER;
 use crate::packet::parse::{Addresses, parse_ip};
-use crate::packet::routes::{Link, Mac, Route};
+use crate::packet::routes::{Link, Mac, Route, Routes};
 use crate::packet::sample::{OUR_MAC, Sample, icmp as message, syn, tcp, udp};
 use crate::packet::{TransportChecksum, Tunnel};
 use crate::select::tests::policy;
@@ -49,6 +49,7 @@ fn station(ip: IpAddr) -> Mac {
 fn routes() -> Routes {
     let link = |port: u16, v4: &str, v6: &str| Link {
         port,
+        interface: port.into(),
         tag: None,
         mac: US[usize::from(port)],
         mtu: 1500,
@@ -75,7 +76,6 @@ fn routes() -> Routes {
 
 struct World {
     snapshot: Snapshot,
-    routes: Routes,
     clients: Clients,
     now: Tick,
     services: Vec<(Vec<Frontend>, Service)>,
@@ -84,14 +84,15 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self {
+        let mut world = Self {
             snapshot: Snapshot::empty(),
-            routes: routes(),
             clients: Clients::new(64),
             now: Tick(1000),
             services: Vec::new(),
             slots: 0,
-        }
+        };
+        world.route(routes());
+        world
     }
 
     /// Adds a service at `vip` over `backends`.
@@ -141,6 +142,12 @@ impl World {
         self.snapshot = builder.finish();
     }
 
+    fn route(&mut self, routes: Routes) {
+        let mut builder = SnapshotBuilder::from(&self.snapshot);
+        builder.set_routes(&Arc::new(routes));
+        self.snapshot = builder.finish();
+    }
+
     /// Fails the backends of service `n` at these addresses.
     fn fail(&mut self, n: usize, failed: &[&str]) {
         let failed: Vec<_> = failed.iter().map(|at| ip(at)).collect();
@@ -155,14 +162,9 @@ impl World {
     fn replay(&mut self, engine: &mut Engine<'_>) -> Option<(Verdict, Vec<u8>)> {
         let mut buffer = alloc::vec![0; 512];
         let mut frame = Frame::new(&mut buffer, 128, 128);
-        let cx = Context {
-            snapshot: &self.snapshot,
-            routes: &self.routes,
-            clients: &self.clients,
-            now: self.now,
-            random: 7,
-        };
-        let verdict = engine.replay(&mut frame, &cx)?;
+        let cx =
+            Context { snapshot: &self.snapshot, clients: &self.clients, now: self.now, random: 7 };
+        let verdict = engine.due(&mut frame, &cx)?;
         Some((verdict, frame.bytes().to_vec()))
     }
 
@@ -182,13 +184,8 @@ impl World {
         buffer.extend([0xdd; 64]);
         let mut frame = Frame::new(&mut buffer, 128, end);
         frame.checksum = checksum;
-        let cx = Context {
-            snapshot: &self.snapshot,
-            routes: &self.routes,
-            clients: &self.clients,
-            now: self.now,
-            random: 7,
-        };
+        let cx =
+            Context { snapshot: &self.snapshot, clients: &self.clients, now: self.now, random: 7 };
         let mut verdicts = [Verdict::Punt];
         engine.process(core::slice::from_mut(&mut frame), &mut verdicts, &cx);
         (verdicts[0], frame.bytes().to_vec())
@@ -198,7 +195,7 @@ impl World {
 fn with_engine(test: impl FnOnce(&mut World, &mut Engine<'_>)) {
     let mut region = HeapRegion::new(SHAPE.bytes());
     let flows = FlowTable::open(region.bytes(), SHAPE, [1, 2], false).unwrap();
-    let mut engine = Engine::new(flows, Arc::default(), 0, 1, 0);
+    let mut engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);
     test(&mut World::new(), &mut engine);
 }
 

@@ -1,0 +1,154 @@
+//! How flows are carried, and what does not go with that.
+
+use std::net::IpAddr;
+
+use fairway_core::Mode;
+use fairway_core::packet::Tunnel;
+
+use super::service::Means;
+use super::{Findings, backends};
+use crate::document::{ModeDoc, ServiceDoc};
+use crate::values::At;
+
+/// The word of the document.
+fn word(mode: ModeDoc) -> &'static str {
+    match mode {
+        ModeDoc::Proxy => "proxy",
+        ModeDoc::Nat => "nat",
+        ModeDoc::FullNat => "fullNat",
+        ModeDoc::Dsr => "dsr",
+        ModeDoc::Ipip => "ipip",
+        ModeDoc::Gue => "gue",
+    }
+}
+
+/// The mode of a service, with findings about all that does not go with it.
+pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) -> Mode {
+    let Some(At { place, value: written }) = doc.mode else { return Mode::Proxy };
+    let variant = doc.gue_variant.as_ref();
+    if let Some(at) = variant.filter(|at| at.value > 1 || written != ModeDoc::Gue) {
+        findings.add(at.place, "`gueVariant` is 0 or 1, and goes with `mode: gue`");
+    }
+    let mode = match written {
+        ModeDoc::Proxy => return Mode::Proxy,
+        ModeDoc::Nat => Mode::Nat,
+        ModeDoc::FullNat => Mode::FullNat,
+        ModeDoc::Dsr => Mode::Dsr,
+        ModeDoc::Ipip => Mode::Tunnel(Tunnel::Ipip),
+        ModeDoc::Gue if variant.is_some_and(|at| at.value == 0) => {
+            Mode::Tunnel(Tunnel::GueWithHeader)
+        }
+        ModeDoc::Gue => Mode::Tunnel(Tunnel::Gue),
+    };
+    let word = word(written);
+    if !means.packets {
+        findings.add(
+            place,
+            format!(
+                "mode `{word}` forwards packets: name the interfaces that they come and go by in \
+                 `dataplane.packet.interfaces`"
+            ),
+        );
+    }
+    foreign(doc, word, findings);
+    source(doc, mode, word, findings);
+    if !mode.is_two_way() {
+        ports(doc, word, findings);
+    }
+    if mode.keeps_family() {
+        families(doc, word, findings);
+    }
+    mode
+}
+
+/// Fields of connections that are ended here.
+fn foreign(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
+    let only_proxy = [
+        ("proxyProtocol", doc.proxy_protocol.as_ref().map(|at| at.place)),
+        ("hedgeAfter", doc.retry.hedge_after.as_ref().map(|at| at.place)),
+        ("replayBuffer", doc.retry.replay_buffer.as_ref().map(|at| at.place)),
+        ("responses", doc.udp.responses.as_ref().map(|at| at.place)),
+    ];
+    for (name, place) in only_proxy {
+        if let Some(place) = place {
+            findings.add(place, format!("`{name}` does not go with mode `{word}`; remove it"));
+        }
+    }
+}
+
+fn source(doc: &ServiceDoc, mode: Mode, word: &str, findings: &mut Findings<'_>) {
+    let Some(At { place, value: source }) = &doc.source else {
+        if mode == Mode::FullNat {
+            findings.absent(
+                doc.name.place,
+                "mode `fullNat` needs addresses to come from; name some in `source.addresses`",
+            );
+        }
+        return;
+    };
+    if mode != Mode::FullNat {
+        let why = "keeps the client's address; remove `source`, or use `fullNat`";
+        return findings.add(*place, format!("mode `{word}` {why}"));
+    }
+    if source.transparent || source.interface.is_some() || source.addresses.is_empty() {
+        let what = "comes from addresses of its own, on no interface";
+        findings.add(*place, format!("mode `{word}` {what}: name some in `source.addresses`"));
+    }
+    for backend in doc.backends.iter().chain(&doc.backup_backends) {
+        let Some(ip) = backends::literal(&backend.value) else { continue };
+        let fits = |at: &At<crate::values::Address>| is_v4(at.value.0) == is_v4(ip);
+        if !source.addresses.is_empty() && !source.addresses.iter().any(fits) {
+            findings.add(
+                backend.place,
+                "`source.addresses` has no address of this backend's family to come from",
+            );
+        }
+    }
+}
+
+/// Backends get the packets as they are, and listen on the VIP's port.
+fn ports(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
+    for port in &doc.ports.value {
+        let ports = port.value.port.value.0;
+        let Some(target) = port.value.target_port else { continue };
+        if ports.len() > 1 || ports.first() != target.value {
+            findings.add(
+                target.place,
+                format!(
+                    "mode `{word}` keeps the port: `targetPort` {} must be `port` {ports}, or go",
+                    target.value
+                ),
+            );
+        }
+    }
+    let kept = doc.ports.value.first().map(|port| port.value.port.value.0);
+    for backend in doc.backends.iter().chain(&doc.backup_backends) {
+        let own = backends::own_port(&backend.value);
+        if let Some(own) = own.filter(|own| kept.is_none_or(|kept| !kept.contains(*own))) {
+            findings.add(
+                backend.place,
+                format!("mode `{word}` keeps the port: remove port {own} of this backend"),
+            );
+        }
+    }
+}
+
+fn families(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
+    for backend in doc.backends.iter().chain(&doc.backup_backends) {
+        // Of a name's addresses only those of the right family are taken.
+        let Some(ip) = backends::literal(&backend.value) else { continue };
+        if doc.addresses.value.iter().any(|vip| is_v4(vip.value.0) != is_v4(ip)) {
+            findings.add(
+                backend.place,
+                format!(
+                    "mode `{word}` leaves packets in their family: a backend is of the family of \
+                     every address of its service"
+                ),
+            );
+        }
+    }
+}
+
+fn is_v4(ip: IpAddr) -> bool {
+    ip.to_canonical().is_ipv4()
+}

@@ -1,0 +1,99 @@
+//! What is done later: segments that are sent again, packets that waited for their next hop, flows
+//! whose time is over.
+
+use core::time::Duration;
+
+use super::send::depart;
+use super::{Context, Engine, TURN, Verdict, over};
+use crate::Tick;
+use crate::packet::frame::Frame;
+use crate::packet::reason::DropReason;
+use crate::packet::routes::NextHop;
+use crate::packet::waiting::{Unresolved, destination};
+
+/// How soon an idle worker looks at flows whose time may be over.
+const LOOK: Duration = Duration::from_secs(1);
+/// The same when there were more than it may look at in one turn.
+const AGAIN: Duration = Duration::from_millis(1);
+
+impl Engine<'_> {
+    /// Writes the next packet whose time has come into `frame`, whatever is in it; none when nothing
+    /// is due. To be asked until then after each burst, and when [`Engine::sleep`] is over.
+    pub fn due(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
+        let verdict = match self.replay(frame, cx) {
+            Some(verdict) => verdict,
+            None => self.resolved(frame, cx)?,
+        };
+        Some(self.settle(verdict, frame, cx))
+    }
+
+    /// Stations that somebody is to look for, since this was asked last.
+    pub fn unresolved(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
+        self.waiting.asked()
+    }
+
+    /// How long nothing is to be done unless a packet comes; none is for ever.
+    #[must_use]
+    pub fn sleep(&self, now: Tick) -> Option<Duration> {
+        let flows = match (self.flows.is_empty(), self.behind) {
+            (true, _) => None,
+            (false, true) => Some(AGAIN),
+            (false, false) => Some(LOOK),
+        };
+        let due = [self.pending.next(), self.waiting.due()].into_iter().flatten();
+        due.map(|due| due.since(now)).chain(flows).min()
+    }
+
+    /// Counts a verdict, and keeps the frames of those that wait.
+    pub(super) fn settle(
+        &mut self,
+        verdict: Verdict,
+        frame: &mut Frame<'_>,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let verdict = match verdict {
+            Verdict::Wait => self.wait(frame, cx),
+            verdict => verdict,
+        };
+        self.counters.count(verdict);
+        verdict
+    }
+
+    fn wait(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Verdict {
+        let Some(to) = destination(frame.bytes()) else {
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        match cx.snapshot.routes().next_hop(to) {
+            NextHop::Unresolved(link, station) => {
+                let of = Unresolved { interface: link.interface, station };
+                match self.waiting.keep(frame.bytes(), of, cx.now) {
+                    true => Verdict::Wait,
+                    false => Verdict::Drop(DropReason::NeighbourQueue),
+                }
+            }
+            hop => depart(frame, hop),
+        }
+    }
+
+    /// A packet whose next hop is known by now, or never will be.
+    fn resolved(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
+        let routes = cx.snapshot.routes();
+        let parcel = self.waiting.take(routes, cx.now)?;
+        let to = destination(parcel.packet());
+        let verdict = match to.map(|to| routes.next_hop(to)) {
+            Some(hop @ NextHop::Known(..)) if frame.replace(parcel.packet()) => depart(frame, hop),
+            Some(NextHop::Known(..)) => Verdict::Drop(DropReason::NoRoom),
+            _ => Verdict::Drop(DropReason::NoNeighbour),
+        };
+        self.waiting.recycle(parcel);
+        Some(verdict)
+    }
+
+    /// Ends flows whose time is over, some at a time.
+    pub(super) fn turn(&mut self, cx: &Context<'_>) {
+        let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
+        self.behind = !self.flows.turn(cx.now, TURN, |view, _| {
+            held.end(view, over(view.state), clients, worker);
+        });
+    }
+}

@@ -1,0 +1,80 @@
+//! Which worker a packet comes to, so that both directions of a flow come to the same one.
+//!
+//! A flow is known by its end that both directions have: the client's address and port, or our own
+//! towards the backend. That end is the source of packets to a VIP and the destination of all
+//! others. Its hash is simple enough for a filter in the kernel, which steers packets by it; local
+//! ports are chosen so that replies hash to the worker that chose.
+
+use core::net::IpAddr;
+
+/// The worker of an engine, among all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Steering {
+    /// Its number.
+    pub worker: u16,
+    /// How many there are, one at least.
+    pub workers: u16,
+}
+
+/// Odd numbers of the finalisers of MurmurHash3, and the golden ratio in 32 bits.
+pub const FACTORS: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
+
+impl Steering {
+    /// A worker without others.
+    pub const ALONE: Self = Self { worker: 0, workers: 1 };
+
+    /// The worker of flows whose known end is this address and port.
+    #[must_use]
+    pub fn home(&self, ip: IpAddr, port: u16) -> u16 {
+        if self.workers == 1 {
+            return 0;
+        }
+        (hash(ip, port) % u32::from(self.workers)) as u16
+    }
+
+    /// Whether such flows are this worker's.
+    #[must_use]
+    pub fn is_home(&self, ip: IpAddr, port: u16) -> bool {
+        self.home(ip, port) == self.worker
+    }
+}
+
+/// In words of 32 bits throughout: what the kernel's filters count with.
+fn hash(ip: IpAddr, port: u16) -> u32 {
+    let word = match ip {
+        IpAddr::V4(ip) => u32::from(ip),
+        IpAddr::V6(ip) => {
+            let bits = u128::from(ip);
+            (bits >> 96) as u32 ^ (bits >> 64) as u32 ^ (bits >> 32) as u32 ^ bits as u32
+        }
+    };
+    let mut sum = word.wrapping_add(u32::from(port).wrapping_mul(FACTORS[0]));
+    sum = (sum ^ (sum >> 15)).wrapping_mul(FACTORS[1]);
+    sum = (sum ^ (sum >> 13)).wrapping_mul(FACTORS[2]);
+    sum >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_spread_over_workers_by_address_and_by_port() {
+        let four = Steering { worker: 3, workers: 4 };
+        let spread = |ends: &mut dyn Iterator<Item = (IpAddr, u16)>| {
+            let mut counts = [0_u32; 4];
+            ends.for_each(|(ip, port)| counts[usize::from(four.home(ip, port))] += 1);
+            counts
+        };
+        let one: IpAddr = [10, 0, 0, 1].into();
+        let by_port = spread(&mut (1024..9216).map(|port| (one, port)));
+        let v4 = |n: u32| IpAddr::from(core::net::Ipv4Addr::from(0x0a00_0000 | n));
+        let by_v4 = spread(&mut (0..8192).map(|n| (v4(n), 4711)));
+        let v6 = |n: u128| IpAddr::from(core::net::Ipv6Addr::from(0x2001_0db8 << 96 | n));
+        let by_v6 = spread(&mut (0..8192).map(|n| (v6(n), 0)));
+        for counts in [by_port, by_v4, by_v6] {
+            assert!(counts.iter().all(|count| (1850..2250).contains(count)), "{counts:?}");
+        }
+        assert!(Steering::ALONE.is_home(one, 7));
+    }
+}

@@ -1,0 +1,331 @@
+//! The packet path on this machine's interfaces: frames from rings that are shared with the kernel,
+//! through the engine of `core`, and out again.
+//!
+//! io_uring says when frames are there (a poll) and tells the kernel that frames are to go (an empty
+//! send), on the worker's one ring; as long as frames come, nothing waits.
+
+mod port;
+mod program;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_core::packet::flow::{FlowTable, Shape};
+use fairway_core::packet::{
+    BURST, Context, Engine, Frame, Segments, Steering, TransportChecksum, Verdict,
+};
+use fairway_core::{Snapshot, Tick};
+
+pub use self::port::{PacketPort, PortControl, PortError, open_port};
+use crate::SetupError;
+use crate::report::{Event, PacketStats, Shared};
+use crate::sys::{After, HEADROOM, Receiver, Region, Ring, Sender};
+use crate::token::{Op, Token};
+
+/// Bursts of a port that are worked on before others have their turn.
+const BURSTS: usize = 8;
+/// Bytes of a frame of our own, and of a segment, at most: jumbo frames.
+const LARGEST: usize = 9216;
+/// Bytes of a place for one.
+const PLACE: usize = HEADROOM + LARGEST;
+
+/// What a worker's packet path is made with.
+#[derive(Debug, Clone)]
+pub struct PacketSetup {
+    /// Flows that it has room for.
+    pub flows: Shape,
+    /// Keys of the flow table: two random numbers.
+    pub seeds: [u64; 2],
+    /// Its place among the workers.
+    pub steering: Steering,
+    /// What it shows of itself.
+    pub stats: Arc<PacketStats>,
+}
+
+impl PacketSetup {
+    /// Memory for the flows.
+    pub(crate) fn region(&self) -> io::Result<Region> {
+        Region::new(self.flows.bytes())
+    }
+}
+
+/// One interface, as a worker has it.
+struct Port {
+    receiver: Receiver,
+    /// A poll is under way.
+    polled: bool,
+    /// Frames may be there.
+    ready: bool,
+}
+
+/// A worker's packets.
+pub(crate) struct Packets<'r> {
+    engine: Engine<'r>,
+    /// By the number of the port, as are the senders.
+    ports: Vec<Option<Port>>,
+    senders: Vec<Option<Sender>>,
+    /// Places for segments and for frames of our own.
+    scratch: Box<[u8]>,
+    random: u64,
+    stats: Arc<PacketStats>,
+}
+
+/// What a turn of the packet path needs of its worker.
+pub(crate) struct Turn<'a> {
+    pub(crate) ring: &'a mut Ring,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) shared: &'a Shared,
+    pub(crate) now: Tick,
+}
+
+impl<'r> Packets<'r> {
+    /// The packet path of a worker, whose flows lie in `region`.
+    pub(crate) fn new(
+        setup: PacketSetup,
+        region: &'r mut Region,
+        shared: &Shared,
+    ) -> Result<Self, SetupError> {
+        let PacketSetup { flows, seeds, steering, stats } = setup;
+        let flows = FlowTable::open(region.bytes(), flows, seeds, false)
+            .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
+        let counters = Arc::clone(&stats.counters);
+        let engine = Engine::new(flows, counters, steering, shared.settings.hash_seed);
+        let count = stats.ports.len();
+        Ok(Self {
+            engine,
+            ports: (0..count).map(|_| None).collect(),
+            senders: (0..count).map(|_| None).collect(),
+            scratch: vec![0; BURST * PLACE].into(),
+            random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(steering.worker),
+            stats,
+        })
+    }
+
+    /// Takes an interface over, in place of the one that had its number.
+    pub(crate) fn attach(&mut self, port: PacketPort, ring: &mut Ring) {
+        let PacketPort { number, receiver, sender } = port;
+        self.detach(number, ring);
+        let place = usize::from(number);
+        if place < self.ports.len() {
+            self.ports[place] = Some(Port { receiver, polled: false, ready: true });
+            self.senders[place] = Some(sender);
+        }
+    }
+
+    /// Lets go of an interface.
+    pub(crate) fn detach(&mut self, number: u16, ring: &mut Ring) {
+        let place = usize::from(number);
+        if let Some(port) = self.ports.get_mut(place).and_then(Option::take) {
+            ring.cancel(port.receiver.as_fd());
+            ring.flush();
+        }
+        if let Some(sender) = self.senders.get_mut(place) {
+            *sender = None;
+        }
+    }
+
+    /// A request about a port has completed.
+    pub(crate) fn complete(&mut self, token: Token, failed: bool) {
+        let place = token.index as usize;
+        match token.op {
+            Op::FramesReady => {
+                if let Some(Some(port)) = self.ports.get_mut(place) {
+                    (port.polled, port.ready) = (false, true);
+                    port.receiver.clear_error();
+                }
+            }
+            _ if failed => {
+                if let Some(stats) = self.stats.ports.get(place) {
+                    stats.send_failures.inc();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Works on what has come and on what is due; tells the kernel of what is to go.
+    pub(crate) fn turn(&mut self, mut turn: Turn<'_>) {
+        for number in 0..self.ports.len() {
+            self.receive(number, &turn);
+        }
+        self.tend(&turn);
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            let Some(port) = port else { continue };
+            if !port.ready && !port.polled {
+                port.polled = true;
+                let token = Token { op: Op::FramesReady, index: index as u32, generation: 0 };
+                turn.ring.poll(port.receiver.as_fd(), libc::POLLIN, token.pack());
+            }
+        }
+        self.tell(&mut turn);
+        self.stats
+            .flows
+            .store(self.engine.flows().len() as u64, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// How long nothing is to be done unless a frame comes; none is for ever.
+    pub(crate) fn sleep(&self, now: Tick) -> Option<Duration> {
+        if self.ports.iter().flatten().any(|port| port.ready) {
+            return Some(Duration::ZERO);
+        }
+        self.engine.sleep(now)
+    }
+
+    /// Notes what the kernel has counted.
+    pub(crate) fn gather(&mut self) {
+        for (port, stats) in self.ports.iter_mut().zip(&self.stats.ports) {
+            if let Some(port) = port {
+                stats.lost.add(port.receiver.lost());
+                stats.cut.add(std::mem::take(&mut port.receiver.cut));
+            }
+        }
+    }
+
+    /// Some bursts of a port.
+    fn receive(&mut self, number: usize, turn: &Turn<'_>) {
+        for _ in 0..BURSTS {
+            let Some(port) = self.ports[number].as_mut().filter(|port| port.ready) else { return };
+            let mut frames = std::array::from_fn(|_| Frame::empty());
+            let (count, after) = port.receiver.take(&mut frames);
+            let frames = &mut frames[..count];
+            frames.iter_mut().for_each(|frame| frame.port = number as u16);
+            if count > 0 {
+                let cx = context(turn, &mut self.random);
+                pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
+                self.stats.ports[number].received.add(count as u64);
+            }
+            port.receiver.give_back();
+            match after {
+                After::More => {}
+                After::Large => self.receive_large(number, turn),
+                After::Nothing => {
+                    port.ready = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A frame that is to be cut into segments first.
+    fn receive_large(&mut self, number: usize, turn: &Turn<'_>) {
+        let Some(port) = &mut self.ports[number] else { return };
+        let Some(large) = port.receiver.large() else { return };
+        let stats = &self.stats.ports[number];
+        stats.received.inc();
+        let mut places = self.scratch.chunks_exact_mut(PLACE);
+        let Some(size) = large.segment else {
+            // Larger than the interface's frames were when it was opened.
+            let Some(place) = places.next() else { return };
+            let end = HEADROOM + large.frame.len();
+            if end > place.len() {
+                stats.cut.inc();
+                return;
+            }
+            place[HEADROOM..end].copy_from_slice(large.frame);
+            let mut frame = Frame::new(place, HEADROOM, end);
+            (frame.port, frame.tag) = (number as u16, large.tag);
+            if large.partial {
+                frame.checksum = TransportChecksum::Partial;
+            }
+            let cx = context(turn, &mut self.random);
+            let frames = std::slice::from_mut(&mut frame);
+            return pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
+        };
+        let Some(mut segments) = Segments::of(large.frame, size) else {
+            stats.cut.inc();
+            return;
+        };
+        loop {
+            let mut frames: [Frame<'_>; BURST] = std::array::from_fn(|_| Frame::empty());
+            let mut count = 0;
+            for place in self.scratch.chunks_exact_mut(PLACE) {
+                let Some(length) = segments.next(&mut place[HEADROOM..]) else { break };
+                let mut frame = Frame::new(place, HEADROOM, HEADROOM + length);
+                (frame.port, frame.tag) = (number as u16, large.tag);
+                frame.checksum = TransportChecksum::Partial;
+                frames[count] = frame;
+                count += 1;
+            }
+            if count == 0 {
+                return;
+            }
+            stats.segments.add(count as u64);
+            let cx = context(turn, &mut self.random);
+            let frames = &mut frames[..count];
+            pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
+        }
+    }
+
+    /// What is due without a frame.
+    fn tend(&mut self, turn: &Turn<'_>) {
+        let cx = context(turn, &mut self.random);
+        self.engine.process(&mut [], &mut [], &cx);
+        loop {
+            let mut frame = Frame::new(&mut self.scratch[..PLACE], HEADROOM, HEADROOM);
+            let Some(verdict) = self.engine.due(&mut frame, &cx) else { break };
+            carry_out(&mut self.senders, &self.stats, &frame, verdict);
+        }
+        for failure in self.engine.failures() {
+            turn.shared.backend_failed(
+                failure.service,
+                failure.backend,
+                failure.cause,
+                failure.streak,
+            );
+        }
+        for unresolved in self.engine.unresolved() {
+            turn.shared.send(Event::Unresolved(unresolved));
+        }
+    }
+
+    /// Tells the kernel of frames that are to go.
+    fn tell(&mut self, turn: &mut Turn<'_>) {
+        for (index, sender) in self.senders.iter_mut().enumerate() {
+            let Some(sender) = sender.as_mut().filter(|sender| sender.queued > 0) else { continue };
+            self.stats.ports[index].sent.add(std::mem::take(&mut sender.queued) as u64);
+            let token = Token { op: Op::FramesSent, index: index as u32, generation: 0 };
+            turn.ring.tell(sender.as_fd(), token.pack());
+        }
+    }
+}
+
+fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
+    // xorshift64: no secret hangs on it.
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    let Turn { snapshot, shared, now, .. } = *turn;
+    Context { snapshot, clients: &shared.clients, now, random: *random }
+}
+
+/// A burst through the engine and on.
+fn pass(
+    engine: &mut Engine<'_>,
+    senders: &mut [Option<Sender>],
+    stats: &PacketStats,
+    frames: &mut [Frame<'_>],
+    cx: &Context<'_>,
+) {
+    let mut verdicts = [Verdict::Punt; BURST];
+    engine.process(frames, &mut verdicts, cx);
+    for (frame, verdict) in frames.iter().zip(verdicts) {
+        carry_out(senders, stats, frame, verdict);
+    }
+}
+
+/// What is punted the kernel has already: a packet socket sees copies.
+fn carry_out(
+    senders: &mut [Option<Sender>],
+    stats: &PacketStats,
+    frame: &Frame<'_>,
+    verdict: Verdict,
+) {
+    let Verdict::Send(port) = verdict else { return };
+    let sender = senders.get_mut(usize::from(port)).and_then(Option::as_mut);
+    let sent = sender.is_some_and(|sender| sender.put(frame.bytes(), frame.tag));
+    if let Some(stats) = stats.ports.get(usize::from(port)).filter(|_| !sent) {
+        stats.full.inc();
+    }
+}

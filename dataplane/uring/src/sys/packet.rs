@@ -1,0 +1,465 @@
+//! Packet sockets (packet(7)): frames of an interface, in rings that are shared with the kernel.
+//!
+//! TPACKET_V2: a slot belongs to the kernel or to us, as its status says. Frames larger than a slot
+//! (the kernel joins segments) wait in the socket's queue instead, whole, and their slot says so.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag, ether};
+use libc::{c_int, sock_filter, sock_fprog, sockaddr_ll, socklen_t, tpacket_req, tpacket2_hdr};
+
+use super::memory::Mapping;
+
+/// Room before a frame for the headers of a tunnel.
+pub(crate) const HEADROOM: usize = 128;
+/// Bytes of what describes a frame's offloads (linux/virtio_net.h), which stands before it.
+const OFFLOADS: usize = 10;
+/// A slot's frame starts here at the earliest: header, address, alignment, offloads, headroom.
+const OVERHEAD: usize = 80 + OFFLOADS + HEADROOM;
+/// Bytes that the kernel takes at a time for a ring.
+const BLOCK: usize = 1 << 18;
+/// Slots of a ring.
+const SLOTS: usize = 1024;
+/// Where a frame starts in a slot that is to be sent.
+const SEND_AT: usize = libc::TPACKET2_HDRLEN - size_of::<sockaddr_ll>();
+/// Where the address stands that goes with a received frame.
+const ADDRESS_AT: usize =
+    libc::TPACKET_ALIGNMENT * size_of::<tpacket2_hdr>().div_ceil(libc::TPACKET_ALIGNMENT);
+/// Bytes of a VLAN tag, and of the two stations before it.
+const TAG: usize = 4;
+const STATIONS: usize = 12;
+/// Largest frame that the kernel joins of others.
+const LARGEST: usize = 1 << 17;
+/// Bytes of frames on their way, in the socket's accounts.
+const QUEUE: c_int = 8 << 20;
+
+/// A frame that the kernel has joined of several, or that is larger than a slot.
+pub(crate) struct Large<'r> {
+    pub(crate) frame: &'r [u8],
+    /// Payload of the segments that it was, or is to be, cut into; none when it is one frame.
+    pub(crate) segment: Option<u16>,
+    /// Its transport checksum is that of the pseudo-header alone.
+    pub(crate) partial: bool,
+    pub(crate) tag: Option<VlanTag>,
+}
+
+/// What a taken burst is followed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    /// Nothing: the ring is empty.
+    Nothing,
+    /// More frames.
+    More,
+    /// A large frame: [`Receiver::large`] has it.
+    Large,
+}
+
+/// A socket that receives an interface's frames.
+pub(crate) struct Receiver {
+    slots: Slots,
+    socket: OwnedFd,
+    /// Slots of the last burst, not given back yet.
+    taken: usize,
+    large: Box<[u8]>,
+    /// Frames that were cut short as neither slot nor queue had room.
+    pub(crate) cut: u64,
+}
+
+/// A socket that sends frames.
+pub(crate) struct Sender {
+    slots: Slots,
+    socket: OwnedFd,
+    /// Frames since the kernel was told last.
+    pub(crate) queued: usize,
+}
+
+/// A ring of slots.
+struct Slots {
+    memory: Mapping,
+    /// Bytes of a slot.
+    size: usize,
+    count: usize,
+    at: usize,
+}
+
+/// Sockets among which an interface's frames are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Group(u16);
+
+fn failed() -> io::Error {
+    io::Error::last_os_error()
+}
+
+fn set<T>(socket: &OwnedFd, level: c_int, option: c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as socklen_t;
+    let pointer: *const T = value;
+    // SAFETY: the kernel reads `length` bytes at the pointer, which are those of `value`.
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, pointer.cast(), length) } {
+        0 => Ok(()),
+        _ => Err(failed()),
+    }
+}
+
+fn get<T>(socket: &OwnedFd, level: c_int, option: c_int, mut value: T) -> io::Result<T> {
+    let mut length = size_of::<T>() as socklen_t;
+    let pointer: *mut T = &raw mut value;
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel writes `length` bytes at most, into `value`, whose types are all integers.
+    match unsafe { libc::getsockopt(fd, level, option, pointer.cast(), &raw mut length) } {
+        0 => Ok(value),
+        _ => Err(failed()),
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no memory is involved. Protocol 0: nothing comes before it is bound.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
+    if fd < 0 {
+        return Err(failed());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Binds to an interface: for its frames, or to send alone.
+fn bind(socket: &OwnedFd, interface: u32, receives: bool) -> io::Result<()> {
+    // SAFETY: an address is plain integers, for which zeros are values.
+    let mut address: sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = if receives { (libc::ETH_P_ALL as u16).to_be() } else { 0 };
+    address.sll_ifindex = interface as c_int;
+    let length = size_of::<sockaddr_ll>() as socklen_t;
+    let pointer: *const sockaddr_ll = &raw const address;
+    // SAFETY: the kernel reads `length` bytes of `address`.
+    match unsafe { libc::bind(socket.as_raw_fd(), pointer.cast(), length) } {
+        0 => Ok(()),
+        _ => Err(failed()),
+    }
+}
+
+/// The number of an interface.
+pub(crate) fn interface_number(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name)?;
+    // SAFETY: a string that ends with a zero, and lives until this returns.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(failed()),
+        number => Ok(number),
+    }
+}
+
+impl Slots {
+    /// A ring for frames of up to `frame` bytes, with `overhead` before each.
+    fn map(socket: &OwnedFd, option: c_int, overhead: usize, frame: usize) -> io::Result<Self> {
+        let size = (frame + overhead).next_power_of_two().max(2048);
+        let block = BLOCK.max(size);
+        let count = (SLOTS * 2048 / size).max(128) / (block / size) * (block / size);
+        let request = tpacket_req {
+            tp_block_size: block as u32,
+            tp_block_nr: (count * size / block) as u32,
+            tp_frame_size: size as u32,
+            tp_frame_nr: count as u32,
+        };
+        set(socket, libc::SOL_PACKET, option, &request)?;
+        let memory = Mapping::new(count * size, Some(socket.as_fd()))?;
+        Ok(Self { memory, size, count, at: 0 })
+    }
+
+    fn start(&self, index: usize) -> NonNull<u8> {
+        self.inside(index, 0)
+    }
+
+    /// A place in a slot.
+    fn inside(&self, index: usize, offset: usize) -> NonNull<u8> {
+        self.memory.at(index * self.size + offset)
+    }
+
+    fn status(&self, index: usize) -> &AtomicU32 {
+        // SAFETY: a slot begins with its status, aligned, which the kernel and we write atomically.
+        unsafe { AtomicU32::from_ptr(self.start(index).cast().as_ptr()) }
+    }
+
+    fn step(&mut self, by: usize) {
+        self.at = (self.at + by) % self.count;
+    }
+}
+
+/// The kernel's words about offloads, of which we look at a few.
+struct Offloads {
+    partial: bool,
+    segment: Option<u16>,
+}
+
+impl Offloads {
+    /// Reads a `virtio_net_hdr`, whose words are in this machine's order.
+    fn of(bytes: [u8; OFFLOADS]) -> Self {
+        let segment = u16::from_ne_bytes([bytes[4], bytes[5]]);
+        // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE.
+        Self { partial: bytes[0] & 1 != 0, segment: (bytes[1] != 0).then_some(segment) }
+    }
+}
+
+impl Receiver {
+    /// Receives frames of up to `frame` bytes from an interface, and a share of them when there is a
+    /// group or one is to be made (`divides`).
+    pub(crate) fn open(
+        interface: u32,
+        frame: usize,
+        divides: bool,
+        group: Option<Group>,
+    ) -> io::Result<(Self, Option<Group>)> {
+        let socket = open()?;
+        let option = |option, value: c_int| set(&socket, libc::SOL_PACKET, option, &value);
+        option(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as c_int)?;
+        option(libc::PACKET_VNET_HDR, 1)?;
+        option(libc::PACKET_RESERVE, HEADROOM as c_int)?;
+        option(libc::PACKET_IGNORE_OUTGOING, 1)?;
+        option(libc::PACKET_COPY_THRESH, 1)?;
+        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE)?;
+        let slots = Slots::map(&socket, libc::PACKET_RX_RING, OVERHEAD, frame)?;
+        bind(&socket, interface, true)?;
+        let mut joined = group;
+        if divides {
+            let kind = libc::PACKET_FANOUT_CBPF;
+            let word = match group {
+                Some(Group(id)) => u32::from(id) | kind << 16,
+                None => (kind | libc::PACKET_FANOUT_FLAG_UNIQUEID) << 16,
+            };
+            set(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &word)?;
+            let word: u32 = get(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, 0)?;
+            joined = Some(Group(word as u16));
+        }
+        let large = vec![0; OFFLOADS + LARGEST].into();
+        Ok((Self { slots, socket, taken: 0, large, cut: 0 }, joined))
+    }
+
+    /// Takes the next frames that were sent to this machine; those not taken up are skipped.
+    /// Returns their number, and what follows them.
+    pub(crate) fn take<'r>(&'r mut self, frames: &mut [Frame<'r>; BURST]) -> (usize, After) {
+        let mut count = 0;
+        loop {
+            let index = (self.slots.at + self.taken) % self.slots.count;
+            let status = self.slots.status(index).load(Ordering::Acquire);
+            if status & libc::TP_STATUS_USER == 0 || self.taken == self.slots.count {
+                return (count, After::Nothing);
+            }
+            if count == BURST {
+                return (count, After::More);
+            }
+            let slot = self.slots.start(index);
+            // SAFETY: the slot is ours until we give it back, and begins with this header.
+            let header: tpacket2_hdr = unsafe { slot.cast().read() };
+            let start = usize::from(header.tp_mac);
+            let end = start + header.tp_snaplen as usize;
+            if !is_for_us(self.packet_kind(index)) || end > self.slots.size || start < OFFLOADS {
+                self.taken += 1;
+                continue;
+            }
+            let offloads = Offloads::of(self.offloads(index, start));
+            if offloads.segment.is_some() || header.tp_len > header.tp_snaplen {
+                if count == 0 {
+                    return (0, After::Large);
+                }
+                return (count, After::Large);
+            }
+            let shift = libc::TPACKET2_HDRLEN;
+            let behind = self.slots.inside(index, shift);
+            let length = self.slots.size - shift;
+            // SAFETY: the rest of the slot is ours until we give it back, which the borrow of `self`
+            // keeps from happening as long as the frame lives; no two frames share a slot.
+            let room = unsafe { std::slice::from_raw_parts_mut(behind.as_ptr(), length) };
+            let mut frame = Frame::new(room, start - shift, end - shift);
+            frame.tag = tag_of(&header);
+            if offloads.partial {
+                frame.checksum = TransportChecksum::Partial;
+            }
+            frames[count] = frame;
+            count += 1;
+            self.taken += 1;
+        }
+    }
+
+    /// Gives the slots of the last burst back to the kernel.
+    pub(crate) fn give_back(&mut self) {
+        for n in 0..self.taken {
+            let index = (self.slots.at + n) % self.slots.count;
+            self.slots.status(index).store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        }
+        self.slots.step(self.taken);
+        self.taken = 0;
+    }
+
+    /// The large frame that [`Receiver::take`] came to; none when it was for others, or was cut
+    /// short. The frames before it were given back.
+    pub(crate) fn large(&mut self) -> Option<Large<'_>> {
+        let index = self.slots.at;
+        let status = self.slots.status(index).load(Ordering::Acquire);
+        if status & libc::TP_STATUS_USER == 0 {
+            return None;
+        }
+        let slot = self.slots.start(index);
+        // SAFETY: the slot is ours until we give it back, and begins with this header.
+        let header: tpacket2_hdr = unsafe { slot.cast().read() };
+        let for_us = is_for_us(self.packet_kind(index));
+        let start = usize::from(header.tp_mac);
+        let length = header.tp_snaplen as usize;
+        let whole = header.tp_len == header.tp_snaplen;
+        let received = if status & libc::TP_STATUS_COPY != 0 {
+            // Whoever it is for, it leaves the queue with its slot.
+            let flags = rustix::net::RecvFlags::DONTWAIT;
+            rustix::net::recv(&self.socket, &mut self.large[..], flags).ok().map(|(n, _)| n)
+        } else if whole && start >= OFFLOADS && start + length <= self.slots.size {
+            let from = self.slots.inside(index, start - OFFLOADS);
+            // SAFETY: these bytes lie in the slot, which is ours until we give it back.
+            let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr(), OFFLOADS + length) };
+            self.large[..bytes.len()].copy_from_slice(bytes);
+            Some(bytes.len())
+        } else {
+            None
+        };
+        self.slots.status(index).store(libc::TP_STATUS_KERNEL, Ordering::Release);
+        self.slots.step(1);
+        let Some(received) = received.filter(|received| *received > OFFLOADS) else {
+            self.cut += 1;
+            return None;
+        };
+        let (offloads, frame) = self.large[..received].split_first_chunk::<OFFLOADS>()?;
+        let Offloads { segment, partial } = Offloads::of(*offloads);
+        for_us.then_some(Large { frame, segment, partial, tag: tag_of(&header) })
+    }
+
+    /// What the kernel says of the frame in a slot: to whom it was sent.
+    fn packet_kind(&self, index: usize) -> u8 {
+        let address = self.slots.inside(index, ADDRESS_AT);
+        // SAFETY: the address stands behind the header of each slot that is ours.
+        unsafe { address.cast::<sockaddr_ll>().read() }.sll_pkttype
+    }
+
+    /// What stands before the frame of a slot, which starts at `start`.
+    fn offloads(&self, index: usize, start: usize) -> [u8; OFFLOADS] {
+        let place = self.slots.inside(index, start - OFFLOADS);
+        // SAFETY: the bytes lie in a slot that is ours, and are plain.
+        unsafe { place.cast::<[u8; OFFLOADS]>().read() }
+    }
+
+    /// Frames that the kernel had no room for, since this was asked last.
+    pub(crate) fn lost(&self) -> u64 {
+        let none = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let stats = get(&self.socket, libc::SOL_PACKET, libc::PACKET_STATISTICS, none);
+        stats.map_or(0, |stats| stats.tp_drops.into())
+    }
+
+    /// Takes note of an error of the socket, such as that the interface is down; else it stays
+    /// ready for ever.
+    pub(crate) fn clear_error(&self) {
+        let _: io::Result<c_int> = get(&self.socket, libc::SOL_SOCKET, libc::SO_ERROR, 0);
+    }
+
+    /// A second owner, by which frames are divided.
+    pub(crate) fn divider(&self) -> io::Result<Divider> {
+        self.socket.try_clone().map(Divider)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Says which worker gets a frame.
+pub(crate) struct Divider(OwnedFd);
+
+impl Divider {
+    /// Has `program` divide the frames of the group: it returns the number of a socket, in the order
+    /// in which they joined.
+    pub(crate) fn set_program(&self, program: &mut [sock_filter]) -> io::Result<()> {
+        let length =
+            u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let program = sock_fprog { len: length, filter: program.as_mut_ptr() };
+        set(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
+    }
+
+    /// Has the interface take in the frames of every group of receivers (multicast).
+    pub(crate) fn hear_groups(&self, interface: u32) -> io::Result<()> {
+        #[repr(C)]
+        struct Membership {
+            interface: c_int,
+            kind: u16,
+            length: u16,
+            address: [u8; 8],
+        }
+        let membership = Membership {
+            interface: interface as c_int,
+            kind: libc::PACKET_MR_ALLMULTI as u16,
+            length: 0,
+            address: [0; 8],
+        };
+        set(&self.0, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
+    }
+}
+
+impl Sender {
+    /// Sends frames of up to `frame` bytes out of an interface.
+    pub(crate) fn open(interface: u32, frame: usize) -> io::Result<Self> {
+        let socket = open()?;
+        let option = |option, value: c_int| set(&socket, libc::SOL_PACKET, option, &value);
+        option(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as c_int)?;
+        // A frame that the kernel refuses does not hold up those behind it.
+        option(libc::PACKET_LOSS, 1)?;
+        set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
+        let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + TAG)?;
+        bind(&socket, interface, false)?;
+        Ok(Self { slots, socket, queued: 0 })
+    }
+
+    /// Puts a frame into the ring, with its tag; false when the ring is full, or the frame is too
+    /// large for it. It leaves when the kernel is told.
+    pub(crate) fn put(&mut self, frame: &[u8], tag: Option<VlanTag>) -> bool {
+        let length = frame.len() + if tag.is_some() { TAG } else { 0 };
+        let index = self.slots.at;
+        let status = self.slots.status(index).load(Ordering::Acquire);
+        let Some((stations, rest)) = frame.split_first_chunk::<STATIONS>() else { return false };
+        if status != libc::TP_STATUS_AVAILABLE || length > self.slots.size - SEND_AT {
+            return false;
+        }
+        let place = self.slots.inside(index, SEND_AT);
+        // SAFETY: an available slot is ours, and has room for the frame behind its header.
+        let out = unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), length) };
+        match tag {
+            None => out.copy_from_slice(frame),
+            Some(VlanTag(tag)) => {
+                out[..STATIONS].copy_from_slice(stations);
+                out[STATIONS..STATIONS + 2].copy_from_slice(&ether::VLAN.to_be_bytes());
+                out[STATIONS + 2..STATIONS + TAG].copy_from_slice(&tag.to_be_bytes());
+                out[STATIONS + TAG..].copy_from_slice(rest);
+            }
+        }
+        let header: *mut tpacket2_hdr = self.slots.start(index).cast().as_ptr();
+        // SAFETY: as above; the header is at the start of the slot.
+        unsafe { (*header).tp_len = length as u32 };
+        self.slots.status(index).store(libc::TP_STATUS_SEND_REQUEST, Ordering::Release);
+        self.slots.step(1);
+        self.queued += 1;
+        true
+    }
+}
+
+impl AsFd for Sender {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn is_for_us(kind: u8) -> bool {
+    // PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST; not those of other stations, nor our own.
+    kind <= libc::PACKET_MULTICAST
+}
+
+fn tag_of(header: &tpacket2_hdr) -> Option<VlanTag> {
+    let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
+    tagged.then_some(VlanTag(header.tp_vlan_tci))
+}

@@ -1,0 +1,200 @@
+//! The packet path, as the control loop tends it: interfaces, next hops, and what the kernel is not
+//! to see.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fairway_config::PacketPath as Configured;
+use fairway_core::packet::{Routes, Unresolved};
+use fairway_core::{IpPrefix, Mode, Tick};
+use fairway_uring::{Command, PortControl, WorkerHandle, open_port};
+
+use super::Control;
+use super::fence::{Fence, Hidden};
+use crate::network::{Device, News, Watch};
+
+/// An interface of the packet path.
+struct Port {
+    name: String,
+    device: Option<Device>,
+    open: Option<PortControl>,
+    trouble: Option<String>,
+}
+
+/// The packet path; there is none when the document names no interfaces.
+pub(crate) struct PacketPath {
+    watch: Watch,
+    ports: Vec<Port>,
+    fence: Fence,
+    /// Addresses of this machine.
+    local: BTreeSet<IpAddr>,
+    /// Next hops that are not published yet.
+    routes: Option<Arc<Routes>>,
+    /// Services, interfaces or addresses have changed.
+    changed: bool,
+    trouble: Option<String>,
+}
+
+impl PacketPath {
+    /// Opens the interfaces that are there.
+    pub(crate) fn new(
+        configured: &Configured,
+        watch: Watch,
+        news: News,
+        workers: &[WorkerHandle],
+    ) -> Self {
+        let port =
+            |name: &String| Port { name: name.clone(), device: None, open: None, trouble: None };
+        let mut packets = Self {
+            watch,
+            ports: configured.interfaces.iter().map(port).collect(),
+            fence: Fence::default(),
+            local: BTreeSet::new(),
+            routes: None,
+            changed: true,
+            trouble: None,
+        };
+        packets.take(news, workers);
+        packets
+    }
+
+    /// Interfaces have come, gone or changed.
+    fn take(&mut self, news: News, workers: &[WorkerHandle]) {
+        for (number, (port, device)) in (0..).zip(self.ports.iter_mut().zip(news.devices)) {
+            let same = |old: &Device, new: &Device| (old.index, old.mtu) == (new.index, new.mtu);
+            let known = port.device.as_ref().zip(device.as_ref()).is_some_and(|(a, b)| same(a, b));
+            port.device = device;
+            if !known || port.open.is_none() {
+                port.open(number, workers);
+            }
+            port.judge();
+        }
+        self.changed = self.local != news.addresses || self.changed;
+        self.local = news.addresses;
+        self.routes = Some(news.routes);
+        self.trouble = None;
+    }
+
+    /// Words of trouble for people.
+    fn troubles(&self) -> impl Iterator<Item = String> + '_ {
+        let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
+        ports.chain(self.trouble.clone()).chain(self.fence.trouble().map(Into::into))
+    }
+}
+
+impl Port {
+    fn open(&mut self, number: u16, workers: &[WorkerHandle]) {
+        if self.open.take().is_some() {
+            workers.iter().for_each(|worker| worker.send(Command::Detach(number)));
+        }
+        let Some(device) = &self.device else { return };
+        match open_port(&self.name, number, device.mtu, workers.len()) {
+            Ok((control, ports)) => {
+                for (worker, port) in workers.iter().zip(ports) {
+                    worker.send(Command::Attach(port));
+                }
+                tracing::info!(interface = self.name, mtu = device.mtu, "carrying packets");
+                self.open = Some(control);
+            }
+            Err(error) => self.say(Some(error.to_string())),
+        }
+    }
+
+    fn judge(&mut self) {
+        let trouble = match (&self.device, &self.open) {
+            (None, _) => Some(format!("interface `{}` is not there", self.name)),
+            (Some(device), Some(_)) if !device.up => {
+                Some(format!("interface `{}` is down", self.name))
+            }
+            (Some(_), Some(_)) => None,
+            // Opening it has said why.
+            (Some(_), None) => return,
+        };
+        self.say(trouble);
+    }
+
+    fn say(&mut self, trouble: Option<String>) {
+        if let Some(why) = trouble.as_ref().filter(|_| self.trouble != trouble) {
+            tracing::warn!("{why}");
+        }
+        self.trouble = trouble;
+    }
+}
+
+impl Control {
+    /// The networks of this machine have changed.
+    pub(super) fn take_network(&mut self, news: Result<News, String>) {
+        let Some(packets) = &mut self.packets else { return };
+        match news {
+            Ok(news) => {
+                packets.take(news, &self.workers);
+                packets.changed = true;
+            }
+            Err(why) => {
+                tracing::error!("{why}");
+                packets.trouble = Some(why);
+            }
+        }
+    }
+
+    /// Workers have packets for a station that nobody knows.
+    pub(super) fn find_station(&self, unresolved: Unresolved) {
+        if let Some(packets) = &self.packets {
+            packets.watch.find(unresolved);
+        }
+    }
+
+    /// Services have changed.
+    pub(super) fn packets_changed(&mut self) {
+        if let Some(packets) = &mut self.packets {
+            packets.changed = true;
+        }
+    }
+
+    /// Next hops that are to be published.
+    pub(super) fn new_routes(&mut self) -> Option<Arc<Routes>> {
+        self.packets.as_mut()?.routes.take()
+    }
+
+    pub(super) fn has_new_routes(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.routes.is_some())
+    }
+
+    /// Brings fence, division among workers and known stations to what services want.
+    pub(super) fn tend_packets(&mut self, now: Tick) {
+        let Some(packets) = &mut self.packets else { return };
+        if !std::mem::take(&mut packets.changed) {
+            return packets.fence.tend(now);
+        }
+        let specs = self.services.values().map(|live| &*live.spec);
+        let there = packets.ports.iter().filter(|port| port.device.is_some());
+        let there = there.map(|port| port.name.clone()).collect();
+        packets.fence.hide(Hidden::of(specs.clone(), &packets.local, there), now);
+        let ours = specs.filter(|spec| spec.policy.mode != Mode::Proxy);
+        let vips: BTreeSet<IpAddr> =
+            ours.clone().flat_map(|spec| spec.frontends.iter().map(|f| f.ip)).collect();
+        let vips: Vec<IpPrefix> = vips.into_iter().map(IpPrefix::from).collect();
+        for port in &mut packets.ports {
+            let Some(open) = &mut port.open else { continue };
+            if let Err(error) = open.serve(&vips) {
+                port.say(Some(error.to_string()));
+            }
+        }
+        let backends = ours.flat_map(|spec| spec.backends.iter().map(|backend| backend.addr.ip()));
+        let backends: BTreeSet<IpAddr> = backends.collect();
+        packets.watch.keep(backends.into_iter().collect());
+    }
+
+    /// What is wrong with the packet path, in words.
+    pub(crate) fn packet_troubles(&self) -> Vec<String> {
+        self.packets.iter().flat_map(PacketPath::troubles).collect()
+    }
+
+    /// Takes away what the packet path leaves in the kernel.
+    pub(super) fn clean_up_packets(&mut self) {
+        if let Some(packets) = &mut self.packets {
+            packets.fence.clean_up();
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! Packets through a real Fairway on real interfaces: kernel clients, kernel servers.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use fairway_tests::http::{Outcome, connect, get};
+use fairway_tests::{Fairway, Host, Net, Nginx, Other, SECOND, wait_for};
+
+/// Where packet services are: no address of any machine.
+const VIP4: &str = "10.99.0.1";
+const VIP6: &str = "fd99::1";
+
+/// Servers answer through the load balancer.
+fn net() -> Option<Net> {
+    let net = Net::new()?;
+    net.exec(Host::Servers, "ip route add default via 10.78.0.1");
+    net.exec(Host::Servers, "ip -6 route add default via fd78::1");
+    Some(net)
+}
+
+/// A service at `vip`, port 80, with further `fields`.
+fn document(mode: &str, vip: &str, backends: &[SocketAddr], fields: &str) -> String {
+    let list: Vec<String> = backends.iter().map(|at| format!("\"{at}\"")).collect();
+    let mut text = format!(
+        "dataplane: {{workers: 2, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\n\
+         services:\n  - name: web\n    mode: {mode}\n    addresses: [\"{vip}\"]\n    \
+         backends: [{}]\n",
+        list.join(", ")
+    );
+    if !fields.contains("ports:") {
+        text += "    ports: [{port: 80}]\n";
+    }
+    if !fields.contains("healthCheck") {
+        text += "    healthCheck: {interval: 200ms, timeout: 150ms, fall: 2, rise: 1}\n";
+    }
+    for field in fields.lines() {
+        text += &format!("    {field}\n");
+    }
+    text
+}
+
+fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+/// Address `n` of the servers in a family, made if need be.
+fn server_ip(net: &Net, n: u8, v6: bool) -> IpAddr {
+    let v4 = net.server_address(n);
+    if !v6 {
+        return v4;
+    }
+    let ip = format!("fd78::1{n}");
+    net.exec(Host::Servers, &format!("ip -6 address replace {ip}/64 dev lb nodad"));
+    ip.parse().unwrap()
+}
+
+fn servers(net: &Net, count: u8, v6: bool) -> Vec<Nginx> {
+    let start = |n| Nginx::start_at(net, (server_ip(net, n, v6), 8080).into(), &format!("s{n}"));
+    (1..=count).map(start).collect()
+}
+
+fn addresses(servers: &[Nginx]) -> Vec<SocketAddr> {
+    servers.iter().map(|server| server.addr).collect()
+}
+
+/// Both families of VIPs, and the addresses that `fullNat` comes from.
+const FAMILIES: [(bool, &str, &str); 2] = [(false, VIP4, "10.99.1.1"), (true, VIP6, "fd99:1::1")];
+
+#[test]
+fn nat_and_full_nat_carry_connections_of_both_families() {
+    let Some(net) = net() else { return };
+    for (v6, vip, own) in FAMILIES {
+        let servers = servers(&net, 3, v6);
+        let first = document("nat", vip, &addresses(&servers), "");
+        let mut fairway = Fairway::start(&net, &first);
+        // Replies to addresses of our own come back without a route through us.
+        let source = format!("source: {{addresses: [\"{own}\"]}}");
+        net.exec(Host::Servers, &format!("ip route replace {own} via {}", gateway(v6)));
+        for (document, peer) in [
+            (first, client(v6)),
+            (document("fullNat", vip, &addresses(&servers), &source), own.parse().unwrap()),
+        ] {
+            fairway.apply(&document);
+            net.on(Host::Client, || {
+                let vip = at(vip, 80);
+                let names: BTreeSet<String> = (0..40).map(|_| get(vip, "/").unwrap()).collect();
+                assert_eq!(names.len(), 3, "{names:?}");
+                let seen: IpAddr = get(vip, "/peer").unwrap().parse().unwrap();
+                assert_eq!(seen, peer);
+                assert_eq!(get(vip, "/big").unwrap().len(), 64 << 20);
+            });
+        }
+        let service = fairway.service();
+        assert_eq!(service["connections"], 84, "{service}");
+        fairway.signal(rustix::process::Signal::TERM);
+        assert!(fairway.wait().success());
+        assert_eq!(net.exec(Host::Lb, "nft list tables"), "", "nothing is left behind");
+    }
+}
+
+fn client(v6: bool) -> IpAddr {
+    if v6 { "fd77::2" } else { "10.77.0.2" }.parse().unwrap()
+}
+
+fn gateway(v6: bool) -> &'static str {
+    if v6 { "fd78::1" } else { "10.78.0.1" }
+}
+
+#[test]
+fn data_arrives_whole_in_both_directions() {
+    let Some(net) = net() else { return };
+    let data: Vec<u8> =
+        (0..4_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for (v6, vip, _) in FAMILIES {
+        let server: SocketAddr = (server_ip(&net, 1, v6), 8080).into();
+        let listener = net.on(Host::Servers, || TcpListener::bind(server).unwrap());
+        let _fairway =
+            Fairway::start(&net, &document("nat", vip, &[server], "healthCheck: {interval: 1h}"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let echoed = listener.incoming().map(Result::unwrap).any(|mut stream| {
+                    let mut bytes = Vec::new();
+                    stream.read_to_end(&mut bytes).is_ok() && !bytes.is_empty() && {
+                        stream.write_all(&bytes).unwrap();
+                        true
+                    }
+                });
+                assert!(echoed);
+            });
+            let back = net.on(Host::Client, || {
+                let mut stream = connect(at(vip, 80)).unwrap();
+                stream.write_all(&data).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                let mut back = Vec::new();
+                stream.read_to_end(&mut back).unwrap();
+                back
+            });
+            assert!(back == data, "{} of {} bytes", back.len(), data.len());
+        });
+    }
+}
+
+/// Servers answer past the load balancer, by a link of their own to the client; they have the VIPs.
+fn direct(net: &Net) {
+    let (client, servers) = (net.name(Host::Client), net.name(Host::Servers));
+    let link = format!("link add direct netns {client} type veth peer name direct netns {servers}");
+    fairway_tests::run("ip", &link.split(' ').collect::<Vec<_>>());
+    for (host, v4, v6, to4, to6) in [
+        (Host::Client, "10.79.0.2/24", "fd79::2/64", None, None),
+        (Host::Servers, "10.79.0.1/24", "fd79::1/64", Some("10.79.0.2"), Some("fd79::2")),
+    ] {
+        net.exec(host, &format!("ip address add {v4} dev direct"));
+        net.exec(host, &format!("ip -6 address add {v6} dev direct nodad"));
+        net.exec(host, "ip link set direct up");
+        if let (Some(to4), Some(to6)) = (to4, to6) {
+            net.exec(host, &format!("ip route replace 10.77.0.0/24 via {to4}"));
+            net.exec(host, &format!("ip -6 route replace fd77::/64 via {to6}"));
+        }
+    }
+    net.exec(Host::Servers, &format!("ip address add {VIP4}/32 dev lo"));
+    net.exec(Host::Servers, &format!("ip -6 address add {VIP6}/128 dev lo nodad"));
+}
+
+/// Sends `count` bytes and expects their sum back: long enough for path MTU discovery.
+fn upload(vip: SocketAddr, count: usize) {
+    let mut stream = connect(vip).unwrap();
+    let data: Vec<u8> = (0..count).map(|n| (n / 7) as u8).collect();
+    stream.write_all(&data).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let sum: u64 = data.iter().map(|byte| u64::from(*byte)).sum();
+    assert_eq!(answer, format!("{count} {sum}"));
+}
+
+/// Answers each connection with the number and sum of the bytes that it brought, until dropped.
+fn summing(net: &Net, addr: SocketAddr) -> Summing {
+    let listener = net.on(Host::Servers, || TcpListener::bind(addr).unwrap());
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    listener.set_nonblocking(true).unwrap();
+    let stopped = std::sync::Arc::clone(&stop);
+    let thread = std::thread::spawn(move || {
+        while !stopped.load(Relaxed) {
+            let Ok((mut stream, _)) = listener.accept() else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            stream.set_nonblocking(false).unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if stream.read_to_end(&mut bytes).is_ok() {
+                    let sum: u64 = bytes.iter().map(|byte| u64::from(*byte)).sum();
+                    let _ = write!(stream, "{} {sum}", bytes.len());
+                }
+            });
+        }
+    });
+    Summing { stop, thread: Some(thread) }
+}
+
+struct Summing {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Summing {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn direct_return_and_tunnels_carry_what_is_answered_past_us() {
+    let Some(net) = net() else { return };
+    direct(&net);
+    let decap = Other::start(&net, Host::Servers, include_str!("src/decap.py"), "python3", &[]);
+    wait_for("the tunnels' end", || {
+        net.exec(Host::Servers, "ip -o link show up").contains("decap")
+    });
+    let _servers = FAMILIES.map(|(_, vip, _)| summing(&net, at(vip, 80)));
+    let quiet = "healthCheck: {interval: 1h}";
+    let mut fairway = None;
+    for (v6, vip, _) in FAMILIES {
+        for (mode, more) in [("dsr", ""), ("ipip", ""), ("gue", ""), ("gue", "\ngueVariant: 0")] {
+            for outer_v6 in [v6, !v6] {
+                if mode == "dsr" && outer_v6 != v6 {
+                    continue;
+                }
+                let backend: SocketAddr = (server_ip(&net, 1, outer_v6), 80).into();
+                let document = document(mode, vip, &[backend], &format!("{quiet}{more}"));
+                let fairway = fairway.get_or_insert_with(|| Fairway::start(&net, &document));
+                fairway.apply(&document);
+                println!("{mode}{more} {vip} in {backend}");
+                net.on(Host::Client, || upload(at(vip, 80), 300_000));
+                // What the client has learned of the way is another way's.
+                net.exec(Host::Client, "ip route flush cache");
+                net.exec(Host::Client, "ip -6 route flush cache");
+            }
+        }
+    }
+    drop(decap);
+}
+
+/// Answers datagrams with `name`, until dropped.
+struct Echo {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start(net: &Net, addr: SocketAddr, name: &str) -> Self {
+        let socket = net.on(Host::Servers, || UdpSocket::bind(addr).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (stopped, name) = (std::sync::Arc::clone(&stop), name.to_owned());
+        let thread = std::thread::spawn(move || {
+            let mut buffer = vec![0; 65536];
+            while !stopped.load(Relaxed) {
+                let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
+                let answer = [name.as_bytes(), b" ", &buffer[..n]].concat();
+                let _ = socket.send_to(&answer[..answer.len().min(65000)], from);
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+fn client_socket(vip: SocketAddr) -> UdpSocket {
+    let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.connect(vip).unwrap();
+    socket.set_read_timeout(Some(SECOND / 2)).unwrap();
+    socket
+}
+
+/// Sends `text` and hears who answers; an error is the kernel's.
+fn ask(socket: &UdpSocket, text: &[u8]) -> std::io::Result<String> {
+    socket.send(text)?;
+    let mut buffer = vec![0; 65536];
+    let n = socket.recv(&mut buffer)?;
+    let answer = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    let (name, rest) = answer.split_once(' ').unwrap();
+    assert_eq!(rest.as_bytes(), text);
+    Ok(name.to_owned())
+}
+
+#[test]
+fn datagrams_go_to_one_backend_and_leave_it_when_it_dies() {
+    let Some(net) = net() else { return };
+    for (v6, vip, own) in FAMILIES {
+        let backends: Vec<SocketAddr> =
+            (1..=2).map(|n| (server_ip(&net, n, v6), 5353).into()).collect();
+        net.exec(Host::Servers, &format!("ip route replace {own} via {}", gateway(v6)));
+        let source = format!("\nsource: {{addresses: [\"{own}\"]}}");
+        for (mode, more) in [("nat", ""), ("fullNat", source.as_str())] {
+            let mut echoes: Vec<_> = backends
+                .iter()
+                .zip(["a", "b"])
+                .map(|(addr, name)| (name, Some(Echo::start(&net, *addr, name))))
+                .collect();
+            // A datagram to a port where nobody is comes back as an error.
+            let fields = format!(
+                "ports: [{{port: 53, protocol: UDP}}]{more}\n\
+                 healthCheck: {{type: udp, send: hi, interval: 100ms, timeout: 80ms, fall: 1, rise: 1}}"
+            );
+            let fairway = Fairway::start(&net, &document(mode, vip, &backends, &fields));
+            wait_for("both are well", || {
+                fairway.backends().as_array().unwrap().iter().all(|b| b["state"] == "up")
+            });
+            net.on(Host::Client, || {
+                let sockets: Vec<_> = (0..20).map(|_| client_socket(at(vip, 53))).collect();
+                let first: Vec<_> = sockets.iter().map(|s| ask(s, b"one").unwrap()).collect();
+                assert!(
+                    first.iter().any(|name| name == "a") && first.iter().any(|name| name == "b")
+                );
+                for (socket, name) in sockets.iter().zip(&first) {
+                    assert_eq!(ask(socket, b"two").unwrap(), *name, "{mode}");
+                }
+                echoes[0].1 = None;
+                wait_for("the dead one is out", || {
+                    fairway.state_of(&backends[0].to_string()).unwrap() == "down"
+                });
+                for socket in &sockets {
+                    assert_eq!(ask(socket, b"three").unwrap(), "b", "{mode} {vip}");
+                }
+            });
+            drop(echoes);
+        }
+    }
+}
+
+#[test]
+fn errors_of_the_way_and_of_backends_reach_the_client() {
+    let Some(net) = net() else { return };
+    for (v6, vip, _) in FAMILIES {
+        let backend: SocketAddr = (server_ip(&net, 1, v6), 5353).into();
+        let fields = "ports: [{port: 53, protocol: UDP}]";
+        let fairway = Fairway::start(&net, &document("nat", vip, &[backend], fields));
+        net.on(Host::Client, || {
+            // Nobody is at the backend's port: its host says so, and the socket hears it.
+            let socket = client_socket(at(vip, 53));
+            let refused = ask(&socket, b"x").unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+            // The first hop names itself when the time to live is over.
+            let (domain, protocol) = if v6 {
+                (socket2::Domain::IPV6, socket2::Protocol::ICMPV6)
+            } else {
+                (socket2::Domain::IPV4, socket2::Protocol::ICMPV4)
+            };
+            let raw = socket2::Socket::new(domain, socket2::Type::RAW, Some(protocol)).unwrap();
+            raw.set_read_timeout(Some(SECOND)).unwrap();
+            let tracer = client_socket(at(vip, 53));
+            if v6 {
+                socket2::SockRef::from(&tracer).set_unicast_hops_v6(1).unwrap();
+            } else {
+                tracer.set_ttl(1).unwrap();
+            }
+            tracer.send(b"far").unwrap();
+            let hop: IpAddr = if v6 { "fd77::1" } else { "10.77.0.1" }.parse().unwrap();
+            let kind = if v6 { 3 } else { 11 };
+            let end = Instant::now() + 5 * SECOND;
+            loop {
+                assert!(Instant::now() < end, "no word of the first hop");
+                let mut buffer = [0; 2048];
+                let flags = rustix::net::RecvFlags::empty();
+                let Ok((_, _, from)) = rustix::net::recvfrom(&raw, &mut buffer, flags) else {
+                    continue;
+                };
+                let from: Option<SocketAddr> = from.and_then(|from| from.try_into().ok());
+                let bytes = buffer;
+                let message = if v6 { &bytes[..] } else { &bytes[20..] };
+                if message[0] == kind && from.unwrap().ip() == hop {
+                    break;
+                }
+            }
+        });
+        drop(fairway);
+    }
+}
+
+#[test]
+fn path_mtu_is_discovered_through_nat() {
+    let Some(net) = net() else { return };
+    net.exec(Host::Lb, "ip link set servers mtu 1400");
+    for (v6, vip, _) in FAMILIES {
+        let backend: SocketAddr = (server_ip(&net, 1, v6), 8080).into();
+        let _server = summing(&net, backend);
+        let document = document("nat", vip, &[backend], "healthCheck: {interval: 1h}");
+        let fairway = Fairway::start(&net, &document);
+        net.on(Host::Client, || upload(at(vip, 80), 300_000));
+        drop(fairway);
+    }
+}
+
+#[test]
+fn no_connect_fails_while_backends_die() {
+    let Some(net) = net() else { return };
+    for (v6, vip, _) in FAMILIES {
+        let mut servers = servers(&net, 3, v6);
+        let fields = "retry: {synTimeout: 30ms}\nhealthCheck: {interval: 1h}";
+        let fairway = Fairway::start(&net, &document("nat", vip, &addresses(&servers), fields));
+        let outcome = Outcome::default();
+        let vip = at(vip, 80);
+        let connects = || {
+            while !outcome.stop.load(Relaxed) {
+                outcome.requests.fetch_add(1, Relaxed);
+                if let Err(error) = connect(vip) {
+                    eprintln!("connect failed: {error}");
+                    outcome.failed.fetch_add(1, Relaxed);
+                }
+            }
+        };
+        net.on(Host::Client, || {
+            std::thread::scope(|scope| {
+                scope.spawn(connects);
+                scope.spawn(connects);
+                let passed = |more: u64| {
+                    let from = outcome.requests();
+                    wait_for("connects go on", || outcome.requests() >= from + more);
+                };
+                passed(200);
+                // One refuses, one says nothing.
+                servers[0].kill();
+                passed(200);
+                let family = if v6 { "ip6" } else { "ip" };
+                net.exec(Host::Servers, "nft add table inet silent");
+                net.exec(
+                    Host::Servers,
+                    "nft add chain inet silent in { type filter hook input priority 0 ; }",
+                );
+                let ip = servers[1].ip();
+                net.exec(
+                    Host::Servers,
+                    &format!("nft add rule inet silent in {family} daddr {ip} drop"),
+                );
+                passed(200);
+                outcome.stop.store(true, Relaxed);
+            });
+        });
+        assert_eq!(outcome.failed(), 0, "of {}", outcome.requests());
+        let retries = fairway.service()["retries"].clone();
+        assert!(
+            retries["refused"].as_u64() > Some(0) && retries["timeout"].as_u64() > Some(0),
+            "{retries}"
+        );
+        net.exec(Host::Servers, "nft delete table inet silent");
+        drop(fairway);
+    }
+}
