@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use fairway_tests::http::{Outcome, connect, get};
+use fairway_tests::http::{self, Outcome, connect, get};
 use fairway_tests::{Fairway, Host, Net, Nginx, Other, SECOND, wait_for};
 
 /// Where packet services are: no address of any machine.
@@ -458,4 +458,78 @@ fn no_connect_fails_while_backends_die() {
         net.exec(Host::Servers, "nft delete table inet silent");
         drop(fairway);
     }
+}
+
+#[test]
+fn flows_counters_and_drains_are_as_in_proxy_mode() {
+    let Some(net) = net() else { return };
+    let servers = servers(&net, 2, false);
+    let text = document("nat", VIP4, &addresses(&servers), "drainTimeout: 300ms");
+    let mut fairway = Fairway::start(&net, &text);
+    let vip = at(VIP4, 80);
+    let mut kept: Vec<TcpStream> =
+        net.on(Host::Client, || (0..10).map(|_| connect(vip).unwrap()).collect());
+    let names: Vec<String> =
+        kept.iter_mut().map(|stream| http::ask(stream, "/").unwrap()).collect();
+    let flows = |arguments: &[&str]| -> serde_json::Value {
+        let arguments = [&["flows", "--output", "json"], arguments].concat();
+        serde_json::from_slice(&fairway.cli(&arguments).stdout).unwrap()
+    };
+    let all = flows(&[]);
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), 10, "{all:?}");
+    assert!(all.iter().all(|flow| flow["state"] == "established" && flow["vip"] == "10.99.0.1:80"));
+    assert!(all.iter().all(|flow| flow["bytes"].as_u64().unwrap() > 200), "{all:?}");
+    let first = servers[0].addr.to_string();
+    let on_first = names.iter().filter(|name| **name == "s1").count();
+    assert_eq!(flows(&["--backend", &first]).as_array().unwrap().len(), on_first);
+    assert_eq!(flows(&["--client", "10.77.0.9"]).as_array().unwrap().len(), 0);
+    let table = String::from_utf8(fairway.cli(&["flows", "web"]).stdout).unwrap();
+    assert!(table.starts_with("service  protocol  client"), "{table}");
+
+    wait_for("counters are shown", || fairway.service()["receivedPackets"].as_u64() >= Some(30));
+    let service = fairway.service();
+    assert_eq!((&service["connections"], &service["active"]), (&10.into(), &10.into()));
+    assert!(service["sentBytes"].as_u64() > Some(2000), "{service}");
+    let metrics = fairway.metrics(&net);
+    for line in [
+        "fairway_packets_total{worker=\"0\",verdict=\"sent\"}",
+        "fairway_port_received_frames_total{worker=\"1\",interface=\"clients\"}",
+        "fairway_service_received_packets_total{service=\"web/80\"}",
+        "fairway_service_connect_duration_seconds_count{service=\"web/80\"} 10",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+
+    // A removed backend's flows may go on for a while, and are cut then.
+    fairway.apply(&document("nat", VIP4, &[servers[1].addr], "drainTimeout: 300ms"));
+    wait_for("the drained backend's flows are over", || {
+        let all = flows(&[]);
+        let mut of_first = all.as_array().unwrap().iter().filter(|f| f["backend"] == *first);
+        of_first.all(|flow| flow["state"] == "cut")
+    });
+    for (stream, name) in kept.iter_mut().zip(&names) {
+        let answer = http::ask(stream, "/");
+        match name.as_str() {
+            "s1" => assert_eq!(answer.unwrap_err().kind(), ErrorKind::ConnectionReset),
+            _ => assert_eq!(answer.unwrap(), "s2"),
+        }
+    }
+    assert_eq!(fairway.count("ends/drain_timeout"), on_first as u64);
+
+    let ruleset = net.exec(Host::Lb, "nft list table netdev fairway");
+    assert!(ruleset.contains(VIP4), "{ruleset}");
+    // Whoever takes the fence away, it comes back.
+    net.exec(Host::Lb, "nft delete table netdev fairway");
+    wait_for("the fence stands again", || net.exec(Host::Lb, "nft list tables").contains("netdev"));
+    // And an interface that goes and comes back carries packets again.
+    net.exec(Host::Lb, "ip link set servers down");
+    wait_for("it is told", || {
+        fairway.status().unwrap()["troubles"].to_string().contains("interface `servers` is down")
+    });
+    net.exec(Host::Lb, "ip link set servers up");
+    wait_for("it is up", || fairway.status().unwrap()["troubles"].as_array().unwrap().is_empty());
+    net.on(Host::Client, || wait_for("packets pass", || get(vip, "/").is_ok()));
+    fairway.signal(rustix::process::Signal::TERM);
+    assert!(fairway.wait().success());
 }

@@ -181,6 +181,7 @@ impl Bench {
                 snapshot: &self.snapshot,
                 clients: &self.clients,
                 now: self.now,
+                micros: self.now.0 * 1000,
                 random: self.random,
             };
             let start = Instant::now();

@@ -113,7 +113,7 @@ fuzz_target!(|bytes: &[u8]| {
             frame.checksum = TransportChecksum::Partial;
         }
         now = Tick(now.0 + 100);
-        let cx = Context { snapshot: &snapshot, clients: &clients, now, random: now.0 };
+        let cx = Context { snapshot: &snapshot, clients: &clients, now, micros: 0, random: now.0 };
         let mut verdicts = [Verdict::Punt];
         engine.process(std::slice::from_mut(&mut frame), &mut verdicts, &cx);
         assert!(frame.len() <= length + ROOM);

@@ -189,6 +189,8 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         view: publisher.view(),
         shared,
         workers: workers.iter().map(|worker| Arc::clone(&worker.stats)).collect(),
+        packets: workers.iter().filter_map(|worker| worker.packets.clone()).collect(),
+        interfaces: process.packet.iter().flat_map(|packet| packet.interfaces.clone()).collect(),
         registry,
         fixed: Arc::new(Fixed { budgets, features }),
         per_backend: process.per_backend,

@@ -299,6 +299,10 @@ pub struct ServiceCounters {
     pub limits: [Counter; LimitKind::ALL.len()],
     /// Connections that went to a backup pool.
     pub backup: Counter,
+    /// Packets received from clients, in packet modes.
+    pub rx_packets: Counter,
+    /// Packets sent to clients, in packet modes that see them.
+    pub tx_packets: Counter,
     /// Datagrams received from clients.
     pub rx_datagrams: Counter,
     /// Datagrams sent to clients.
@@ -328,6 +332,10 @@ pub struct ServiceTotals {
     pub limits: [u64; LimitKind::ALL.len()],
     /// Connections that went to a backup pool.
     pub backup: u64,
+    /// Packets received from clients, in packet modes.
+    pub rx_packets: u64,
+    /// Packets sent to clients, in packet modes that see them.
+    pub tx_packets: u64,
     /// Datagrams received from clients.
     pub rx_datagrams: u64,
     /// Datagrams sent to clients.
@@ -352,6 +360,8 @@ impl PerWorker<ServiceCounters> {
             add_each(&mut sum.ends, &own.ends);
             add_each(&mut sum.retries, &own.retries);
             add_each(&mut sum.limits, &own.limits);
+            sum.rx_packets += own.rx_packets.get();
+            sum.tx_packets += own.tx_packets.get();
             sum.rx_datagrams += own.rx_datagrams.get();
             sum.tx_datagrams += own.tx_datagrams.get();
             add_each(&mut sum.datagram_drops, &own.datagram_drops);

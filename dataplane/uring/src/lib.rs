@@ -36,8 +36,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use packets::{PacketPort, PacketSetup, PortControl, PortError, open_port};
 pub use report::{
-    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, PacketStats,
-    PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
+    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, OpenFlow,
+    PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
 pub use worker::Command;

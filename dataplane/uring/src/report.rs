@@ -1,10 +1,11 @@
 //! What workers share with each other and tell the control plane.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use fairway_core::packet::flow::FlowView;
 use fairway_core::packet::{PacketCounters, Unresolved};
 use fairway_core::talkers::Talkers;
 use fairway_core::{
@@ -166,6 +167,21 @@ pub struct OpenConnection {
     pub idle: Duration,
 }
 
+/// A flow of the packet path, for people.
+#[derive(Debug, Clone)]
+pub struct OpenFlow {
+    /// `name/port` of its service, while there is that.
+    pub service: Option<Arc<str>>,
+    /// The backend that serves it; none when its place there was paid back.
+    pub backend: Option<BackendAddr>,
+    /// Since it began.
+    pub age: Duration,
+    /// Until it ends, if nothing moves.
+    pub left: Duration,
+    /// Who it is between, and how it stands.
+    pub view: FlowView,
+}
+
 /// The heaviest clients of a service, as one worker has seen them since it started.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceTalkers {
@@ -194,17 +210,29 @@ impl ConnectionFilter {
     /// Whether `connection` is asked for.
     #[must_use]
     pub fn wants(&self, connection: &OpenConnection) -> bool {
+        let OpenConnection { service, client, backend, age, .. } = connection;
+        self.fits(service.as_deref(), client.ip(), *backend) && *age >= self.older_than
+    }
+
+    /// Whether `flow` is asked for.
+    #[must_use]
+    pub fn wants_flow(&self, flow: &OpenFlow) -> bool {
+        let OpenFlow { service, backend, age, view, .. } = flow;
+        self.fits(service.as_deref(), view.flow.client.ip(), *backend) && *age >= self.older_than
+    }
+
+    fn fits(&self, service: Option<&str>, client: IpAddr, backend: Option<BackendAddr>) -> bool {
         let of_service = |wanted: &String| {
-            connection.service.as_deref().is_some_and(|key| {
+            service.is_some_and(|key| {
                 key == wanted || key.rsplit_once('/').is_some_and(|(name, _)| name == wanted)
             })
         };
         self.service.as_ref().is_none_or(of_service)
-            && (self.client.is_empty() || self.client.contains(connection.client.ip()))
-            && self.backends.as_ref().is_none_or(|these| {
-                connection.backend.is_some_and(|backend| these.contains(&backend))
-            })
-            && connection.age >= self.older_than
+            && (self.client.is_empty() || self.client.contains(client))
+            && self
+                .backends
+                .as_ref()
+                .is_none_or(|these| backend.is_some_and(|backend| these.contains(&backend)))
     }
 }
 

@@ -17,7 +17,9 @@ use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
 use crate::packets::{PacketPort, Packets, Turn};
 use crate::relay::Way;
-use crate::report::{ConnectionFilter, OpenConnection, ServiceTalkers, Shared, SharedStats};
+use crate::report::{
+    ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers, Shared, SharedStats,
+};
 use crate::session::{Cx, Heaviest, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
@@ -66,6 +68,13 @@ pub enum Command {
         filter: ConnectionFilter,
         /// Where to; the worker sends one list.
         reply: Sender<Vec<OpenConnection>>,
+    },
+    /// Say which flows the packet path has.
+    Flows {
+        /// Which of them.
+        filter: ConnectionFilter,
+        /// Where to; the worker sends one list.
+        reply: Sender<Vec<OpenFlow>>,
     },
     /// Say who the heaviest clients of a service are.
     Talkers {
@@ -456,6 +465,10 @@ impl<'r> Worker<'r> {
                     // Nobody waits any more when the caller has gone.
                     let _ = reply.send(wanted);
                 }
+                Command::Flows { filter, reply } => match &mut self.packets {
+                    Some(packets) => packets.list(filter, reply),
+                    None => _ = reply.send(Vec::new()),
+                },
                 Command::Talkers { service, reply } => {
                     // Nobody waits any more when the caller has gone.
                     let _ =
@@ -479,6 +492,9 @@ impl<'r> Worker<'r> {
                     self.end(reason, snapshot, |session| session.is_on(&backends));
                     let cx = &mut self.parts.cx(0, self.now, snapshot);
                     self.datagrams.end_backends(&backends, reason, cx);
+                    if let Some(packets) = &mut self.packets {
+                        packets.cut(backends, reason);
+                    }
                 }
                 Command::Stop => {
                     self.stopping = true;

@@ -14,14 +14,14 @@ use crossbeam_channel::Sender;
 use fairway_config::document::PerBackendDoc;
 use fairway_config::load_text;
 use fairway_core::publish::View;
-use fairway_uring::{Shared, SharedStats};
+use fairway_uring::{ConnectionFilter, PacketStats, Shared, SharedStats};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::explain::{Question, explain_flow};
-use super::metrics_text;
-use super::views::{ConnectionView, Fixed, PlanView, TalkerView, WhichConnections};
+use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
+use super::{metrics_text, packet_metrics};
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
 use crate::resolver::{Asker, FIRST_ANSWER};
@@ -41,6 +41,9 @@ pub(crate) struct Admin {
     pub(crate) view: View,
     pub(crate) shared: Arc<Shared>,
     pub(crate) workers: Arc<[SharedStats]>,
+    /// The packet paths of the workers; none when there is no interface for them.
+    pub(crate) packets: Arc<[Arc<PacketStats>]>,
+    pub(crate) interfaces: Arc<[String]>,
     pub(crate) registry: PrometheusHandle,
     pub(crate) fixed: Arc<Fixed>,
     pub(crate) per_backend: PerBackendDoc,
@@ -141,6 +144,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/rollback", post(rollback))
         .route("/v1/explain", get(explain))
         .route("/v1/connections", get(connections))
+        .route("/v1/flows", get(flows))
         .route("/v1/talkers", get(talkers))
         .route("/v1/reload", post(reload))
         .with_state(admin)
@@ -304,24 +308,47 @@ async fn connections(
     State(admin): State<Admin>,
     Query(wanted): Query<WhichConnections>,
 ) -> Result<Response, Response> {
-    known(&admin, wanted.service.as_ref()).await?;
-    let (sender, lists) = crossbeam_channel::unbounded();
     let most = wanted.most;
+    let lists =
+        gather(&admin, wanted, |control, filter, reply| control.list(filter, reply)).await?;
+    let mut views: Vec<_> = lists.iter().map(ConnectionView::of).collect();
+    views.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+    views.truncate(most.unwrap_or(usize::MAX));
+    Ok(Json(views).into_response())
+}
+
+async fn flows(
+    State(admin): State<Admin>,
+    Query(wanted): Query<WhichConnections>,
+) -> Result<Response, Response> {
+    let most = wanted.most;
+    let lists =
+        gather(&admin, wanted, |control, filter, reply| control.flows(filter, reply)).await?;
+    let mut views: Vec<_> = lists.iter().map(FlowView::of).collect();
+    views.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
+    views.truncate(most.unwrap_or(usize::MAX));
+    Ok(Json(views).into_response())
+}
+
+/// What all workers have of what is wanted; `ask` asks them, and says how many there are.
+async fn gather<T: Send + 'static>(
+    admin: &Admin,
+    wanted: WhichConnections,
+    ask: impl FnOnce(&Control, &ConnectionFilter, &Sender<Vec<T>>) -> usize + Send + 'static,
+) -> Result<Vec<T>, Response> {
+    known(admin, wanted.service.as_ref()).await?;
+    let (sender, lists) = crossbeam_channel::unbounded();
     let asked = admin.ask(move |control| {
         let filter = wanted.filter(control)?;
-        Ok(control.list(&filter, &sender))
+        Ok(ask(control, &filter, &sender))
     });
     let bad = |(status, why): (StatusCode, String)| (status, format!("{why}\n")).into_response();
     let workers = asked.await?.map_err(bad)?;
     // Each worker answers at its next turn; one that does not has other troubles.
-    let gather = move || -> Vec<ConnectionView> {
-        let lists = (0..workers).filter_map(|_| lists.recv_timeout(PATIENCE).ok());
-        lists.flatten().map(|open| ConnectionView::of(&open)).collect()
+    let hear = move || -> Vec<T> {
+        (0..workers).filter_map(|_| lists.recv_timeout(PATIENCE).ok()).flatten().collect()
     };
-    let mut views = tokio::task::spawn_blocking(gather).await.unwrap_or_default();
-    views.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
-    views.truncate(most.unwrap_or(usize::MAX));
-    Ok(Json(views).into_response())
+    Ok(tokio::task::spawn_blocking(hear).await.unwrap_or_default())
 }
 
 async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {
@@ -372,6 +399,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         let mut text = admin.registry.render();
         let snapshot = admin.view.load();
         metrics_text::write(&mut text, &snapshot, &admin.workers, &admin.shared, per_backend);
+        packet_metrics::write(&mut text, &admin.packets, &admin.interfaces);
         text
     });
     match text.await {

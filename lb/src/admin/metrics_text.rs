@@ -69,12 +69,12 @@ fn all_backends(service: &Service) -> OfBackend {
     })
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     line(out, format_args!("# HELP {name} {help}"));
     line(out, format_args!("# TYPE {name} {kind}"));
 }
 
-fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+pub(super) fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing into a String cannot fail.
     let _ = out.write_fmt(text);
     out.push('\n');
@@ -151,6 +151,18 @@ fn write_services(out: &mut String, services: &[OfService<'_>]) {
         services,
         LimitKind::LABELS,
         |totals| &totals.limits,
+    );
+    counter(
+        out,
+        "fairway_service_received_packets_total",
+        "Packets received from clients, in packet modes.",
+        |s| s.1.rx_packets,
+    );
+    counter(
+        out,
+        "fairway_service_sent_packets_total",
+        "Packets sent to clients, in packet modes that see them.",
+        |s| s.1.tx_packets,
     );
     counter(
         out,

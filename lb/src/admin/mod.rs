@@ -3,6 +3,7 @@
 mod api;
 pub(crate) mod explain;
 mod metrics_text;
+mod packet_metrics;
 pub(crate) mod views;
 
 use std::io;

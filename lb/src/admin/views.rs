@@ -7,8 +7,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 use fairway_config::ServiceKey;
-use fairway_core::{DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share};
-use fairway_uring::{ConnectionFilter, Features, OpenConnection, ServiceTalkers};
+use fairway_core::packet::{DropReason, protocol};
+use fairway_core::{
+    Counter, DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share,
+};
+use fairway_uring::{
+    ConnectionFilter, Features, OpenConnection, OpenFlow, PacketStats, PortStats, ServiceTalkers,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Change, Control, Live, LiveBackend, is_backend, names, waiting_text};
@@ -81,6 +86,40 @@ pub(crate) struct WorkerView {
     pub(crate) starved_receives: u64,
     pub(crate) buffers_used: u64,
     pub(crate) no_service: u64,
+    /// Its packet path, if it has one.
+    #[serde(default)]
+    pub(crate) packets: Option<PacketView>,
+}
+
+/// The packet path of a worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PacketView {
+    pub(crate) flows: u64,
+    pub(crate) sent: u64,
+    pub(crate) punted: u64,
+    /// By reason.
+    pub(crate) dropped: BTreeMap<String, u64>,
+    /// Sent by the choice of a backend alone, as the flow table was full.
+    pub(crate) stateless: u64,
+    /// Frames that the interfaces lost.
+    pub(crate) lost: u64,
+}
+
+impl PacketView {
+    fn of(stats: &PacketStats) -> Self {
+        let counters = &stats.counters;
+        let dropped: Vec<u64> = counters.dropped.iter().map(Counter::get).collect();
+        let lost = |port: &PortStats| port.lost.get() + port.cut.get() + port.full.get();
+        Self {
+            flows: stats.flows.load(Relaxed),
+            sent: counters.sent.get(),
+            punted: counters.punted.get(),
+            dropped: above_zero(&dropped, DropReason::LABELS),
+            stateless: counters.stateless.get(),
+            lost: stats.ports.iter().map(lost).sum(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,6 +141,10 @@ pub(crate) struct ServiceView {
     pub(crate) ends: BTreeMap<String, u64>,
     pub(crate) retries: BTreeMap<String, u64>,
     pub(crate) limits_hit: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub(crate) received_packets: u64,
+    #[serde(default)]
+    pub(crate) sent_packets: u64,
     pub(crate) received_datagrams: u64,
     pub(crate) sent_datagrams: u64,
     pub(crate) dropped_datagrams: BTreeMap<String, u64>,
@@ -169,6 +212,47 @@ impl ConnectionView {
             sent_bytes: open.tx_bytes,
             age_seconds: open.age.as_secs_f64(),
             idle_seconds: open.idle.as_secs_f64(),
+        }
+    }
+}
+
+/// A flow of the packet path.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FlowView {
+    pub(crate) service: Option<String>,
+    pub(crate) protocol: String,
+    pub(crate) client: String,
+    pub(crate) vip: String,
+    pub(crate) backend: String,
+    /// Who the backend believes to talk to, in `nat` and `fullNat`.
+    pub(crate) local: Option<String>,
+    pub(crate) state: String,
+    /// Of IP packets, both directions that come through here.
+    pub(crate) bytes: u64,
+    pub(crate) age_seconds: f64,
+    /// Until it ends, if nothing moves.
+    pub(crate) expires_seconds: f64,
+}
+
+impl FlowView {
+    pub(crate) fn of(open: &OpenFlow) -> Self {
+        let flow = &open.view.flow;
+        Self {
+            service: open.service.as_deref().map(Into::into),
+            protocol: match flow.protocol {
+                protocol::TCP => "TCP".into(),
+                protocol::UDP => "UDP".into(),
+                other => other.to_string(),
+            },
+            client: flow.client.to_string(),
+            vip: flow.vip.to_string(),
+            backend: flow.backend.to_string(),
+            local: flow.mode.is_two_way().then(|| flow.local.to_string()),
+            state: open.view.state.label().into(),
+            bytes: open.view.bytes,
+            age_seconds: open.age.as_secs_f64(),
+            expires_seconds: open.left.as_secs_f64(),
         }
     }
 }
@@ -329,6 +413,7 @@ impl Control {
                 starved_receives: stats.starved.get(),
                 buffers_used: stats.buffers_used.load(Relaxed),
                 no_service: stats.no_service.get(),
+                packets: handle.packets.as_deref().map(PacketView::of),
             }
         });
         Status {
@@ -398,6 +483,8 @@ impl Control {
                 ends: above_zero(&totals.ends, EndReason::LABELS),
                 retries: above_zero(&totals.retries, RetryCause::LABELS),
                 limits_hit: above_zero(&totals.limits, LimitKind::LABELS),
+                received_packets: totals.rx_packets,
+                sent_packets: totals.tx_packets,
                 received_datagrams: totals.rx_datagrams,
                 sent_datagrams: totals.tx_datagrams,
                 dropped_datagrams: above_zero(&totals.datagram_drops, DatagramDrop::LABELS),

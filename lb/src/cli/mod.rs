@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::client::{Client, ClientError};
-use crate::admin::views::{BackendView, ConnectionView, ServiceView, Status};
+use crate::admin::views::{BackendView, ConnectionView, FlowView, ServiceView, Status};
 use crate::admin::{OrderRequest, RollbackRequest};
 use crate::control::{Generation, Order};
 
@@ -181,26 +181,15 @@ enum Command {
     },
     /// The open connections and sessions, oldest first
     Connections {
-        /// Of this service: `web`, or one port of it: `web/http`
-        service: Option<String>,
-        /// From these clients: an address or a prefix
-        #[arg(long)]
-        client: Option<String>,
-        /// On this backend
-        #[arg(long)]
-        backend: Option<String>,
-        /// At least this old
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-        older_than: Option<Duration>,
-        /// At most so many, the oldest of them
-        #[arg(long, value_name = "N", default_value = "1000")]
-        most: usize,
-        /// Again and again, every 2s or as written: `--watch=5s`
-        #[arg(
-            long, value_name = "TIME", value_parser = humantime::parse_duration,
-            num_args = 0..=1, require_equals = true, default_missing_value = "2s"
-        )]
-        watch: Option<Duration>,
+        #[command(flatten)]
+        which: Listed,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// The flows of services whose packets are forwarded, oldest first
+    Flows {
+        #[command(flatten)]
+        which: Listed,
         #[command(flatten)]
         remote: Remote,
     },
@@ -248,6 +237,31 @@ struct Remote {
     socket: PathBuf,
     #[command(flatten)]
     output: Output,
+}
+
+/// Which connections or flows are listed, and how often.
+#[derive(Debug, clap::Args)]
+struct Listed {
+    /// Of this service: `web`, or one port of it: `web/http`
+    service: Option<String>,
+    /// From these clients: an address or a prefix
+    #[arg(long)]
+    client: Option<String>,
+    /// On this backend
+    #[arg(long)]
+    backend: Option<String>,
+    /// At least this old
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// At most so many, the oldest of them
+    #[arg(long, value_name = "N", default_value = "1000")]
+    most: usize,
+    /// Again and again, every 2s or as written: `--watch=5s`
+    #[arg(
+        long, value_name = "TIME", value_parser = humantime::parse_duration,
+        num_args = 0..=1, require_equals = true, default_missing_value = "2s"
+    )]
+    watch: Option<Duration>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -324,33 +338,46 @@ pub(crate) fn main() -> ExitCode {
         Command::Rollback { generation, remote } => {
             client::order(&remote, "/v1/rollback", &RollbackRequest { generation }, EXIT_FAILURE)
         }
-        Command::Connections { service, client, backend, older_than, most, watch, remote } => {
-            let older = older_than.map(|age| age.as_secs().to_string());
-            let path = query(
-                "/v1/connections",
-                &[
-                    ("service", service.as_deref()),
-                    ("client", client.as_deref()),
-                    ("backend", backend.as_deref()),
-                    ("olderThanSeconds", older.as_deref()),
-                    ("most", Some(&most.to_string())),
-                ],
-            );
-            let list = || {
-                show::<Vec<ConnectionView>>(&remote, &path, |views| {
-                    if views.len() >= most {
-                        eprintln!("only {most} are shown; `--most` shows more");
-                    }
-                    table::connections(views)
-                })
-            };
-            steer::again(watch, list)
+        Command::Connections { which, remote } => {
+            list::<ConnectionView>(&remote, &which, "/v1/connections", table::connections)
+        }
+        Command::Flows { which, remote } => {
+            list::<FlowView>(&remote, &which, "/v1/flows", table::flows)
         }
         Command::Talkers { service, by, top, remote } => {
             steer::talkers(&remote, service.as_deref(), by, top)
         }
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
     }
+}
+
+/// Lists what `path` has of what is wanted, once or again and again.
+fn list<T: DeserializeOwned + Serialize>(
+    remote: &Remote,
+    which: &Listed,
+    path: &str,
+    table: fn(&[T]) -> String,
+) -> ExitCode {
+    let older = which.older_than.map(|age| age.as_secs().to_string());
+    let path = query(
+        path,
+        &[
+            ("service", which.service.as_deref()),
+            ("client", which.client.as_deref()),
+            ("backend", which.backend.as_deref()),
+            ("olderThanSeconds", older.as_deref()),
+            ("most", Some(&which.most.to_string())),
+        ],
+    );
+    let once = || {
+        show::<Vec<T>>(remote, &path, |views| {
+            if views.len() >= which.most {
+                eprintln!("only {} are shown; `--most` shows more", which.most);
+            }
+            table(views)
+        })
+    };
+    steer::again(which.watch, once)
 }
 
 /// `fairway … | head` ends quietly: Rust ignores SIGPIPE, and println! panics when its reader has

@@ -5,7 +5,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::status_line;
 use crate::admin::explain::Explanation;
-use crate::admin::views::{BackendView, ConnectionView, PlanView, ServiceView, Status, TalkerView};
+use crate::admin::views::{
+    BackendView, ConnectionView, FlowView, PlanView, ServiceView, Status, TalkerView,
+};
 use crate::control::Generation;
 
 /// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
@@ -111,6 +113,20 @@ pub(crate) fn status(status: &Status) -> String {
         ["worker", "connections#", "listeners#", "accepts", "pauses#", "buffers used#", "starved#"];
     out.push('\n');
     out += &table(&head, &workers);
+    let packets = status.workers.iter().filter_map(|w| Some((w.worker, w.packets.as_ref()?)));
+    let packets: Vec<_> = packets
+        .map(|(worker, packets)| {
+            let dropped: u64 = packets.dropped.values().sum();
+            let counts = [packets.flows, packets.sent, dropped, packets.stateless, packets.lost];
+            let counts = counts.iter().map(ToString::to_string);
+            std::iter::once(worker.to_string()).chain(counts).collect()
+        })
+        .collect();
+    if !packets.is_empty() {
+        let head = ["worker", "flows#", "packets sent#", "dropped#", "stateless#", "lost#"];
+        out.push('\n');
+        out += &table(&head, &packets);
+    }
     if !status.config.problems.is_empty() {
         out += "\nThe newest configuration was not applied:\n";
         status.config.problems.iter().for_each(|problem| out = format!("{out}  {problem}\n"));
@@ -201,9 +217,45 @@ pub(crate) fn backends(views: &[BackendView]) -> String {
     table(&head, &rows)
 }
 
+/// Whole seconds, for people.
+fn seconds(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds as u64)).to_string()
+}
+
+pub(crate) fn flows(views: &[FlowView]) -> String {
+    let rows: Vec<_> = views
+        .iter()
+        .map(|view| {
+            vec![
+                view.service.clone().unwrap_or_else(|| "-".into()),
+                view.protocol.clone(),
+                view.client.clone(),
+                view.vip.clone(),
+                view.backend.clone(),
+                view.local.clone().unwrap_or_else(|| "-".into()),
+                view.state.clone(),
+                bytes(view.bytes),
+                seconds(view.age_seconds),
+                seconds(view.expires_seconds),
+            ]
+        })
+        .collect();
+    let head = [
+        "service",
+        "protocol",
+        "client",
+        "vip",
+        "backend",
+        "our side",
+        "state",
+        "bytes#",
+        "age#",
+        "expires in#",
+    ];
+    table(&head, &rows)
+}
+
 pub(crate) fn connections(views: &[ConnectionView]) -> String {
-    let seconds =
-        |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
     let rows: Vec<_> = views
         .iter()
         .map(|view| {

@@ -32,7 +32,7 @@ use fairway_config::{ChangeSet, Config, Desired, Problems, Process, Query, Servi
 use fairway_core::publish::Publisher;
 use fairway_core::{EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
 use fairway_uring::{
-    Clock, Command, ConnectionFilter, Event, OpenConnection, ServiceTalkers, WorkerHandle,
+    Clock, Command, ConnectionFilter, Event, OpenConnection, OpenFlow, ServiceTalkers, WorkerHandle,
 };
 
 use self::events::eject;
@@ -350,6 +350,14 @@ impl Control {
     ) -> usize {
         for worker in &self.workers {
             worker.send(Command::List { filter: filter.clone(), reply: reply.clone() });
+        }
+        self.workers.len()
+    }
+
+    /// Has every worker list its flows; returns the number of workers.
+    pub(crate) fn flows(&self, filter: &ConnectionFilter, reply: &Sender<Vec<OpenFlow>>) -> usize {
+        for worker in &self.workers {
+            worker.send(Command::Flows { filter: filter.clone(), reply: reply.clone() });
         }
         self.workers.len()
     }

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::flow::{Flow, FlowView, State, step};
+use super::flow::{Direction, Flow, FlowView, State, step};
 use crate::{
     Backend, BackendId, Clients, EndReason, Policy, Protocol, Service, ServiceId, ServiceState,
     Tick,
@@ -17,6 +17,17 @@ pub(super) struct HeldService {
     /// How long its flows live without a packet, by state, in steps of the wheel.
     pub(super) timeouts: [u32; State::COUNT],
     flows: u32,
+    traffic: Traffic,
+}
+
+/// What was counted since it was last shown: memory of the worker's own, as each packet touches it.
+#[derive(Default)]
+struct Traffic {
+    /// Bytes of IP packets from the client.
+    forward: u64,
+    /// And to it.
+    reply: u64,
+    packets: [u64; 2],
 }
 
 /// How long a TCP flow lives whose handshake does not go on.
@@ -24,6 +35,9 @@ const HANDSHAKE: Duration = Duration::from_secs(30);
 /// How long a flow that is over keeps its addresses: its last packets may still be on their way,
 /// and its ports are not given to another flow.
 pub(super) const LINGER: Duration = Duration::from_secs(10);
+
+/// How long a flow that was cut is remembered: its ends speak within that time, or much later.
+const CUT: Duration = Duration::from_secs(60);
 
 /// Longest time without a packet.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
@@ -33,6 +47,7 @@ fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
     State::ALL.map(|state| {
         let timeout = match (protocol, state) {
             (_, State::Closed) => LINGER,
+            (_, State::Cut) => CUT,
             (Protocol::Tcp, State::Opening | State::Answered) => HANDSHAKE,
             (Protocol::Tcp, State::ClientDone | State::BackendDone) => policy.timeouts.half_closed,
             (Protocol::Tcp, _) => policy.timeouts.idle,
@@ -47,6 +62,41 @@ fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
 struct HeldBackend {
     backend: Arc<Backend>,
     flows: u32,
+    traffic: Traffic,
+}
+
+impl Traffic {
+    fn add(&mut self, direction: Direction, bytes: u64) {
+        match direction {
+            Direction::Forward => self.forward += bytes,
+            Direction::Reply => self.reply += bytes,
+        }
+        self.packets[direction as usize] += 1;
+    }
+}
+
+impl HeldService {
+    fn show(&mut self, worker: usize) {
+        let Traffic { forward, reply, packets: [from, to] } = core::mem::take(&mut self.traffic);
+        if from + to > 0 {
+            let counters = self.state.counters.of(worker);
+            counters.rx_bytes.add(forward);
+            counters.tx_bytes.add(reply);
+            counters.rx_packets.add(from);
+            counters.tx_packets.add(to);
+        }
+    }
+}
+
+impl HeldBackend {
+    fn show(&mut self, worker: usize) {
+        let Traffic { forward, reply, packets: [from, to] } = core::mem::take(&mut self.traffic);
+        if from + to > 0 {
+            let counters = self.backend.counters.of(worker);
+            counters.tx_bytes.add(forward);
+            counters.rx_bytes.add(reply);
+        }
+    }
 }
 
 /// The objects that a worker's flows hold, by the numbers that flows know them by.
@@ -65,6 +115,7 @@ impl Held {
             state: Arc::clone(&service.state),
             timeouts: timeouts(&service.policy, service.protocol),
             flows: 0,
+            traffic: Traffic::default(),
         });
         if !Arc::ptr_eq(&held.policy, &service.policy) {
             held.policy = Arc::clone(&service.policy);
@@ -82,6 +133,9 @@ impl Held {
         clients: &Clients,
         worker: usize,
     ) {
+        if view.paid {
+            return;
+        }
         let Flow { service, id, client, tracked, .. } = view.flow;
         if tracked {
             clients.table.close(service, client.ip());
@@ -93,15 +147,16 @@ impl Held {
             held.state.close();
             held.flows -= 1;
             if held.flows == 0 {
+                held.show(worker);
                 *place = None;
             }
         }
-        self.leave(id);
+        self.leave(id, worker);
     }
 
     /// A flow goes from the backend `old` to another one, on which a place is taken.
-    pub(super) fn rebind(&mut self, old: BackendId, backend: &Arc<Backend>) {
-        self.leave(old);
+    pub(super) fn rebind(&mut self, old: BackendId, backend: &Arc<Backend>, worker: usize) {
+        self.leave(old, worker);
         self.join(backend);
     }
 
@@ -109,12 +164,15 @@ impl Held {
         let place = place(&mut self.backends, backend.id.slot as usize);
         match place {
             Some(held) if held.backend.id == backend.id => held.flows += 1,
-            _ => *place = Some(HeldBackend { backend: Arc::clone(backend), flows: 1 }),
+            _ => {
+                let (backend, traffic) = (Arc::clone(backend), Traffic::default());
+                *place = Some(HeldBackend { backend, flows: 1, traffic });
+            }
         }
     }
 
     /// A slot is given to another backend only when nobody holds the one before.
-    fn leave(&mut self, id: BackendId) {
+    fn leave(&mut self, id: BackendId, worker: usize) {
         if let Some(place) = self.backends.get_mut(id.slot as usize)
             && let Some(held) = place
             && held.backend.id == id
@@ -122,9 +180,38 @@ impl Held {
             held.backend.close();
             held.flows -= 1;
             if held.flows == 0 {
+                held.show(worker);
                 *place = None;
             }
         }
+    }
+
+    /// Counts a packet of a flow of a service on the backend in `slot`; returns how long such a flow
+    /// lives without another one in `state`, in steps of the wheel.
+    #[inline]
+    pub(super) fn count(
+        &mut self,
+        service: ServiceId,
+        slot: u32,
+        direction: Direction,
+        bytes: u64,
+        state: State,
+    ) -> u32 {
+        if let Some(Some(held)) = self.backends.get_mut(slot as usize) {
+            held.traffic.add(direction, bytes);
+        }
+        // Flows hold their service until they are over.
+        let Some(Some(held)) = self.services.get_mut(service.0 as usize) else {
+            return linger();
+        };
+        held.traffic.add(direction, bytes);
+        held.timeouts[state as usize]
+    }
+
+    /// Shows what was counted.
+    pub(super) fn show(&mut self, worker: usize) {
+        self.services.iter_mut().flatten().for_each(|held| held.show(worker));
+        self.backends.iter_mut().flatten().for_each(|held| held.show(worker));
     }
 
     /// The service of a flow.
@@ -137,6 +224,11 @@ impl Held {
         let held = self.backends.get(id.slot as usize)?.as_ref()?;
         (held.backend.id == id).then_some(&held.backend)
     }
+}
+
+/// [`LINGER`] in steps of the wheel.
+fn linger() -> u32 {
+    step(Tick(0).plus(LINGER))
 }
 
 fn place<T>(places: &mut Vec<Option<T>>, index: usize) -> &mut Option<T> {

@@ -30,6 +30,8 @@ pub(super) struct Waiting {
     pub(super) tried: Tried,
     /// When it began, for the deadline.
     pub(super) since: Tick,
+    /// When its current backend was asked, in microseconds.
+    pub(super) asked_us: u64,
     packet: [u8; LARGEST],
     length: usize,
     /// Tells apart connections that held this place one after the other.
@@ -77,6 +79,7 @@ impl Pending {
                     start,
                     tried: Tried::NONE,
                     since: now,
+                    asked_us: 0,
                     packet: [0; LARGEST],
                     length: 0,
                     round: 0,

@@ -27,6 +27,8 @@ reasons! {
         NoBackend = "no_backend",
         /// It belongs to no flow, and nothing says whose it is.
         NoFlow = "no_flow",
+        /// Its flow was cut on purpose; its sender was told.
+        Cut = "flow_cut",
         /// A late answer of a backend that the flow has left.
         Abandoned = "abandoned_backend",
         /// No local port is free for the backend.

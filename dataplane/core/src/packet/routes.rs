@@ -129,6 +129,12 @@ impl Routes {
         made
     }
 
+    /// Adds a neighbour.
+    #[cfg(test)]
+    pub(super) fn know(&mut self, link: u16, ip: IpAddr, mac: Mac) {
+        self.neighbours.insert((link, ip), mac);
+    }
+
     /// Its links.
     #[must_use]
     pub fn links(&self) -> &[Link] {

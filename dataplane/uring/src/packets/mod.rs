@@ -4,6 +4,7 @@
 //! io_uring says when frames are there (a poll) and tells the kernel that frames are to go (an empty
 //! send), on the worker's one ring; as long as frames come, nothing waits.
 
+mod listing;
 mod port;
 mod program;
 
@@ -12,15 +13,17 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender as Reply;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::{
     BURST, Context, Engine, Frame, Segments, Steering, TransportChecksum, Verdict,
 };
-use fairway_core::{Snapshot, Tick};
+use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
+use self::listing::Listing;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
 use crate::SetupError;
-use crate::report::{Event, PacketStats, Shared};
+use crate::report::{ConnectionFilter, Event, OpenFlow, PacketStats, Shared};
 use crate::sys::{After, HEADROOM, Receiver, Region, Ring, Sender};
 use crate::token::{Op, Token};
 
@@ -69,6 +72,7 @@ pub(crate) struct Packets<'r> {
     /// Places for segments and for frames of our own.
     scratch: Box<[u8]>,
     random: u64,
+    listings: Vec<Listing>,
     stats: Arc<PacketStats>,
 }
 
@@ -99,6 +103,7 @@ impl<'r> Packets<'r> {
             senders: (0..count).map(|_| None).collect(),
             scratch: vec![0; BURST * PLACE].into(),
             random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(steering.worker),
+            listings: Vec::new(),
             stats,
         })
     }
@@ -126,6 +131,16 @@ impl<'r> Packets<'r> {
         }
     }
 
+    /// Lists flows, a part each turn.
+    pub(crate) fn list(&mut self, filter: ConnectionFilter, reply: Reply<Vec<OpenFlow>>) {
+        self.listings.push(Listing::new(filter, reply));
+    }
+
+    /// Ends the flows on `backends`, some each turn.
+    pub(crate) fn cut(&mut self, backends: Vec<BackendId>, reason: EndReason) {
+        self.engine.cut(backends, reason);
+    }
+
     /// A request about a port has completed.
     pub(crate) fn complete(&mut self, token: Token, failed: bool) {
         let place = token.index as usize;
@@ -151,6 +166,8 @@ impl<'r> Packets<'r> {
             self.receive(number, &turn);
         }
         self.tend(&turn);
+        let Turn { snapshot, now, .. } = turn;
+        self.listings.retain_mut(|listing| !listing.go_on(&self.engine, snapshot, now));
         for (index, port) in self.ports.iter_mut().enumerate() {
             let Some(port) = port else { continue };
             if !port.ready && !port.polled {
@@ -167,7 +184,7 @@ impl<'r> Packets<'r> {
 
     /// How long nothing is to be done unless a frame comes; none is for ever.
     pub(crate) fn sleep(&self, now: Tick) -> Option<Duration> {
-        if self.ports.iter().flatten().any(|port| port.ready) {
+        if !self.listings.is_empty() || self.ports.iter().flatten().any(|port| port.ready) {
             return Some(Duration::ZERO);
         }
         self.engine.sleep(now)
@@ -297,7 +314,8 @@ fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
     *random ^= *random >> 7;
     *random ^= *random << 17;
     let Turn { snapshot, shared, now, .. } = *turn;
-    Context { snapshot, clients: &shared.clients, now, random: *random }
+    let micros = shared.clock.micros();
+    Context { snapshot, clients: &shared.clients, now, micros, random: *random }
 }
 
 /// A burst through the engine and on.

@@ -74,7 +74,7 @@ impl Engine<'_> {
         };
         // From here on its places are held, and paid back by `Held::end` alone.
         self.held.begin(service, &backend);
-        backend.counters.of(self.worker).connections.inc();
+        self.count_begun(&backend, flow.protocol, flow.mode);
         let entered = self.our_side(&mut flow, service, admitted.start).and_then(|()| {
             let expires = self.expires(service.id, State::Opening, cx.now);
             let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);

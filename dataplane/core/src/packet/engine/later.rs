@@ -11,6 +11,8 @@ use crate::packet::reason::DropReason;
 use crate::packet::routes::NextHop;
 use crate::packet::waiting::{Unresolved, destination};
 
+/// How often what was counted is shown.
+const SHOW: Duration = Duration::from_millis(100);
 /// How soon an idle worker looks at flows whose time may be over.
 const LOOK: Duration = Duration::from_secs(1);
 /// The same when there were more than it may look at in one turn.
@@ -35,7 +37,8 @@ impl Engine<'_> {
     /// How long nothing is to be done unless a packet comes; none is for ever.
     #[must_use]
     pub fn sleep(&self, now: Tick) -> Option<Duration> {
-        let flows = match (self.flows.is_empty(), self.behind) {
+        let behind = self.behind || !self.cutting.is_empty();
+        let flows = match (self.flows.is_empty(), behind) {
             (true, _) => None,
             (false, true) => Some(AGAIN),
             (false, false) => Some(LOOK),
@@ -95,5 +98,10 @@ impl Engine<'_> {
         self.behind = !self.flows.turn(cx.now, TURN, |view, _| {
             held.end(view, over(view.state), clients, worker);
         });
+        self.cut_some(cx);
+        if cx.now >= self.show_at {
+            self.show_at = cx.now.plus(SHOW);
+            self.held.show(worker);
+        }
     }
 }

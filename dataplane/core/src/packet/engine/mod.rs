@@ -3,12 +3,14 @@
 
 mod answer;
 mod begin;
+mod cut;
 mod errors;
 mod later;
 mod retry;
 mod send;
 
 use begin::Without;
+use cut::Cutting;
 pub use retry::BackendFailure;
 
 use alloc::sync::Arc;
@@ -26,7 +28,7 @@ use crate::packet::rewrite::complete;
 use crate::packet::routes::HopCache;
 use crate::packet::steer::Steering;
 use crate::packet::waiting::Waiting;
-use crate::{Clients, EndReason, FailureCause, Snapshot, Tick};
+use crate::{BackendAddr, Clients, EndReason, FailureCause, Snapshot, Tick};
 
 /// Frames that are worked on together.
 pub const BURST: usize = 32;
@@ -57,6 +59,8 @@ pub struct Context<'a> {
     pub clients: &'a Clients,
     /// The time of the burst.
     pub now: Tick,
+    /// The same in microseconds, from any origin.
+    pub micros: u64,
     /// A number without pattern, another one each burst.
     pub random: u64,
 }
@@ -68,6 +72,7 @@ pub struct Engine<'r> {
     hops: HopCache,
     pending: Pending,
     failures: Vec<BackendFailure>,
+    cutting: Vec<Cutting>,
     counters: Arc<PacketCounters>,
     waiting: Waiting,
     worker: usize,
@@ -77,6 +82,8 @@ pub struct Engine<'r> {
     errors: (u32, Tick),
     /// Flows are left whose time may be over.
     behind: bool,
+    /// When what was counted is shown next.
+    show_at: Tick,
 }
 
 /// A packet between the stages.
@@ -105,6 +112,7 @@ impl<'r> Engine<'r> {
             hops: HopCache::default(),
             pending: Pending::default(),
             failures: Vec::new(),
+            cutting: Vec::new(),
             counters,
             waiting: Waiting::default(),
             worker: steering.worker.into(),
@@ -112,6 +120,7 @@ impl<'r> Engine<'r> {
             seed,
             errors,
             behind: false,
+            show_at: Tick(0),
         }
     }
 
@@ -119,6 +128,12 @@ impl<'r> Engine<'r> {
     #[must_use]
     pub fn flows(&self) -> &FlowTable<'r> {
         &self.flows
+    }
+
+    /// The backend of a flow, while it holds a place there.
+    #[must_use]
+    pub fn backend_of(&self, handle: Handle) -> Option<BackendAddr> {
+        self.held.backend(self.flows.flow(handle).id).map(|backend| backend.addr)
     }
 
     /// Decides what becomes of each of `frames`, and changes them accordingly; `verdicts` has a
@@ -188,7 +203,8 @@ impl<'r> Engine<'r> {
     ) -> Verdict {
         if let Some(found) = found {
             match self.goes_on(found, packet, cx) {
-                Ok(()) => return self.pass(frame, packet, found, cx),
+                Ok(State::Cut) => return self.of_cut(frame, packet, cx),
+                Ok(_) => return self.pass(frame, packet, found, cx),
                 Err(reason) => self.end(found.handle, reason, cx),
             }
         } else if let Some(verdict) = self.of_abandoned(frame, packet, hash, cx) {
@@ -235,33 +251,33 @@ impl<'r> Engine<'r> {
                     return verdict;
                 }
             } else {
-                self.answered(found.handle);
+                self.answered(found.handle, cx);
             }
         }
         self.forward(frame, packet, found, cx)
     }
 
-    /// Whether a packet still belongs to the flow that has its addresses; an error says how that
-    /// has ended.
+    /// The state of the flow that has a packet's addresses, if the packet still belongs to it; an
+    /// error says how that has ended.
     fn goes_on(
         &mut self,
         found: Found,
         packet: &Packet,
         cx: &Context<'_>,
-    ) -> Result<(), EndReason> {
+    ) -> Result<State, EndReason> {
         let Found { handle, direction } = found;
         let brief = self.flows.brief(handle);
         if brief.expires < step(cx.now) {
             return Err(over(brief.state));
         }
         if direction == Direction::Reply {
-            return Ok(());
+            return Ok(brief.state);
         }
         if let Transport::Tcp { flags, .. } = packet.transport {
             // The client uses its port again.
             let begins = flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN;
             let alone = !brief.mode.is_two_way() && brief.state == State::ClientDone;
-            if begins && (brief.state == State::Closed || alone) {
+            if begins && (matches!(brief.state, State::Closed | State::Cut) || alone) {
                 return Err(EndReason::Client);
             }
             // Nobody answers there: the client has begun anew.
@@ -271,12 +287,12 @@ impl<'r> Engine<'r> {
         }
         let generation = cx.snapshot.generation as u32;
         if brief.generation == generation {
-            return Ok(());
+            return Ok(brief.state);
         }
         self.flows.set_generation(handle, generation);
         // A connection is its two ends': it goes on while they wish. Datagrams move at once.
         match packet.protocol == protocol::TCP || self.stays(handle, cx) {
-            true => Ok(()),
+            true => Ok(brief.state),
             false => Err(EndReason::Backend),
         }
     }

@@ -5,18 +5,20 @@
 //! a reset, so that it keeps no half of a connection.
 
 use alloc::sync::Arc;
+use core::time::Duration;
 
 use super::send::depart;
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Direction, Flow, FlowView, Found, Handle, State, Tuple, tick};
 use crate::packet::frame::Frame;
 use crate::packet::held::LINGER;
-use crate::packet::parse::{Packet, Transport, parse_ip, tcp_flags};
+use crate::packet::parse::{Packet, Transport, parse_ip, protocol, tcp_flags};
 use crate::packet::pending::LARGEST;
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{is_summed, write_reset};
 use crate::{
-    Backend, BackendId, EndReason, FailureCause, FlowKey, RetryCause, Service, ServiceId, Tried,
+    Backend, BackendId, EndReason, FailureCause, FlowKey, Mode, RetryCause, Service, ServiceId,
+    Tried,
 };
 
 /// Failures that are kept for the control loop at a time.
@@ -78,6 +80,7 @@ impl Engine<'_> {
         let id = self.flows.flow(handle).id;
         if let Some(waiting) = self.pending.begin(handle, start, segment, cx.now, due) {
             waiting.tried.insert(id);
+            waiting.asked_us = cx.micros;
         }
     }
 
@@ -158,6 +161,7 @@ impl Engine<'_> {
         };
         self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout));
         let waiting = self.pending.at(place);
+        waiting.asked_us = cx.micros;
         waiting.tried.insert(next);
         if !frame.replace(waiting.packet()) {
             return Some(Verdict::Drop(DropReason::NoRoom));
@@ -179,10 +183,10 @@ impl Engine<'_> {
     ) -> Result<(Handle, BackendId), DropReason> {
         let counters = service.state.counters.of(self.worker);
         counters.retries[RetryCause::from(cause) as usize].inc();
-        backend.counters.of(self.worker).connections.inc();
         let flow = self.flows.flow(handle);
+        self.count_begun(backend, flow.protocol, flow.mode);
         self.flows.remove(handle);
-        self.held.rebind(flow.id, backend);
+        self.held.rebind(flow.id, backend, self.worker);
         let mut next =
             Flow { backend: backend.addr.target(flow.vip.port()), id: backend.id, ..flow };
         let expires = tick(self.expires(flow.service, State::Opening, cx.now));
@@ -247,10 +251,25 @@ impl Engine<'_> {
     }
 
     /// The backend of a connection has answered it.
-    pub(super) fn answered(&mut self, handle: Handle) {
+    pub(super) fn answered(&mut self, handle: Handle, cx: &Context<'_>) {
+        let asked = self.pending.find(handle).map(|place| self.pending.at(place).asked_us);
         self.pending.end(handle);
-        if let Some(backend) = self.held.backend(self.flows.flow(handle).id) {
-            backend.streak.succeeded();
+        let flow = self.flows.flow(handle);
+        let Some(backend) = self.held.backend(flow.id) else { return };
+        backend.streak.succeeded();
+        let counters = backend.counters.of(self.worker);
+        counters.connections.inc();
+        let Some((asked, service)) = asked.zip(self.held.service(flow.service)) else { return };
+        let took = cx.micros.saturating_sub(asked);
+        counters.connect_us.add(took);
+        let times = &service.state.counters.of(self.worker).connect_time;
+        times.record(Duration::from_micros(took));
+    }
+
+    /// Counts a flow on a backend at its beginning, where no answer will tell of it.
+    pub(super) fn count_begun(&self, backend: &Backend, protocol: u8, mode: Mode) {
+        if protocol != protocol::TCP || !mode.is_two_way() {
+            backend.counters.of(self.worker).connections.inc();
         }
     }
 

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
-use super::{Context, ERRORS_A_SECOND, Engine, Verdict};
+use super::{Context, ERRORS_A_SECOND, Engine, Verdict, over};
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Error};
@@ -44,9 +44,13 @@ impl Engine<'_> {
             Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
             _ => brief.state.after_datagram(direction),
         };
-        let expires = self.expires(brief.service, state, cx.now);
         let bytes = u64::from(packet.end - packet.l3);
+        let lives = self.held.count(brief.service, brief.backend_slot, direction, bytes, state);
+        let expires = step(cx.now) + lives;
         self.flows.note_step(handle, state, expires, bytes);
+        if state == State::Closed && brief.state != State::Closed {
+            self.pay(handle, over(state), cx);
+        }
         if two_way {
             let ends = self.flows.ends(handle, direction);
             if ends.is_v4() != matches!(packet.addresses, Addresses::V4(..)) {

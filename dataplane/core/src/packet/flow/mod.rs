@@ -49,11 +49,13 @@ pub enum State {
     BackendDone = 5,
     /// Both have finished, or one has cut it.
     Closed = 6,
+    /// We have cut it, and tell its ends.
+    Cut = 7,
 }
 
 impl State {
     /// How many there are.
-    pub(super) const COUNT: usize = 7;
+    pub(super) const COUNT: usize = 8;
 
     /// All of them, in the order of their numbers.
     pub(super) const ALL: [Self; Self::COUNT] = [
@@ -64,7 +66,23 @@ impl State {
         Self::ClientDone,
         Self::BackendDone,
         Self::Closed,
+        Self::Cut,
     ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Opening => "opening",
+            Self::Answered => "answered",
+            Self::Established => "established",
+            Self::ClientDone => "client_done",
+            Self::BackendDone => "backend_done",
+            Self::Closed => "closed",
+            Self::Cut => "cut",
+        }
+    }
 
     fn from_byte(byte: u8) -> Self {
         Self::ALL.get(usize::from(byte)).copied().unwrap_or(Self::Free)
@@ -76,6 +94,9 @@ impl State {
     pub fn after_tcp(self, flags: u8, direction: Direction, two_way: bool) -> Self {
         use Direction::{Forward, Reply};
         use tcp_flags::{ACK, FIN, RST, SYN};
+        if self == Self::Cut {
+            return self;
+        }
         if flags & RST != 0 {
             return Self::Closed;
         }
@@ -180,13 +201,15 @@ pub struct FlowView {
     pub expires: Tick,
     /// Bytes of its IP packets, both directions.
     pub bytes: u64,
+    /// Its places were paid back already.
+    pub paid: bool,
 }
 
 impl FlowView {
     /// A flow that begins and ends at `now`.
     #[must_use]
     pub fn new(flow: Flow, now: Tick) -> Self {
-        Self { flow, state: State::Opening, began: now, expires: now, bytes: 0 }
+        Self { flow, state: State::Opening, began: now, expires: now, bytes: 0, paid: false }
     }
 }
 
@@ -201,6 +224,8 @@ pub(super) fn tick(step: u32) -> Tick {
 }
 
 const TRACKED: u16 = 1 << 8;
+/// Its places were paid back.
+const PAID: u16 = 1 << 11;
 /// First segments that were seen, up to three.
 const SYNS: u16 = 3 << 9;
 

@@ -80,7 +80,7 @@ impl FlowTable<'_> {
         let looks = (0..LOOKS.min(count)).map(|n| ((hand + n) % count) | flag);
         let rank = |place: u32| match State::from_byte(self.common(place).state) {
             State::Free => Some(0),
-            State::Closed => Some(1),
+            State::Closed | State::Cut => Some(1),
             State::Opening | State::Answered => Some(2),
             State::Established | State::ClientDone | State::BackendDone => None,
         };

@@ -9,8 +9,8 @@ use super::index::REACH;
 use super::key::{mapped, unmapped, v4};
 use super::room::SLOTS;
 use super::{
-    Direction, Flow, FlowView, SYNS, State, TRACKED, Tuple, backend_id, flags_of, mode_of, step,
-    tick,
+    Direction, Flow, FlowView, PAID, SYNS, State, TRACKED, Tuple, backend_id, flags_of, mode_of,
+    step, tick,
 };
 use crate::hash::mixed;
 use crate::packet::prefetch::prefetch;
@@ -99,6 +99,7 @@ pub(in crate::packet) struct Brief {
     pub(in crate::packet) mode: Mode,
     pub(in crate::packet) state: State,
     pub(in crate::packet) service: ServiceId,
+    pub(in crate::packet) backend_slot: u32,
     pub(in crate::packet) generation: u32,
     pub(in crate::packet) expires: u32,
 }
@@ -353,6 +354,7 @@ impl<'r> FlowTable<'r> {
             began: tick(common.began),
             expires: tick(common.expires),
             bytes: common.bytes,
+            paid: common.flags & PAID != 0,
         }
     }
 
@@ -364,6 +366,7 @@ impl<'r> FlowTable<'r> {
             mode: mode_of(common.flags),
             state: State::from_byte(common.state),
             service: ServiceId(common.service),
+            backend_slot: common.backend_slot,
             generation: common.generation,
             expires: common.expires,
         }
@@ -415,6 +418,26 @@ impl<'r> FlowTable<'r> {
         common.bytes += bytes;
     }
 
+    /// Its places are paid back.
+    pub(in crate::packet) fn set_paid(&mut self, handle: Handle) {
+        self.common_mut(handle.0).flags |= PAID;
+    }
+
+    /// Number of cells, of both families.
+    #[must_use]
+    pub fn cells(&self) -> u32 {
+        (self.cells4.len() + self.cells6.len()) as u32
+    }
+
+    /// The flow in cell `n`, if there is one.
+    #[must_use]
+    pub fn at(&self, n: u32) -> Option<Handle> {
+        let narrow = self.cells4.len() as u32;
+        let place = if n < narrow { n } else { (n - narrow) | WIDE };
+        let there = n < self.cells() && self.common(place).state != State::Free as u8;
+        there.then_some(Handle(place))
+    }
+
     /// Its backend is good by this generation.
     pub fn set_generation(&mut self, handle: Handle, generation: u32) {
         self.common_mut(handle.0).generation = generation;
@@ -422,10 +445,7 @@ impl<'r> FlowTable<'r> {
 
     /// Every flow, in no order; looks at every cell.
     pub fn iter(&self) -> impl Iterator<Item = FlowView> {
-        let narrow = 0..self.cells4.len() as u32;
-        let wide = (0..self.cells6.len() as u32).map(|index| index | WIDE);
-        let used = |place: &u32| self.common(*place).state != State::Free as u8;
-        narrow.chain(wide).filter(used).map(|place| self.view(Handle(place)))
+        (0..self.cells()).filter_map(|n| self.at(n)).map(|handle| self.view(handle))
     }
 
     #[inline]

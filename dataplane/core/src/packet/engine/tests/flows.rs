@@ -145,3 +145,76 @@ fn without_routes_nothing_is_sent_and_nothing_breaks() {
         }
     });
 }
+
+#[test]
+fn cut_flows_give_their_places_back_and_both_ends_hear_of_it() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Tcp, vip, Mode::Nat, &[backend], |_| {});
+            let (client, vip, backend) = (addr(client), addr(vip), addr(backend));
+            world.pass(engine, &syn(client, vip).frame());
+            let answer = tcp(backend, client, tcp_flags::SYN | tcp_flags::ACK).frame();
+            world.pass(engine, &answer);
+            world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame());
+            let member = world.services[0].1.groups[0].pool.members()[0].backend.clone();
+            let state = Arc::clone(&world.services[0].1.state);
+            assert_eq!((state.active(), member.active()), (1, 1));
+            engine.cut(alloc::vec![member.id], EndReason::DrainTimeout);
+            world.pass(engine, &tcp(client, addr("192.0.2.99:1"), 0).frame());
+            assert_eq!((state.active(), member.active()), (0, 0));
+            let ends = state.counters.totals().ends;
+            assert_eq!(ends[EndReason::DrainTimeout as usize], 1);
+            for (from, to) in [(client, vip), (backend, client)] {
+                let says = tcp(from, to, tcp_flags::ACK).numbers(7000, 9000).payload(b"x");
+                let (verdict, frame) = world.pass(engine, &says.frame());
+                assert!(matches!(verdict, Verdict::Send(_)), "{verdict:?}");
+                verify(&frame);
+                let Parsed::Ip(packet) = parse(&frame).unwrap() else { panic!() };
+                let l4 = usize::from(packet.l4);
+                assert_eq!(packet.addresses.source(), to.ip());
+                assert_eq!(packet.addresses.destination(), from.ip());
+                assert_eq!(frame[l4 + 13], tcp_flags::RST);
+                assert_eq!(frame[l4 + 4..l4 + 8], 9000_u32.to_be_bytes(), "where it is awaited");
+            }
+            // Nobody answers a reset with one, and the client may begin anew.
+            let reset = tcp(client, vip, tcp_flags::RST | tcp_flags::ACK).frame();
+            assert_eq!(world.pass(engine, &reset).0, Verdict::Drop(DropReason::Cut));
+            assert!(matches!(world.pass(engine, &syn(client, vip).frame()).0, Verdict::Send(_)));
+            assert_eq!((state.active(), member.active()), (1, 1));
+        });
+    }
+}
+
+#[test]
+fn what_waits_for_a_neighbour_goes_when_that_is_known() {
+    with_engine(|world, engine| {
+        world.serve(Protocol::Udp, "192.0.2.10:53", Mode::Nat, &["10.78.0.21:53"], |_| {});
+        let (client, vip) = (addr("203.0.113.7:4711"), addr("192.0.2.10:53"));
+        let asks = |n: u8| udp(client, vip).payload(&[n]).frame();
+        for n in 0..20 {
+            let want =
+                if n < 8 { Verdict::Wait } else { Verdict::Drop(DropReason::NeighbourQueue) };
+            assert_eq!(world.pass(engine, &asks(n)).0, want, "{n}");
+        }
+        let wanted: Vec<_> = engine.unresolved().collect();
+        assert_eq!(wanted, [Unresolved { interface: 1, station: ip("10.78.0.21") }], "asked once");
+        assert_eq!(world.replay(engine), None);
+        let mut neighbours = routes();
+        neighbours.know(1, ip("10.78.0.21"), station(ip("10.78.0.21")));
+        world.route(neighbours);
+        for n in 0..8 {
+            let (verdict, frame) = world.replay(engine).unwrap();
+            assert_eq!(verdict, Verdict::Send(1));
+            assert_eq!(frame[..6], station(ip("10.78.0.21")));
+            assert_eq!(frame.last(), Some(&n), "in order");
+            verify(&frame);
+        }
+        assert_eq!(world.replay(engine), None);
+        // Nobody ever answers.
+        world.route(routes());
+        assert_eq!(world.pass(engine, &asks(9)).0, Verdict::Wait);
+        world.now = world.now.plus(Duration::from_secs(3));
+        let (verdict, _) = world.replay(engine).unwrap();
+        assert_eq!(verdict, Verdict::Drop(DropReason::NoNeighbour));
+    });
+}

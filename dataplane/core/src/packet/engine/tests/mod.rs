@@ -12,13 +12,14 @@ use crate::packet::held::LINGER;
 use crate::packet::parse::{Addresses, parse_ip};
 use crate::packet::routes::{Link, Mac, Route, Routes};
 use crate::packet::sample::{OUR_MAC, Sample, icmp as message, syn, tcp, udp};
-use crate::packet::{TransportChecksum, Tunnel};
+use crate::packet::{TransportChecksum, Tunnel, Unresolved};
 use crate::select::tests::policy;
 use crate::{
     Backend, BackendAddr, BackendId, Frontend, Group, Member, Mode, Policy, Pool, PortRange,
     Protocol, RetryCause, Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder, Standing,
     Weight,
 };
+use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 use core::num::{NonZeroU16, NonZeroU32};
 use core::time::Duration;
@@ -162,8 +163,7 @@ impl World {
     fn replay(&mut self, engine: &mut Engine<'_>) -> Option<(Verdict, Vec<u8>)> {
         let mut buffer = alloc::vec![0; 512];
         let mut frame = Frame::new(&mut buffer, 128, 128);
-        let cx =
-            Context { snapshot: &self.snapshot, clients: &self.clients, now: self.now, random: 7 };
+        let cx = context(&self.snapshot, &self.clients, self.now);
         let verdict = engine.due(&mut frame, &cx)?;
         Some((verdict, frame.bytes().to_vec()))
     }
@@ -184,12 +184,15 @@ impl World {
         buffer.extend([0xdd; 64]);
         let mut frame = Frame::new(&mut buffer, 128, end);
         frame.checksum = checksum;
-        let cx =
-            Context { snapshot: &self.snapshot, clients: &self.clients, now: self.now, random: 7 };
+        let cx = context(&self.snapshot, &self.clients, self.now);
         let mut verdicts = [Verdict::Punt];
         engine.process(core::slice::from_mut(&mut frame), &mut verdicts, &cx);
         (verdicts[0], frame.bytes().to_vec())
     }
+}
+
+fn context<'a>(snapshot: &'a Snapshot, clients: &'a Clients, now: Tick) -> Context<'a> {
+    Context { snapshot, clients, now, micros: now.0 * 1000, random: 7 }
 }
 
 fn with_engine(test: impl FnOnce(&mut World, &mut Engine<'_>)) {
