@@ -328,6 +328,11 @@ fn datagrams_go_to_one_backend_and_leave_it_when_it_dies() {
                 for (socket, name) in sockets.iter().zip(&first) {
                     assert_eq!(ask(socket, b"two").unwrap(), *name, "{mode}");
                 }
+                // In parts, both ways, whichever worker they come to.
+                let large: Vec<u8> = (0..8000_u32).map(|n| b'a' + (n % 23) as u8).collect();
+                for (socket, name) in sockets.iter().zip(&first) {
+                    assert_eq!(ask(socket, &large).unwrap(), *name, "{mode} {vip}");
+                }
                 echoes[0].1 = None;
                 wait_for("the dead one is out", || {
                     fairway.state_of(&backends[0].to_string()).unwrap() == "down"

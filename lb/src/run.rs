@@ -15,8 +15,8 @@ use fairway_config::{Config, Process, load};
 use fairway_core::packet::{Steering, flow::Shape};
 use fairway_core::publish::Publisher;
 use fairway_uring::{
-    Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, PacketSetup, PacketStats,
-    Settings, Shared, WorkerHandle,
+    Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Inboxes, PacketSetup,
+    PacketStats, Settings, Shared, WorkerHandle,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -128,7 +128,9 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     ));
     let mut publisher = Publisher::new();
     let mut workers = Vec::with_capacity(count);
-    let packet_setup = |worker: usize| packet_setup(&process, worker, count);
+    let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
+    let inboxes = Arc::new(inboxes);
+    let packet_setup = |worker: usize| packet_setup(&process, worker, count, &inboxes);
     for worker in 0..count {
         let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
         let reader = publisher.reader();
@@ -358,7 +360,12 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
 }
 
 /// What a worker's packet path is made with; none when the document names no interfaces.
-fn packet_setup(process: &Process, worker: usize, workers: usize) -> Option<PacketSetup> {
+fn packet_setup(
+    process: &Process,
+    worker: usize,
+    workers: usize,
+    inboxes: &Arc<Inboxes>,
+) -> Option<PacketSetup> {
     let configured = process.packet.as_ref()?;
     let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let random = std::collections::hash_map::RandomState::new();
@@ -367,6 +374,7 @@ fn packet_setup(process: &Process, worker: usize, workers: usize) -> Option<Pack
         seeds: [0_u8, 1].map(|n| random.hash_one(n)),
         steering: Steering { worker: number(worker), workers: number(workers) },
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
+        inboxes: Arc::clone(inboxes),
     })
 }
 

@@ -41,7 +41,9 @@ impl Frontend {
 enum Key {
     Port(IpAddr, u16, Protocol),
     Ranges(IpAddr, Protocol),
+    /// Of packet services: ours to answer for, and ours to dial.
     Answered(IpAddr),
+    Vip(IpAddr),
 }
 
 #[derive(Clone)]
@@ -49,8 +51,8 @@ enum Entry {
     One(Arc<Service>),
     /// Ranges on one address, by first port, disjoint.
     Ranges(Vec<(PortRange, Arc<Service>)>),
-    /// How many frontends on an address are of packet modes.
-    Answered(u32),
+    /// How many packet services have an address.
+    Count(u32),
 }
 
 type Shard = HashMap<Key, Entry, RandomState>;
@@ -102,7 +104,7 @@ impl Snapshot {
                 let (range, service) = ranges.get(after.checked_sub(1)?)?;
                 range.contains(port).then_some(service)
             }
-            Entry::One(_) | Entry::Answered(_) => None,
+            Entry::One(_) | Entry::Count(_) => None,
         }
     }
 
@@ -111,6 +113,12 @@ impl Snapshot {
     #[must_use]
     pub fn answers_for(&self, ip: IpAddr) -> bool {
         self.entry(Key::Answered(ip.to_canonical())).is_some()
+    }
+
+    /// Whether `ip` is dialled by clients of a service of a packet mode.
+    #[must_use]
+    pub fn is_vip(&self, ip: IpAddr) -> bool {
+        self.entry(Key::Vip(ip.to_canonical())).is_some()
     }
 
     /// The service `id`.
@@ -186,7 +194,7 @@ impl SnapshotBuilder {
                 let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
                 let before = self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
                 let before = matches!(before, Some(Entry::One(before)) if is_answered(&before));
-                self.answer(ip, u32::from(before), u32::from(is_answered(service)));
+                self.dial(ip, u32::from(before), u32::from(is_answered(service)));
                 continue;
             }
             self.next.has_ranges = true;
@@ -202,7 +210,7 @@ impl SnapshotBuilder {
                 let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
                 ranges.insert(place, (frontend.ports, Arc::clone(service)));
             }
-            self.answer(ip, before, u32::from(is_answered(service)));
+            self.dial(ip, before, u32::from(is_answered(service)));
         }
         let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
         let before = ids.insert(service.id, Arc::clone(service));
@@ -222,10 +230,10 @@ impl SnapshotBuilder {
     /// those of `old`.
     fn own(&mut self, old: Option<&Service>, new: Option<&Service>) {
         for ip in old.into_iter().flat_map(Service::local_addresses) {
-            self.answer(ip.to_canonical(), 1, 0);
+            self.count(Key::Answered(ip.to_canonical()), 1, 0);
         }
         for ip in new.into_iter().flat_map(Service::local_addresses) {
-            self.answer(ip.to_canonical(), 0, 1);
+            self.count(Key::Answered(ip.to_canonical()), 0, 1);
         }
     }
 
@@ -239,7 +247,7 @@ impl SnapshotBuilder {
                 if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id)
                     && let Some(Entry::One(gone)) = shard.remove(&key)
                 {
-                    self.answer(ip, u32::from(is_answered(&gone)), 0);
+                    self.dial(ip, u32::from(is_answered(&gone)), 0);
                 }
                 continue;
             }
@@ -257,24 +265,28 @@ impl SnapshotBuilder {
             if ranges.is_empty() {
                 shard.remove(&key);
             }
-            self.answer(ip, gone, 0);
+            self.dial(ip, gone, 0);
         }
     }
 
     /// So many frontends of packet modes have gone from `ip`, and so many have come.
-    fn answer(&mut self, ip: IpAddr, gone: u32, come: u32) {
+    fn dial(&mut self, ip: IpAddr, gone: u32, come: u32) {
+        self.count(Key::Vip(ip), gone, come);
+        self.count(Key::Answered(ip), gone, come);
+    }
+
+    fn count(&mut self, key: Key, gone: u32, come: u32) {
         if gone == come {
             return;
         }
-        let key = Key::Answered(ip);
         let shard = self.shard(&key);
         let before = match shard.get(&key) {
-            Some(Entry::Answered(count)) => *count,
+            Some(Entry::Count(count)) => *count,
             _ => 0,
         };
         match (before + come).saturating_sub(gone) {
             0 => shard.remove(&key),
-            count => shard.insert(key, Entry::Answered(count)),
+            count => shard.insert(key, Entry::Count(count)),
         };
     }
 

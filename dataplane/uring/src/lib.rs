@@ -34,7 +34,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
-pub use packets::{PacketPort, PacketSetup, PortControl, PortError, open_port};
+pub use packets::{Inboxes, PacketPort, PacketSetup, PortControl, PortError, open_port};
 pub use report::{
     Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, OpenFlow,
     PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,

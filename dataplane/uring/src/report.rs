@@ -305,6 +305,8 @@ pub struct PacketStats {
     pub counters: Arc<PacketCounters>,
     /// Flows in its table.
     pub flows: AtomicU64,
+    /// Frames that the worker that has their flow had no room for.
+    pub unpassed: Counter,
     /// Its interfaces, in the order of the configuration.
     pub ports: Box<[PortStats]>,
 }
@@ -314,7 +316,8 @@ impl PacketStats {
     #[must_use]
     pub fn new(ports: usize) -> Self {
         let ports = (0..ports).map(|_| PortStats::default()).collect();
-        Self { counters: Arc::default(), flows: AtomicU64::new(0), ports }
+        let flows = AtomicU64::new(0);
+        Self { counters: Arc::default(), flows, unpassed: Counter::default(), ports }
     }
 }
 

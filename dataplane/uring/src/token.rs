@@ -40,6 +40,8 @@ pub(crate) enum Op {
     FramesReady,
     /// The kernel was told of frames to send.
     FramesSent,
+    /// Another worker has passed frames on.
+    FramesPassed,
 }
 
 /// One of the two connections to backends that a session may have at a time.
@@ -88,6 +90,7 @@ impl Token {
             Op::DatagramSent => 16,
             Op::FramesReady => 17,
             Op::FramesSent => 18,
+            Op::FramesPassed => 19,
             Op::DatagramIn => RECEIVES_DATAGRAMS,
             Op::DatagramReply => RECEIVES_DATAGRAMS + 1,
         };
@@ -112,6 +115,7 @@ impl Token {
             16 => Op::DatagramSent,
             17 => Op::FramesReady,
             18 => Op::FramesSent,
+            19 => Op::FramesPassed,
             RECEIVES_DATAGRAMS => Op::DatagramIn,
             129 => Op::DatagramReply,
             _ => return None,
@@ -138,7 +142,7 @@ mod tests {
         });
         let plain = [Op::Accept, Op::Wake, Op::ClientReceive, Op::ClientSend, Op::ClientReadable];
         let datagrams = [Op::DatagramIn, Op::DatagramReply, Op::DatagramSent];
-        let frames = [Op::ClientWritable, Op::FramesReady, Op::FramesSent];
+        let frames = [Op::ClientWritable, Op::FramesReady, Op::FramesSent, Op::FramesPassed];
         for op in legs.chain(plain).chain(frames).chain(datagrams) {
             let token = Token { op, index: u32::MAX - 1, generation: GENERATIONS - 1 };
             assert_eq!(Token::unpack(token.pack()), Some(token));

@@ -21,6 +21,7 @@ pub(super) fn write(out: &mut String, workers: &[Arc<PacketStats>], interfaces: 
             ("sent", counters.sent.get()),
             ("punted", counters.punted.get()),
             ("waited", counters.waited.get()),
+            ("passed", counters.passed.get()),
         ] {
             line(out, format_args!("{name}{{worker=\"{n}\",verdict=\"{verdict}\"}} {count}"));
         }
@@ -36,7 +37,13 @@ pub(super) fn write(out: &mut String, workers: &[Arc<PacketStats>], interfaces: 
         }
     }
     type Value = fn(&PacketStats) -> u64;
-    let single: [(&str, &str, &str, Value); 3] = [
+    let single: [(&str, &str, &str, Value); 4] = [
+        (
+            "fairway_packet_passes_lost_total",
+            "counter",
+            "Frames of other workers' flows for which those had no room.",
+            |s| s.unpassed.get(),
+        ),
         ("fairway_packet_flows", "gauge", "Flows in the table.", |s| s.flows.load(Relaxed)),
         (
             "fairway_packet_stateless_total",

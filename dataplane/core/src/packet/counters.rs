@@ -11,8 +11,10 @@ pub struct PacketCounters {
     pub sent: Counter,
     /// Left to the kernel.
     pub punted: Counter,
-    /// Waited for a neighbour.
+    /// Waited for a neighbour, or for a fragment.
     pub waited: Counter,
+    /// Passed on to another worker.
+    pub passed: Counter,
     /// Sent on by the choice of a backend alone, as the flow table was full.
     pub stateless: Counter,
     /// ICMP errors of our own; their packets are dropped, too.
@@ -27,6 +29,7 @@ impl Default for PacketCounters {
             sent: Counter::default(),
             punted: Counter::default(),
             waited: Counter::default(),
+            passed: Counter::default(),
             stateless: Counter::default(),
             told: Counter::default(),
             dropped: core::array::from_fn(|_| Counter::default()),
@@ -40,6 +43,7 @@ impl PacketCounters {
             Verdict::Send(_) => self.sent.inc(),
             Verdict::Punt => self.punted.inc(),
             Verdict::Wait => self.waited.inc(),
+            Verdict::Pass(_) => self.passed.inc(),
             Verdict::Drop(reason) => self.dropped[reason as usize].inc(),
         }
     }

@@ -9,6 +9,7 @@ pub mod checksum;
 mod counters;
 mod engine;
 pub mod flow;
+mod fragments;
 mod frame;
 mod header;
 mod held;

@@ -31,6 +31,8 @@ pub struct Sample {
     tags: Vec<u16>,
     macs: (Mac, Mac),
     options: Vec<u8>,
+    raw: bool,
+    whole: bool,
 }
 
 /// A UDP datagram.
@@ -99,6 +101,8 @@ impl Sample {
             tags: Vec::new(),
             macs: (CLIENT_MAC, OUR_MAC),
             options: Vec::new(),
+            raw: false,
+            whole: false,
         }
     }
 
@@ -106,6 +110,22 @@ impl Sample {
     #[must_use]
     pub fn payload(mut self, bytes: &[u8]) -> Self {
         self.payload = bytes.to_vec();
+        self
+    }
+
+    /// Is these bytes behind the IP header, transport header and all.
+    #[must_use]
+    pub fn raw(mut self, bytes: &[u8]) -> Self {
+        self.transport = bytes.to_vec();
+        self.checksum_at = None;
+        self.raw = true;
+        self
+    }
+
+    /// Is not to be fragmented (IPv4).
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.whole = true;
         self
     }
 
@@ -177,7 +197,7 @@ impl Sample {
     fn body(&self) -> Vec<u8> {
         let mut body = self.transport.clone();
         body.extend(&self.payload);
-        if self.protocol == protocol::UDP && !self.transport.is_empty() {
+        if self.protocol == protocol::UDP && !self.transport.is_empty() && !self.raw {
             let length = (body.len() as u16).to_be_bytes();
             body[4..6].copy_from_slice(&length);
         }
@@ -205,7 +225,8 @@ impl Sample {
         if self.source.is_ipv4() {
             let header = 20 + self.options.len();
             let (offset, more) = self.part.unwrap_or((0, false));
-            let bits = offset >> 3 | if more { 0x2000 } else { 0 };
+            let flags = if more { 0x2000 } else { 0 } | if self.whole { 0x4000 } else { 0 };
+            let bits = offset >> 3 | flags;
             packet.extend([0x40 | (header / 4) as u8, 0]);
             packet.extend(((header + body.len()) as u16).to_be_bytes());
             packet.extend(self.id.to_be_bytes());

@@ -5,6 +5,7 @@
 //! send), on the worker's one ring; as long as frames come, nothing waits.
 
 mod listing;
+mod passing;
 mod port;
 mod program;
 
@@ -21,6 +22,7 @@ use fairway_core::packet::{
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
 use self::listing::Listing;
+pub use self::passing::Inboxes;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
 use crate::SetupError;
 use crate::report::{ConnectionFilter, Event, OpenFlow, PacketStats, Shared};
@@ -45,6 +47,8 @@ pub struct PacketSetup {
     pub steering: Steering,
     /// What it shows of itself.
     pub stats: Arc<PacketStats>,
+    /// By which workers pass frames to each other.
+    pub inboxes: Arc<Inboxes>,
 }
 
 impl PacketSetup {
@@ -66,13 +70,24 @@ struct Port {
 /// A worker's packets.
 pub(crate) struct Packets<'r> {
     engine: Engine<'r>,
-    /// By the number of the port, as are the senders.
+    /// By their number.
     ports: Vec<Option<Port>>,
-    senders: Vec<Option<Sender>>,
     /// Places for segments and for frames of our own.
     scratch: Box<[u8]>,
     random: u64,
     listings: Vec<Listing>,
+    steering: Steering,
+    /// Frames of other workers may be there, and a poll for them is under way.
+    passed: bool,
+    passed_polled: bool,
+    way: Way,
+}
+
+/// Where frames leave to.
+struct Way {
+    /// By the number of the port.
+    senders: Vec<Option<Sender>>,
+    inboxes: Arc<Inboxes>,
     stats: Arc<PacketStats>,
 }
 
@@ -91,7 +106,7 @@ impl<'r> Packets<'r> {
         region: &'r mut Region,
         shared: &Shared,
     ) -> Result<Self, SetupError> {
-        let PacketSetup { flows, seeds, steering, stats } = setup;
+        let PacketSetup { flows, seeds, steering, stats, inboxes } = setup;
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
         let counters = Arc::clone(&stats.counters);
@@ -100,11 +115,13 @@ impl<'r> Packets<'r> {
         Ok(Self {
             engine,
             ports: (0..count).map(|_| None).collect(),
-            senders: (0..count).map(|_| None).collect(),
             scratch: vec![0; BURST * PLACE].into(),
             random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(steering.worker),
             listings: Vec::new(),
-            stats,
+            steering,
+            passed: false,
+            passed_polled: false,
+            way: Way { senders: (0..count).map(|_| None).collect(), inboxes, stats },
         })
     }
 
@@ -115,7 +132,7 @@ impl<'r> Packets<'r> {
         let place = usize::from(number);
         if place < self.ports.len() {
             self.ports[place] = Some(Port { receiver, polled: false, ready: true });
-            self.senders[place] = Some(sender);
+            self.way.senders[place] = Some(sender);
         }
     }
 
@@ -126,7 +143,7 @@ impl<'r> Packets<'r> {
             ring.cancel(port.receiver.as_fd());
             ring.flush();
         }
-        if let Some(sender) = self.senders.get_mut(place) {
+        if let Some(sender) = self.way.senders.get_mut(place) {
             *sender = None;
         }
     }
@@ -145,6 +162,9 @@ impl<'r> Packets<'r> {
     pub(crate) fn complete(&mut self, token: Token, failed: bool) {
         let place = token.index as usize;
         match token.op {
+            Op::FramesPassed => {
+                (self.passed, self.passed_polled) = (true, false);
+            }
             Op::FramesReady => {
                 if let Some(Some(port)) = self.ports.get_mut(place) {
                     (port.polled, port.ready) = (false, true);
@@ -152,7 +172,7 @@ impl<'r> Packets<'r> {
                 }
             }
             _ if failed => {
-                if let Some(stats) = self.stats.ports.get(place) {
+                if let Some(stats) = self.way.stats.ports.get(place) {
                     stats.send_failures.inc();
                 }
             }
@@ -165,6 +185,7 @@ impl<'r> Packets<'r> {
         for number in 0..self.ports.len() {
             self.receive(number, &turn);
         }
+        self.take_passed(&turn);
         self.tend(&turn);
         let Turn { snapshot, now, .. } = turn;
         self.listings.retain_mut(|listing| !listing.go_on(&self.engine, snapshot, now));
@@ -176,8 +197,15 @@ impl<'r> Packets<'r> {
                 turn.ring.poll(port.receiver.as_fd(), libc::POLLIN, token.pack());
             }
         }
+        if !self.passed_polled && self.steering.workers > 1 {
+            self.passed_polled = true;
+            let token = Token { op: Op::FramesPassed, index: 0, generation: 0 };
+            let wake = self.way.inboxes.wake(self.steering.worker);
+            turn.ring.poll(wake, libc::POLLIN, token.pack());
+        }
         self.tell(&mut turn);
-        self.stats
+        self.way
+            .stats
             .flows
             .store(self.engine.flows().len() as u64, std::sync::atomic::Ordering::Relaxed);
     }
@@ -192,7 +220,7 @@ impl<'r> Packets<'r> {
 
     /// Notes what the kernel has counted.
     pub(crate) fn gather(&mut self) {
-        for (port, stats) in self.ports.iter_mut().zip(&self.stats.ports) {
+        for (port, stats) in self.ports.iter_mut().zip(&self.way.stats.ports) {
             if let Some(port) = port {
                 stats.lost.add(port.receiver.lost());
                 stats.cut.add(std::mem::take(&mut port.receiver.cut));
@@ -210,8 +238,8 @@ impl<'r> Packets<'r> {
             frames.iter_mut().for_each(|frame| frame.port = number as u16);
             if count > 0 {
                 let cx = context(turn, &mut self.random);
-                pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
-                self.stats.ports[number].received.add(count as u64);
+                pass(&mut self.engine, &mut self.way, frames, &cx);
+                self.way.stats.ports[number].received.add(count as u64);
             }
             port.receiver.give_back();
             match after {
@@ -229,7 +257,8 @@ impl<'r> Packets<'r> {
     fn receive_large(&mut self, number: usize, turn: &Turn<'_>) {
         let Some(port) = &mut self.ports[number] else { return };
         let Some(large) = port.receiver.large() else { return };
-        let stats = &self.stats.ports[number];
+        let all = Arc::clone(&self.way.stats);
+        let stats = &all.ports[number];
         stats.received.inc();
         let mut places = self.scratch.chunks_exact_mut(PLACE);
         let Some(size) = large.segment else {
@@ -248,7 +277,7 @@ impl<'r> Packets<'r> {
             }
             let cx = context(turn, &mut self.random);
             let frames = std::slice::from_mut(&mut frame);
-            return pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
+            return pass(&mut self.engine, &mut self.way, frames, &cx);
         };
         let Some(mut segments) = Segments::of(large.frame, size) else {
             stats.cut.inc();
@@ -271,7 +300,23 @@ impl<'r> Packets<'r> {
             stats.segments.add(count as u64);
             let cx = context(turn, &mut self.random);
             let frames = &mut frames[..count];
-            pass(&mut self.engine, &mut self.senders, &self.stats, frames, &cx);
+            pass(&mut self.engine, &mut self.way, frames, &cx);
+        }
+    }
+
+    /// What other workers have passed on.
+    fn take_passed(&mut self, turn: &Turn<'_>) {
+        if !std::mem::take(&mut self.passed) {
+            return;
+        }
+        self.way.inboxes.heard(self.steering.worker);
+        loop {
+            let mut frame = Frame::new(&mut self.scratch[..PLACE], HEADROOM, HEADROOM);
+            if !self.way.inboxes.take(self.steering.worker, &mut frame) {
+                return;
+            }
+            let cx = context(turn, &mut self.random);
+            pass(&mut self.engine, &mut self.way, std::slice::from_mut(&mut frame), &cx);
         }
     }
 
@@ -282,7 +327,7 @@ impl<'r> Packets<'r> {
         loop {
             let mut frame = Frame::new(&mut self.scratch[..PLACE], HEADROOM, HEADROOM);
             let Some(verdict) = self.engine.due(&mut frame, &cx) else { break };
-            carry_out(&mut self.senders, &self.stats, &frame, verdict);
+            self.way.carry_out(&frame, verdict);
         }
         for failure in self.engine.failures() {
             turn.shared.backend_failed(
@@ -299,9 +344,9 @@ impl<'r> Packets<'r> {
 
     /// Tells the kernel of frames that are to go.
     fn tell(&mut self, turn: &mut Turn<'_>) {
-        for (index, sender) in self.senders.iter_mut().enumerate() {
+        for (index, sender) in self.way.senders.iter_mut().enumerate() {
             let Some(sender) = sender.as_mut().filter(|sender| sender.queued > 0) else { continue };
-            self.stats.ports[index].sent.add(std::mem::take(&mut sender.queued) as u64);
+            self.way.stats.ports[index].sent.add(std::mem::take(&mut sender.queued) as u64);
             let token = Token { op: Op::FramesSent, index: index as u32, generation: 0 };
             turn.ring.tell(sender.as_fd(), token.pack());
         }
@@ -319,31 +364,28 @@ fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
 }
 
 /// A burst through the engine and on.
-fn pass(
-    engine: &mut Engine<'_>,
-    senders: &mut [Option<Sender>],
-    stats: &PacketStats,
-    frames: &mut [Frame<'_>],
-    cx: &Context<'_>,
-) {
+fn pass(engine: &mut Engine<'_>, way: &mut Way, frames: &mut [Frame<'_>], cx: &Context<'_>) {
     let mut verdicts = [Verdict::Punt; BURST];
     engine.process(frames, &mut verdicts, cx);
     for (frame, verdict) in frames.iter().zip(verdicts) {
-        carry_out(senders, stats, frame, verdict);
+        way.carry_out(frame, verdict);
     }
 }
 
-/// What is punted the kernel has already: a packet socket sees copies.
-fn carry_out(
-    senders: &mut [Option<Sender>],
-    stats: &PacketStats,
-    frame: &Frame<'_>,
-    verdict: Verdict,
-) {
-    let Verdict::Send(port) = verdict else { return };
-    let sender = senders.get_mut(usize::from(port)).and_then(Option::as_mut);
-    let sent = sender.is_some_and(|sender| sender.put(frame.bytes(), frame.tag));
-    if let Some(stats) = stats.ports.get(usize::from(port)).filter(|_| !sent) {
-        stats.full.inc();
+impl Way {
+    /// What is punted the kernel has already: a packet socket sees copies.
+    fn carry_out(&mut self, frame: &Frame<'_>, verdict: Verdict) {
+        match verdict {
+            Verdict::Send(port) => {
+                let place = usize::from(port);
+                let sender = self.senders.get_mut(place).and_then(Option::as_mut);
+                let sent = sender.is_some_and(|sender| sender.put(frame.bytes(), frame.tag));
+                if let Some(stats) = self.stats.ports.get(place).filter(|_| !sent) {
+                    stats.full.inc();
+                }
+            }
+            Verdict::Pass(worker) if !self.inboxes.pass(worker, frame) => self.stats.unpassed.inc(),
+            Verdict::Pass(_) | Verdict::Punt | Verdict::Wait | Verdict::Drop(_) => {}
+        }
     }
 }

@@ -3,7 +3,6 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
-use super::send::depart;
 use super::{Context, Engine, Verdict};
 use crate::packet::checksum::{Change, Sum, fill};
 use crate::packet::frame::{Frame, VlanTag};
@@ -100,7 +99,7 @@ impl Engine<'_> {
     }
 
     fn advertise(
-        &self,
+        &mut self,
         frame: &mut Frame<'_>,
         packet: &Packet,
         cx: &Context<'_>,
@@ -137,7 +136,7 @@ impl Engine<'_> {
         let addresses = Addresses::V6(target, to);
         fill(body, 2, addresses.pseudo_header(protocol::ICMPV6, body.len()));
         Some(match frame.replace(&answer) {
-            true => depart(frame, NextHop::Known(link, station)),
+            true => self.depart(frame, NextHop::Known(link, station), cx),
             false => Verdict::Drop(DropReason::NoRoom),
         })
     }

@@ -3,7 +3,6 @@
 
 use alloc::vec::Vec;
 
-use super::send::depart;
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Handle, State};
 use crate::packet::frame::Frame;
@@ -82,6 +81,6 @@ impl Engine<'_> {
         }
         self.counters.dropped[DropReason::Cut as usize].inc();
         let hop = self.hops.next_hop(cx.snapshot.routes(), packet.addresses.source());
-        depart(frame, hop)
+        self.depart(frame, hop, cx)
     }
 }

@@ -3,7 +3,6 @@
 
 use core::time::Duration;
 
-use super::send::depart;
 use super::{Context, Engine, TURN, Verdict, over};
 use crate::Tick;
 use crate::packet::frame::Frame;
@@ -24,9 +23,13 @@ impl Engine<'_> {
     pub fn due(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
         let verdict = match self.replay(frame, cx) {
             Some(verdict) => verdict,
-            None => self.resolved(frame, cx)?,
+            None => match self.gathered(frame, cx) {
+                Some(verdict) => verdict,
+                None => self.resolved(frame, cx)?,
+            },
         };
-        Some(self.settle(verdict, frame, cx))
+        self.counters.count(verdict);
+        Some(verdict)
     }
 
     /// Stations that somebody is to look for, since this was asked last.
@@ -43,39 +46,9 @@ impl Engine<'_> {
             (false, true) => Some(AGAIN),
             (false, false) => Some(LOOK),
         };
-        let due = [self.pending.next(), self.waiting.due()].into_iter().flatten();
+        let due = [self.pending.next(), self.waiting.due(), self.fragments.due()];
+        let due = due.into_iter().flatten();
         due.map(|due| due.since(now)).chain(flows).min()
-    }
-
-    /// Counts a verdict, and keeps the frames of those that wait.
-    pub(super) fn settle(
-        &mut self,
-        verdict: Verdict,
-        frame: &mut Frame<'_>,
-        cx: &Context<'_>,
-    ) -> Verdict {
-        let verdict = match verdict {
-            Verdict::Wait => self.wait(frame, cx),
-            verdict => verdict,
-        };
-        self.counters.count(verdict);
-        verdict
-    }
-
-    fn wait(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Verdict {
-        let Some(to) = destination(frame.bytes()) else {
-            return Verdict::Drop(DropReason::NoNeighbour);
-        };
-        match cx.snapshot.routes().next_hop(to) {
-            NextHop::Unresolved(link, station) => {
-                let of = Unresolved { interface: link.interface, station };
-                match self.waiting.keep(frame.bytes(), of, cx.now) {
-                    true => Verdict::Wait,
-                    false => Verdict::Drop(DropReason::NeighbourQueue),
-                }
-            }
-            hop => depart(frame, hop),
-        }
     }
 
     /// A packet whose next hop is known by now, or never will be.
@@ -84,7 +57,9 @@ impl Engine<'_> {
         let parcel = self.waiting.take(routes, cx.now)?;
         let to = destination(parcel.packet());
         let verdict = match to.map(|to| routes.next_hop(to)) {
-            Some(hop @ NextHop::Known(..)) if frame.replace(parcel.packet()) => depart(frame, hop),
+            Some(hop @ NextHop::Known(..)) if frame.replace(parcel.packet()) => {
+                self.depart(frame, hop, cx)
+            }
             Some(NextHop::Known(..)) => Verdict::Drop(DropReason::NoRoom),
             _ => Verdict::Drop(DropReason::NoNeighbour),
         };

@@ -6,11 +6,14 @@ mod begin;
 mod cut;
 mod errors;
 mod later;
+mod odd;
 mod retry;
 mod send;
+mod split;
 
 use begin::Without;
 use cut::Cutting;
+use odd::is_odd;
 pub use retry::BackendFailure;
 
 use alloc::sync::Arc;
@@ -18,6 +21,7 @@ use alloc::vec::Vec;
 
 use crate::packet::counters::PacketCounters;
 use crate::packet::flow::{Direction, FlowTable, Found, Guess, Handle, State, Tuple, step};
+use crate::packet::fragments::Fragments;
 use crate::packet::frame::Frame;
 use crate::packet::held::Held;
 use crate::packet::icmp::Error;
@@ -47,8 +51,11 @@ pub enum Verdict {
     Punt,
     /// It goes no further.
     Drop(DropReason),
-    /// It is kept until somebody knows the station that it goes to: [`Engine::due`] has it then.
+    /// It is kept until somebody knows the station that it goes to, or what its packet's first
+    /// fragment says: [`Engine::due`] has it then.
     Wait,
+    /// Another worker is to decide.
+    Pass(u16),
 }
 
 /// What a burst is decided by.
@@ -75,6 +82,7 @@ pub struct Engine<'r> {
     cutting: Vec<Cutting>,
     counters: Arc<PacketCounters>,
     waiting: Waiting,
+    fragments: Fragments,
     worker: usize,
     steering: Steering,
     seed: u64,
@@ -92,6 +100,7 @@ enum Job {
     Done(Verdict),
     Arp(u16),
     Ip(Packet),
+    Odd(Packet),
     /// A packet with ports, the hash of its tuple, and whose it probably is.
     Flow(Packet, Tuple, u64, Option<Guess>),
 }
@@ -115,6 +124,7 @@ impl<'r> Engine<'r> {
             cutting: Vec::new(),
             counters,
             waiting: Waiting::default(),
+            fragments: Fragments::default(),
             worker: steering.worker.into(),
             steering,
             seed,
@@ -168,12 +178,27 @@ impl<'r> Engine<'r> {
                 Job::Done(verdict) => *verdict,
                 Job::Arp(at) => self.arp(frame, *at, cx),
                 Job::Ip(packet) => self.icmp(frame, packet, cx),
+                Job::Odd(packet) => self.odd(frame, packet, cx),
                 Job::Flow(packet, tuple, hash, guess) => {
                     let found = self.flows.confirm(*guess, tuple, *hash);
                     self.flow(frame, packet, (tuple, *hash), found, cx)
                 }
             };
-            *verdict = self.settle(*verdict, frame, cx);
+            self.counters.count(*verdict);
+        }
+    }
+
+    /// A frame by itself.
+    fn one(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Verdict {
+        match self.read(frame) {
+            Job::Done(verdict) => verdict,
+            Job::Arp(at) => self.arp(frame, at, cx),
+            Job::Ip(packet) => self.icmp(frame, &packet, cx),
+            Job::Odd(packet) => self.odd(frame, &packet, cx),
+            Job::Flow(packet, tuple, hash, _) => {
+                let found = self.flows.find(&tuple, hash);
+                self.flow(frame, &packet, (&tuple, hash), found, cx)
+            }
         }
     }
 
@@ -182,6 +207,7 @@ impl<'r> Engine<'r> {
             Err(reason) => Job::Done(Verdict::Drop(reason)),
             Ok(Parsed::Arp(at)) => Job::Arp(at),
             Ok(Parsed::Other(_)) => Job::Done(Verdict::Punt),
+            Ok(Parsed::Ip(packet)) if is_odd(&packet) => Job::Odd(packet),
             Ok(Parsed::Ip(packet)) => match packet.transport.ports() {
                 Some(ports) => {
                     let Packet { addresses, protocol, .. } = packet;

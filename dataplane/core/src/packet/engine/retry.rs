@@ -7,7 +7,6 @@
 use alloc::sync::Arc;
 use core::time::Duration;
 
-use super::send::depart;
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Direction, Flow, FlowView, Found, Handle, State, Tuple, tick};
 use crate::packet::frame::Frame;
@@ -291,6 +290,6 @@ impl Engine<'_> {
         }
         self.counters.dropped[DropReason::Abandoned as usize].inc();
         let hop = self.hops.next_hop(cx.snapshot.routes(), packet.addresses.source());
-        Some(depart(frame, hop))
+        Some(self.depart(frame, hop, cx))
     }
 }

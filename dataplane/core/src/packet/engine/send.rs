@@ -12,6 +12,7 @@ use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, translate};
 use crate::packet::routes::{NextHop, address};
 use crate::packet::tunnel::{Tunnel, encapsulate};
+use crate::packet::waiting::Unresolved;
 use crate::{Mode, ServiceId, Tick};
 
 impl Engine<'_> {
@@ -113,7 +114,7 @@ impl Engine<'_> {
         let length = usize::from(packet.end - packet.l3) + tunnel.overhead(to);
         if length > usize::from(link.mtu) {
             let mtu = usize::from(link.mtu).saturating_sub(tunnel.overhead(to)) as u16;
-            return self.error(frame, packet, Error::TooBig(mtu), cx);
+            return self.too_big(frame, packet, mtu, cx);
         }
         let Some(from) = link.address_for(to) else {
             return Verdict::Drop(DropReason::NoNeighbour);
@@ -121,7 +122,7 @@ impl Engine<'_> {
         if !encapsulate(frame, packet, tunnel, from, to, hash) {
             return Verdict::Drop(DropReason::NoRoom);
         }
-        depart(frame, hop)
+        self.depart(frame, hop, cx)
     }
 
     /// Changes a packet and sends it towards `to`; its sender is told when it is too big for that.
@@ -136,11 +137,11 @@ impl Engine<'_> {
         let hop = self.hops.next_hop(cx.snapshot.routes(), to);
         let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
         if packet.end - packet.l3 > link.mtu {
-            return self.error(frame, packet, Error::TooBig(link.mtu), cx);
+            return self.too_big(frame, packet, link.mtu, cx);
         }
         change(frame);
         frame.narrow(packet.l3, packet.end);
-        depart(frame, hop)
+        self.depart(frame, hop, cx)
     }
 
     /// Tells the sender of a packet why it goes no further, in its place.
@@ -168,7 +169,7 @@ impl Engine<'_> {
         }
         self.counters.told.inc();
         self.counters.dropped[reason as usize].inc();
-        depart(frame, hop)
+        self.depart(frame, hop, cx)
     }
 
     /// Whether an error of our own may be sent now: nobody is to drown others by our hand.
@@ -181,14 +182,25 @@ impl Engine<'_> {
         *left = left.saturating_sub(1);
         may
     }
-}
 
-/// Sends a frame that is an IP packet alone to its next hop.
-pub(super) fn depart(frame: &mut Frame<'_>, hop: NextHop<'_>) -> Verdict {
-    match hop {
-        NextHop::Known(link, mac) if address(frame, link, mac) => Verdict::Send(link.port),
-        NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
-        NextHop::Unresolved(..) => Verdict::Wait,
-        NextHop::None => Verdict::Drop(DropReason::NoNeighbour),
+    /// Sends a frame that is an IP packet alone to its next hop, or keeps it until that is known.
+    pub(super) fn depart(
+        &mut self,
+        frame: &mut Frame<'_>,
+        hop: NextHop<'_>,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        match hop {
+            NextHop::Known(link, mac) if address(frame, link, mac) => Verdict::Send(link.port),
+            NextHop::Known(..) => Verdict::Drop(DropReason::NoRoom),
+            NextHop::Unresolved(link, station) => {
+                let of = Unresolved { interface: link.interface, station };
+                match self.waiting.keep(frame.bytes(), of, cx.now) {
+                    true => Verdict::Wait,
+                    false => Verdict::Drop(DropReason::NeighbourQueue),
+                }
+            }
+            NextHop::None => Verdict::Drop(DropReason::NoNeighbour),
+        }
     }
 }

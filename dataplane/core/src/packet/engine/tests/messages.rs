@@ -50,7 +50,7 @@ fn senders_are_told_of_packets_that_cannot_go_on() {
             let own = ip(if client.is_ipv4() { "10.77.0.1" } else { "fd77::1" });
             let (outer, header) = if client.is_ipv4() { (20, 20) } else { (40, 40) };
             let large = tcp(client, vip, 0).payload(&[7; 1500 - 20 - 20]);
-            let large = large.payload(&alloc::vec![7; 1500 - header - 20]);
+            let large = large.payload(&alloc::vec![7; 1500 - header - 20]).whole();
             let short = tcp(client, vip, 0).ttl(1);
             let big = if client.is_ipv4() { (3, 4) } else { (2, 0) };
             let late = if client.is_ipv4() { (11, 0) } else { (3, 0) };

@@ -3,6 +3,7 @@
 mod flows;
 mod messages;
 mod modes;
+mod parts;
 mod retry;
 
 use super::*;
@@ -161,7 +162,7 @@ impl World {
     }
 
     fn replay(&mut self, engine: &mut Engine<'_>) -> Option<(Verdict, Vec<u8>)> {
-        let mut buffer = alloc::vec![0; 512];
+        let mut buffer = alloc::vec![0; 4096];
         let mut frame = Frame::new(&mut buffer, 128, 128);
         let cx = context(&self.snapshot, &self.clients, self.now);
         let verdict = engine.due(&mut frame, &cx)?;
