@@ -131,6 +131,7 @@ impl Bench {
             protocol: Protocol::Tcp,
             policy: Arc::new(policy(mode, scheduler)),
             groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
+            previous: None,
             state: ServiceState::new(1),
         };
         let mut builder = SnapshotBuilder::from(&Snapshot::empty());

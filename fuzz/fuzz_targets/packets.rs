@@ -61,6 +61,7 @@ fn snapshot() -> Snapshot {
                     protocol,
                     policy: Arc::new(policy(mode)),
                     groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
+                    previous: None,
                     state: ServiceState::new(1),
                 };
                 let ports = PortRange::single(NonZeroU16::new(port).unwrap());

@@ -61,7 +61,7 @@ pub(crate) fn service(
     }
     let mut specs = Vec::new();
     for port in ports {
-        let Some(protocol) = protocol(&port.value, findings) else {
+        let Some(protocol) = protocol(&port.value, mode, findings) else {
             continue;
         };
         target(port, means.listen.filter(|_| mode == Mode::Proxy), findings);
@@ -164,12 +164,16 @@ fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
     }
 }
 
-fn protocol(port: &PortDoc, findings: &mut Findings<'_>) -> Option<Protocol> {
+fn protocol(port: &PortDoc, mode: Mode, findings: &mut Findings<'_>) -> Option<Protocol> {
     match port.protocol {
         None | Some(At { value: ProtocolDoc::Tcp, .. }) => Some(Protocol::Tcp),
         Some(At { value: ProtocolDoc::Udp, .. }) => Some(Protocol::Udp),
+        Some(At { value: ProtocolDoc::Sctp, .. }) if mode != Mode::Proxy => Some(Protocol::Sctp),
         Some(At { place, value: ProtocolDoc::Sctp }) => {
-            findings.add(place, "`SCTP` is not carried by mode `proxy`; it carries TCP and UDP");
+            findings.add(
+                place,
+                "`SCTP` is not carried by mode `proxy`, but by the packet modes, like `nat`",
+            );
             None
         }
     }

@@ -38,6 +38,8 @@ pub struct Entrant {
     pub worker: usize,
     /// When.
     pub now: Tick,
+    /// It begins now; else it has been let in before, and its state is not here.
+    pub begins: bool,
 }
 
 /// A flow that was let in. A place on its service and one on its backend are taken.
@@ -57,7 +59,7 @@ pub fn admit<'s>(
     entrant: &Entrant,
     clients: &Clients,
 ) -> Result<Admitted<'s>, EndReason> {
-    let Entrant { client, dialled, seed, random, worker, now } = *entrant;
+    let Entrant { client, random, worker, now, begins, .. } = *entrant;
     let (policy, ip) = (&service.policy, client.ip());
     let counters = service.state.counters.of(worker);
     if policy.deny.contains(ip) || !(policy.allow.is_empty() || policy.allow.contains(ip)) {
@@ -67,6 +69,9 @@ pub fn admit<'s>(
         counters.limits[kind as usize].inc();
         EndReason::Limited
     };
+    if !begins && let Some(admitted) = admit_existing(service, entrant, clients) {
+        return Ok(admitted);
+    }
     if !service.state.try_open(policy.limits.service_connections) {
         return Err(limited(LimitKind::Service));
     }
@@ -80,9 +85,7 @@ pub fn admit<'s>(
         service.state.close();
         limited(kind)
     })?;
-    let hash = FlowKey { source: client, destination: dialled, protocol: service.protocol }
-        .hash(&policy.hash, seed);
-    let start = service.start(hash, random, worker);
+    let start = service.start(hash_of(service, entrant), random, worker);
     let known = policy.affinity.and_then(|affinity| {
         let id = clients.affinity.find(service.id, ip, affinity.timeout, now)?;
         service.select_known(id)
@@ -107,4 +110,27 @@ pub fn admit<'s>(
         clients.affinity.keep(service.id, ip, pick.backend.id, now);
     }
     Ok(Admitted { pick, start, tracked })
+}
+
+fn hash_of(service: &Service, entrant: &Entrant) -> u64 {
+    let Entrant { client, dialled, seed, .. } = *entrant;
+    FlowKey { source: client, destination: dialled, protocol: service.protocol }
+        .hash(&service.policy.hash, seed)
+}
+
+/// Lets a flow go on that was let in before, if it can be told where it was. Limits were met then.
+fn admit_existing<'s>(
+    service: &'s Service,
+    entrant: &Entrant,
+    clients: &Clients,
+) -> Option<Admitted<'s>> {
+    let Entrant { client, now, .. } = *entrant;
+    let start = hash_of(service, entrant);
+    let known = service.policy.affinity.and_then(|affinity| {
+        let id = clients.affinity.find(service.id, client.ip(), affinity.timeout, now)?;
+        service.select_known(id)
+    });
+    let pick = known.or_else(|| service.select_existing(start, now))?;
+    let _ = service.state.try_open(None);
+    Some(Admitted { pick, start, tracked: false })
 }

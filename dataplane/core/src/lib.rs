@@ -53,7 +53,7 @@ pub use policy::{
     SendHeader, SourceAddress, Timeouts, Udp,
 };
 pub use select::{Pick, Tried};
-pub use service::{BuildError, Group, Member, Pool, Service, ServiceState};
+pub use service::{BuildError, Group, Member, Pool, Previous, Service, ServiceState};
 pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};
 pub use tick::Tick;
 pub use turns::Turns;

@@ -14,7 +14,7 @@ use crate::hash::mixed;
 use crate::service::Layout;
 use crate::{
     Admission, Backend, BackendAddr, BackendId, EndReason, Group, Member, Pool, Scheduler, Service,
-    Share,
+    Share, Tick,
 };
 
 /// Slots that are looked at before the list of the admitted is.
@@ -162,6 +162,31 @@ impl Service {
         find(&|group| group.takes(start))
             .or_else(|| find(&|group| !group.takes(start)))
             .or_else(last_resort)
+    }
+
+    /// Takes a place for the flow at `start` that began elsewhere or before, and whose state is not
+    /// here: on the candidate that it had, which needs to be alone what it was then, "not failed".
+    /// The tables before the last change are asked first. None when no table says.
+    #[must_use]
+    pub fn select_existing(&self, start: u64, now: Tick) -> Option<Pick<'_>> {
+        let previous = self.previous.iter().filter(|previous| previous.until >= now);
+        let previous = previous.flat_map(|previous| previous.pools.iter().enumerate());
+        let takes = |(_, group): &(usize, &Group)| group.takes(start);
+        let groups = self.groups.iter().enumerate().filter(takes);
+        let current = groups.map(|(n, group)| (n, &group.pool));
+        let pools = previous.map(|(n, pool)| (n, pool)).chain(current);
+        let hashes = matches!(self.policy.scheduler, Scheduler::Maglev { .. });
+        let found = pools.filter(|_| hashes).find_map(|(group, pool)| {
+            let table = pool.table()?;
+            let slots = walk_of(start, u64::from(table.size())).take(WALK as usize);
+            let owners = slots.filter_map(|slot| table.owner(slot));
+            let backends = owners.map(|owner| &pool.members()[usize::from(owner)].backend);
+            let backend = backends.into_iter().find(|backend| !backend.standing().failed)?;
+            Some(Pick { backend, group })
+        })?;
+        // No limit turns away what has been let in.
+        let _ = found.backend.try_open(None);
+        Some(found)
     }
 
     /// Takes a place on the backend `id` if it is here, admitted and has one free.

@@ -39,6 +39,7 @@ pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
         protocol: Protocol::Tcp,
         policy: Arc::new(policy(scheduler)),
         groups: [group(scheduler, 0, weights)].into(),
+        previous: None,
         state: ServiceState::new(1),
     }
 }

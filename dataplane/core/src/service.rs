@@ -11,7 +11,7 @@ use crate::backend::Places;
 use crate::hash::mixed;
 use crate::{
     Admission, Backend, BackendAddr, MaglevTable, Mode, PerWorker, Policy, Protocol, Scheduler,
-    ServiceCounters, ServiceId, Share, Standing, TableSize, Turns, Weight,
+    ServiceCounters, ServiceId, Share, Standing, TableSize, Tick, Turns, Weight,
 };
 
 /// Largest pool.
@@ -189,8 +189,19 @@ pub struct Service {
     /// Its backends, those that serve first at the front; most services have one group, with
     /// everybody.
     pub groups: Box<[Group]>,
+    /// Its tables before the last change, while flows of that time may come without state.
+    pub previous: Option<Previous>,
     /// Counters and load.
     pub state: Arc<ServiceState>,
+}
+
+/// The tables that a service had.
+#[derive(Clone)]
+pub struct Previous {
+    /// Those who served first at the front.
+    pub pools: Box<[Arc<Pool>]>,
+    /// How long flows may remember them.
+    pub until: Tick,
 }
 
 /// Backends of one priority.

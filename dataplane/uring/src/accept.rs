@@ -60,6 +60,7 @@ fn admitted(
     cx: &mut Cx<'_>,
 ) -> Result<(Admitted, Rc<HeldBackend>), EndReason> {
     let entrant = Entrant {
+        begins: true,
         client: peer,
         dialled,
         seed: cx.shared.settings.hash_seed,

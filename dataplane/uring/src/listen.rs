@@ -164,6 +164,8 @@ fn unbound(addr: SocketAddr, transport: Transport) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
+        // Packets alone are carried.
+        Transport::Sctp => return Err(io::ErrorKind::Unsupported.into()),
     };
     Socket::new(Domain::for_address(addr), kind, Some(protocol))
 }

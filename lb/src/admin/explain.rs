@@ -80,7 +80,8 @@ pub(crate) fn explain_flow(
     let protocol = match question.protocol.as_deref().map(str::to_ascii_lowercase).as_deref() {
         None | Some("tcp") => Protocol::Tcp,
         Some("udp") => Protocol::Udp,
-        Some(other) => return Err(format!("`{other}` is neither tcp nor udp")),
+        Some("sctp") => Protocol::Sctp,
+        Some(other) => return Err(format!("`{other}` is none of tcp, udp and sctp")),
     };
     let addr = |what: &str, text: &str| {
         text.parse::<SocketAddr>().map_err(|_| {

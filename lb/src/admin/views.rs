@@ -243,6 +243,7 @@ impl FlowView {
             protocol: match flow.protocol {
                 protocol::TCP => "TCP".into(),
                 protocol::UDP => "UDP".into(),
+                protocol::SCTP => "SCTP".into(),
                 other => other.to_string(),
             },
             client: flow.client.to_string(),

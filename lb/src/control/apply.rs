@@ -62,7 +62,8 @@ impl Control {
         let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
         let (ids, checked) = (&mut self.ids, &self.checked);
         let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
-        let built = Live::build(id, Arc::clone(&spec), previous, ids, self.workers.len(), health);
+        let built =
+            Live::build(id, Arc::clone(&spec), previous, ids, (self.workers.len(), now), health);
         let Replaced { mut live, retired, rebuilt } = match built {
             Ok(replaced) => replaced,
             // `config` has refused both kinds of it.

@@ -100,7 +100,7 @@ impl Control {
                 let cause = cause.label();
                 let what = match live.spec.protocol {
                     Protocol::Tcp => "connects failed",
-                    Protocol::Udp => "datagrams were refused",
+                    Protocol::Udp | Protocol::Sctp => "datagrams were refused",
                 };
                 let cause = format!("{what} {streak} times in a row, the last with `{cause}`");
                 let key = key.clone();

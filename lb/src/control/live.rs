@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use fairway_config::{BackendSpec, CheckSpec, Priority, ServiceSpec};
 use fairway_core::{
-    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Group, Member,
-    PassiveEjection, Pool, Service, ServiceId, ServiceState, Share, Standing, Tick,
+    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Group, Member, Mode,
+    PassiveEjection, Pool, Previous, Service, ServiceId, ServiceState, Share, Standing, Tick,
 };
 
 use super::ids::Ids;
@@ -37,6 +37,8 @@ pub(crate) struct Live {
     window_ends: Tick,
     /// Connections at the last look.
     accepted: u64,
+    /// Its tables before the last change.
+    previous: Option<Previous>,
     /// Lasting orders for backends that DNS does not name now, and may name again.
     absent: HashMap<BackendAddr, Orders>,
 }
@@ -201,18 +203,20 @@ impl Live {
         spec: Arc<ServiceSpec>,
         previous: Option<Self>,
         ids: &mut Ids,
-        workers: usize,
+        (workers, now): (usize, Tick),
         health: impl Fn(&CheckTarget) -> Option<Option<Box<str>>>,
     ) -> Result<Replaced, BuildError> {
         let panic = previous.as_ref().is_some_and(|live| live.panic);
         let window_ends = previous.as_ref().map_or(Tick(0), |live| live.window_ends);
         let accepted = previous.as_ref().map_or(0, |live| live.accepted);
+        let mut before = None;
         let mut absent = HashMap::new();
         let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
         let (state, pools) = match previous {
             Some(live) => {
                 known.extend(live.backends.into_iter().map(|live| (live.backend.addr, live)));
                 absent = live.absent;
+                before = live.previous;
                 // A pool of another scheduler is of no use.
                 let same = live.spec.policy.scheduler == spec.policy.scheduler;
                 (live.state, if same { live.groups } else { Vec::new() })
@@ -246,6 +250,12 @@ impl Live {
         }
         let started = Instant::now();
         let (groups, rebuilt) = groups(&spec, &backends, &pools)?;
+        // Connections are remembered by their sockets, packets by the table that they came by.
+        if rebuilt && spec.policy.mode != Mode::Proxy && !pools.is_empty() {
+            let linger = spec.policy.drain_timeout.unwrap_or(spec.policy.timeouts.idle);
+            let pools = pools.iter().map(|group| Arc::clone(&group.pool)).collect();
+            before = Some(Previous { pools, until: now.plus(linger) });
+        }
         if rebuilt {
             let took = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             state.table_build_us.store(took, Relaxed);
@@ -258,7 +268,18 @@ impl Live {
         }
         let retired = |live: LiveBackend| Retired { backend: live.backend, name: live.name };
         let retired = known.into_values().map(retired).collect();
-        let live = Self { id, spec, backends, groups, state, panic, window_ends, accepted, absent };
+        let live = Self {
+            id,
+            spec,
+            backends,
+            groups,
+            state,
+            panic,
+            window_ends,
+            accepted,
+            previous: before,
+            absent,
+        };
         Ok(Replaced { live, retired, rebuilt })
     }
 
@@ -300,6 +321,7 @@ impl Live {
             protocol: self.spec.protocol,
             policy: Arc::clone(&self.spec.policy),
             groups: groups.collect(),
+            previous: self.previous.clone(),
             state: Arc::clone(&self.state),
         }
     }
@@ -319,6 +341,11 @@ impl Live {
         }
         panics.reverse();
         panics
+    }
+
+    /// Forgets the tables before the last change when no flow can remember them; true when it did.
+    pub(crate) fn forget_previous(&mut self, now: Tick) -> bool {
+        self.previous.take_if(|previous| previous.until < now).is_some()
     }
 
     /// Has the backends that `which` names begin slowly, when the service wants that.

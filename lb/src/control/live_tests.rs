@@ -19,7 +19,7 @@ fn backends(list: &str) -> Arc<ServiceSpec> {
 }
 
 fn build(previous: Option<Live>, spec: Arc<ServiceSpec>, ids: &mut Ids) -> Replaced {
-    Live::build(ServiceId(0), spec, previous, ids, 1, |_| None).unwrap()
+    Live::build(ServiceId(0), spec, previous, ids, (1, Tick(0)), |_| None).unwrap()
 }
 
 fn admitted(live: &mut Live) -> Vec<String> {

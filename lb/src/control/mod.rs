@@ -401,6 +401,9 @@ impl Control {
         if now >= self.look_at {
             self.look_at = now.plus(LOOK);
             for (key, live) in &mut self.services {
+                if live.forget_previous(now) {
+                    self.dirty.insert(key.clone());
+                }
                 for (id, verdict) in live.look(now) {
                     if eject(key, live, id, &verdict.to_string(), now) {
                         self.ejected.insert(key.clone());

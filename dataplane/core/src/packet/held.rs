@@ -50,7 +50,7 @@ fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
             (_, State::Cut) => CUT,
             (Protocol::Tcp, State::Opening | State::Answered) => HANDSHAKE,
             (Protocol::Tcp, State::ClientDone | State::BackendDone) => policy.timeouts.half_closed,
-            (Protocol::Tcp, _) => policy.timeouts.idle,
+            (Protocol::Tcp | Protocol::Sctp, _) => policy.timeouts.idle,
             (Protocol::Udp, _) => policy.udp.idle,
         };
         // Longer than any connection, and far from where steps end.

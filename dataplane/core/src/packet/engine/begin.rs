@@ -6,7 +6,7 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Context, Engine, Verdict};
 use crate::packet::flow::{Ended, Flow, FlowView, Handle, State, Tuple, tick};
 use crate::packet::frame::Frame;
-use crate::packet::parse::{Packet, protocol};
+use crate::packet::parse::{Packet, Transport, protocol, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 
@@ -33,7 +33,12 @@ impl Engine<'_> {
         let protocol = match tuple.protocol {
             protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
+            protocol::SCTP => Protocol::Sctp,
             _ => return Err(Without::Verdict(Verdict::Punt)),
+        };
+        let begins = match packet.transport {
+            Transport::Tcp { flags, .. } => flags & tcp_flags::SYN != 0,
+            _ => true,
         };
         let client = SocketAddr::new(tuple.addresses.source(), tuple.ports.0);
         let vip = SocketAddr::new(tuple.addresses.destination(), tuple.ports.1);
@@ -51,6 +56,7 @@ impl Engine<'_> {
             random: cx.random ^ hash,
             worker: self.worker,
             now: cx.now,
+            begins,
         };
         let admitted = admit(service, &entrant, cx.clients).map_err(|reason| {
             counters.ends[reason as usize].inc();

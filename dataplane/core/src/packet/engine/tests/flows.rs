@@ -218,3 +218,84 @@ fn what_waits_for_a_neighbour_goes_when_that_is_known() {
         assert_eq!(verdict, Verdict::Drop(DropReason::NoNeighbour));
     });
 }
+
+/// Where segments of connections that nobody knows go, by the client's port.
+fn resumed(world: &mut World, engine: &mut Engine<'_>, flags: u8) -> Vec<IpAddr> {
+    let vip = addr("192.0.2.10:80");
+    let from = |n: u16| SocketAddr::new(ip("203.0.113.7"), 3000 + n);
+    let go = |n: u16| {
+        let (verdict, frame) = world.pass(engine, &tcp(from(n), vip, flags).frame());
+        assert_eq!(verdict, Verdict::Send(1));
+        destination(&frame)
+    };
+    (0..30).map(go).collect()
+}
+
+#[test]
+fn connections_without_state_go_where_they_were() {
+    let service = |world: &mut World, backends: &[&str]| {
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, backends, |policy| {
+            policy.limits.service_connections = Some(3);
+        });
+    };
+    let two = ["10.78.0.11:80", "10.78.0.12:80"];
+    let mut before = Vec::new();
+    with_engine(|world, engine| {
+        service(world, &two);
+        before = resumed(world, engine, tcp_flags::ACK);
+        assert!(before.contains(&ip("10.78.0.11")) && before.contains(&ip("10.78.0.12")));
+        // More than the limit: they were let in before.
+        assert_eq!(world.services[0].1.state.active(), 30);
+    });
+    // Another box, or this one after a restart. One backend drains, and keeps its own.
+    with_engine(|world, engine| {
+        service(world, &two);
+        let group = &mut world.services[0].1.groups[0];
+        group.admission = group.pool.admission(|backend| Standing {
+            draining: backend.addr.ip() == ip("10.78.0.11"),
+            ..Standing::GOOD
+        });
+        world.publish();
+        assert_eq!(resumed(world, engine, tcp_flags::ACK), before);
+        let new = addr("203.0.113.9:4711");
+        let vip = addr("192.0.2.10:80");
+        let limited = Verdict::Drop(DropReason::Limited);
+        assert_eq!(world.pass(engine, &syn(new, vip).frame()).0, limited, "new ones are not");
+    });
+    // One backend is gone from the configuration: the table before still says whose they are.
+    for (until, remembered) in [(Tick(5000), true), (Tick(0), false)] {
+        with_engine(|world, engine| {
+            service(world, &two);
+            let pools = [Arc::clone(&world.services[0].1.groups[0].pool)].into();
+            world.services.clear();
+            service(world, &two[1..]);
+            world.services[0].1.previous = Some(crate::Previous { pools, until });
+            world.publish();
+            let now = resumed(world, engine, tcp_flags::ACK);
+            match remembered {
+                true => assert_eq!(now, before),
+                false => assert!(now.iter().all(|to| *to == ip("10.78.0.12"))),
+            }
+        });
+    }
+}
+
+#[test]
+fn sctp_is_carried_and_summed() {
+    for (client, vip, backend) in CASES {
+        with_engine(|world, engine| {
+            world.serve(Protocol::Sctp, vip, Mode::Nat, &[backend], |_| {});
+            let (client, vip, backend) = (addr(client), addr(vip), addr(backend));
+            let (verdict, frame) = world.pass(engine, &sctp(client, vip).frame());
+            assert_eq!((verdict, destination(&frame)), (Verdict::Send(1), backend.ip()));
+            let Parsed::Ip(packet) = parse(&frame).unwrap() else { panic!() };
+            let mut body = frame[packet.l4.into()..packet.end.into()].to_vec();
+            assert_eq!(body[2..4], backend.port().to_be_bytes());
+            let sum = u32::from_le_bytes(*body[8..].first_chunk().unwrap());
+            body[8..12].fill(0);
+            assert_eq!(sum, crate::proxy_header::crc32c(body.iter()));
+            let (verdict, frame) = world.pass(engine, &sctp(backend, client).frame());
+            assert_eq!((verdict, destination(&frame)), (Verdict::Send(0), client.ip()));
+        });
+    }
+}

@@ -12,7 +12,7 @@ use crate::packet::flow::{HeapRegion, Shape};
 use crate::packet::held::LINGER;
 use crate::packet::parse::{Addresses, parse_ip};
 use crate::packet::routes::{Link, Mac, Route, Routes};
-use crate::packet::sample::{OUR_MAC, Sample, icmp as message, syn, tcp, udp};
+use crate::packet::sample::{OUR_MAC, Sample, icmp as message, sctp, syn, tcp, udp};
 use crate::packet::{TransportChecksum, Tunnel, Unresolved};
 use crate::select::tests::policy;
 use crate::{
@@ -127,6 +127,7 @@ impl World {
             protocol,
             policy: Arc::new(policy),
             groups: [Group::new(pool, |_| Standing::GOOD)].into(),
+            previous: None,
             state: ServiceState::new(1),
         };
         let ports = PortRange::single(NonZeroU16::new(vip.port()).unwrap());
@@ -250,6 +251,7 @@ fn packets(protocol: Protocol, from: SocketAddr, to: SocketAddr) -> [Sample; 2] 
     match protocol {
         Protocol::Tcp => [syn(from, to), tcp(from, to, tcp_flags::ACK).payload(b"hello")],
         Protocol::Udp => [udp(from, to).payload(b"question"), udp(from, to).payload(b"again")],
+        Protocol::Sctp => [sctp(from, to), sctp(from, to)],
     }
 }
 

@@ -191,6 +191,7 @@ proptest! {
             let sample = |from, to| match protocol {
                 Protocol::Tcp => tcp(from, to, tcp_flags::ACK).payload(&payload),
                 Protocol::Udp => udp(from, to).payload(&payload),
+                Protocol::Sctp => sctp(from, to),
             };
             let (_, there) = world.pass(engine, &sample(client, vip).frame());
             verify(&there);
