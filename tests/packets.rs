@@ -351,7 +351,7 @@ fn errors_of_the_way_and_of_backends_reach_the_client() {
     let Some(net) = net() else { return };
     for (v6, vip, _) in FAMILIES {
         let backend: SocketAddr = (server_ip(&net, 1, v6), 5353).into();
-        let fields = "ports: [{port: 53, protocol: UDP}]";
+        let fields = "ports: [{port: 53, protocol: UDP}]\nhealthCheck: {interval: 1h}";
         let fairway = Fairway::start(&net, &document("nat", vip, &[backend], fields));
         net.on(Host::Client, || {
             // Nobody is at the backend's port: its host says so, and the socket hears it.
@@ -537,4 +537,25 @@ fn flows_counters_and_drains_are_as_in_proxy_mode() {
     net.on(Host::Client, || wait_for("packets pass", || get(vip, "/").is_ok()));
     fairway.signal(rustix::process::Signal::TERM);
     assert!(fairway.wait().success());
+}
+
+#[test]
+fn a_network_of_addresses_and_every_port_is_one_service() {
+    let Some(net) = net() else { return };
+    for (v6, network, inside, outside) in [
+        (false, "10.99.0.0/24", "10.99.0.77", "10.99.1.77"),
+        (true, "fd99::/64", "fd99::77", "fd99:0:0:1::77"),
+    ] {
+        let server = servers(&net, 1, v6);
+        let text = document("nat", network, &[], "ports: [{port: 1-65535, targetPort: 8080}]");
+        let text = text.replace("backends: []", &format!("backends: [\"{}\"]", server[0].ip()));
+        let _fairway = Fairway::start(&net, &text);
+        net.on(Host::Client, || {
+            for port in [1, 80, 8080, 65535] {
+                assert_eq!(get(at(inside, port), "/").unwrap(), "s1");
+            }
+            let nobody = std::net::TcpStream::connect_timeout(&at(outside, 80), SECOND / 4);
+            assert!(nobody.is_err());
+        });
+    }
 }

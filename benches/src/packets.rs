@@ -136,7 +136,7 @@ impl Bench {
         };
         let mut builder = SnapshotBuilder::from(&Snapshot::empty());
         let ports = PortRange::single(NonZeroU16::new(443).unwrap());
-        let frontend = Frontend { ip: VIP.into(), ports, protocol: Protocol::Tcp };
+        let frontend = Frontend { net: IpAddr::from(VIP).into(), ports, protocol: Protocol::Tcp };
         builder.insert(&[frontend], &Arc::new(service));
         let link = Link {
             port: 0,

@@ -135,6 +135,15 @@ word! {
 }
 
 word! {
+    /// An address or a network of them, for clients to dial.
+    Dialled(IpPrefix), "an IP address or a network of them", "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$", "string",
+    |text| text.parse().map_err(|error| match error {
+        fairway_core::PrefixError::NotAnAddress => String::new(),
+        error => error.to_string(),
+    })
+}
+
+word! {
     /// An address prefix.
     Prefix(IpPrefix), "a prefix", "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$", "string",
     |text| text.parse().map_err(|error: fairway_core::PrefixError| error.to_string())

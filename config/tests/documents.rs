@@ -214,6 +214,13 @@ fn packet_modes_have_their_own_conditions() {
         assert!(problems[0].starts_with(&want), "{fields}\nwant {want}\ngot  {problems:#?}");
         assert_eq!(problems.len(), 1, "{fields}: {problems:#?}");
     }
+    let network = |mode: &str| packets(mode).replace("192.0.2.1", "192.0.2.0/28, 192.0.2.1");
+    let config = read(&network("mode: nat")).unwrap();
+    let spec = config.services.values().next().unwrap();
+    let words: Vec<_> = spec.frontends.iter().map(ToString::to_string).collect();
+    assert_eq!(words, ["192.0.2.0/28:80", "192.0.2.1:80"], "the longest match decides");
+    let problems = read(&network("mode: proxy")).unwrap_err();
+    assert!(problems[0].contains("`192.0.2.0/28`: mode `proxy` listens on single"), "{problems:?}");
     let ports = packets("mode: ipip").replace("port: 80", "port: 80\n        targetPort: 81");
     let problems = read(&ports).unwrap_err();
     assert!(
@@ -250,7 +257,7 @@ fn errors_of_whole_services() {
         ("services: [{}]\n", "1:12: `name`, `addresses` and `ports` are missing; add them"),
         (
             "services:\n  - name: a\n    addresses: [127.0.0.300]\n    ports: [{port: 80}]\n",
-            "3:17: `127.0.0.300` is not an IP address",
+            "3:17: `127.0.0.300` is not an IP address or a network of them",
         ),
         (
             "services:\n  - name: a\n    addresses: []\n    ports: [{port: 80}]\n",

@@ -65,7 +65,7 @@ fn snapshot() -> Snapshot {
                     state: ServiceState::new(1),
                 };
                 let ports = PortRange::single(NonZeroU16::new(port).unwrap());
-                let frontend = Frontend { ip: ip(vip), ports, protocol };
+                let frontend = Frontend { net: ip(vip).into(), ports, protocol };
                 builder.insert(&[frontend], &Arc::new(service));
             }
         }

@@ -137,7 +137,7 @@ fn families(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
     for backend in doc.backends.iter().chain(&doc.backup_backends) {
         // Of a name's addresses only those of the right family are taken.
         let Some(ip) = backends::literal(&backend.value) else { continue };
-        if doc.addresses.value.iter().any(|vip| is_v4(vip.value.0) != is_v4(ip)) {
+        if doc.addresses.value.iter().any(|vip| is_v4(vip.value.0.address()) != is_v4(ip)) {
             findings.add(
                 backend.place,
                 format!(

@@ -1,10 +1,9 @@
 //! Two services cannot have one address, port and protocol, wherever they are written.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use fairway_core::{PortRange, Protocol};
+use fairway_core::{IpPrefix, PortRange, Protocol};
 
 use crate::Problems;
 use crate::spec::{Origin, ServiceSpec};
@@ -14,22 +13,22 @@ type Taken<'a> = BTreeMap<u16, (PortRange, &'a ServiceSpec, &'a Origin)>;
 
 /// Adds a problem for each frontend that collides with an earlier one, at its port.
 pub(crate) fn check_frontends(services: &[(Arc<ServiceSpec>, Origin)], problems: &mut Problems) {
-    let mut taken: BTreeMap<(IpAddr, Protocol), Taken<'_>> = BTreeMap::new();
+    let mut taken: BTreeMap<(IpPrefix, Protocol), Taken<'_>> = BTreeMap::new();
     for (spec, origin) in services {
         for frontend in &spec.frontends {
-            let here = taken.entry((frontend.ip, frontend.protocol)).or_default();
+            let here = taken.entry((frontend.net, frontend.protocol)).or_default();
             let before = here.range(..=frontend.ports.last()).next_back();
             if let Some((_, (ports, owner, at))) =
                 before.filter(|(_, t)| t.0.overlaps(&frontend.ports))
             {
-                let (ip, protocol) = (frontend.ip, frontend.protocol);
+                let (net, protocol) = (frontend.net, frontend.protocol);
                 let file = if Arc::ptr_eq(&at.file, &origin.file) {
                     "line".into()
                 } else {
                     format!("{} line", at.file.display())
                 };
                 let message = format!(
-                    "{protocol} {ip} port {} is taken by service `{}` (port {ports}, {file} {}); \
+                    "{protocol} {net} port {} is taken by service `{}` (port {ports}, {file} {}); \
                      give one of them another address or port",
                     frontend.ports, owner.key, at.place.line,
                 );

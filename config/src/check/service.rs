@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{
-    AcceptHeader, AddrSet, Affinity, Frontend, HashFields, HashPolicy, Limits, Mode,
+    AcceptHeader, AddrSet, Affinity, Frontend, HashFields, HashPolicy, IpPrefix, Limits, Mode,
     PassiveEjection, Policy, Protocol, ProxyProtocol, Retry, Scheduler, SendHeader, SourceAddress,
     TableSize, Timeouts, Udp,
 };
@@ -19,7 +19,7 @@ use crate::document::{
     ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
 use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
-use crate::values::{Address, At, Percent, Prefix, Size, Time};
+use crate::values::{Address, At, Dialled, Percent, Prefix, Size, Time};
 
 /// Ports of a range that may each have a listener of their own.
 const MOST_LISTENED: u32 = 64;
@@ -42,7 +42,7 @@ pub(crate) fn service(
     let doc = &at.value;
     name(&doc.name, findings);
     let mode = mode::mode(doc, means, findings);
-    let addresses = addresses(doc, findings);
+    let addresses = addresses(doc, mode, findings);
     let policy = Arc::new(policy(doc, mode, findings));
     source_ranges(doc, &addresses, findings);
     let panic_percent = percent("panicThreshold", doc.panic_threshold, 0, findings);
@@ -79,7 +79,7 @@ pub(crate) fn service(
             key: ServiceKey(format!("{}/{label}", doc.name.value).into()),
             frontends: addresses
                 .iter()
-                .map(|ip| Frontend { ip: *ip, ports: port.value.port.value.0, protocol })
+                .map(|net| Frontend { net: *net, ports: port.value.port.value.0, protocol })
                 .collect(),
             protocol,
             policy: Arc::clone(&policy),
@@ -122,19 +122,27 @@ fn name(name: &At<String>, findings: &mut Findings<'_>) {
     }
 }
 
-fn addresses(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Vec<IpAddr> {
+fn addresses(doc: &ServiceDoc, mode: Mode, findings: &mut Findings<'_>) -> Vec<IpPrefix> {
     let mut addresses = Vec::new();
     if doc.addresses.value.is_empty() {
         findings.absent(doc.addresses.place, "`addresses` is empty; clients need one to dial");
     }
-    for At { place, value: Address(ip) } in &doc.addresses.value {
-        let ip = ip.to_canonical();
-        if ip.is_unspecified() || ip.is_multicast() {
+    for At { place, value: Dialled(net) } in &doc.addresses.value {
+        let net = if net.is_host() { net.address().to_canonical().into() } else { *net };
+        let ip = net.address();
+        if net.is_host() && ip.is_unspecified() || ip.is_multicast() {
             findings.add(*place, format!("`{ip}` cannot be dialled; name the address itself"));
-        } else if addresses.contains(&ip) {
-            findings.add(*place, format!("`{ip}` is listed twice; remove one"));
+        } else if addresses.contains(&net) {
+            findings.add(*place, format!("`{net}` is listed twice; remove one"));
+        } else if !net.is_host() && mode == Mode::Proxy {
+            findings.add(
+                *place,
+                format!(
+                    "`{net}`: mode `proxy` listens on single addresses; packet modes take networks"
+                ),
+            );
         } else {
-            addresses.push(ip);
+            addresses.push(net);
         }
     }
     addresses
@@ -232,7 +240,7 @@ fn slow_start(doc: &ServiceDoc, findings: &mut Findings<'_>) -> Option<SlowStart
     Some(SlowStart { window, curve: slow.curve, from_percent })
 }
 
-fn source_ranges(doc: &ServiceDoc, addresses: &[IpAddr], findings: &mut Findings<'_>) {
+fn source_ranges(doc: &ServiceDoc, addresses: &[IpPrefix], findings: &mut Findings<'_>) {
     let ranges = &doc.load_balancer_source_ranges;
     let Some(first) = ranges.first() else { return };
     for (is_v4, family, other) in [(true, "IPv4", "IPv6"), (false, "IPv6", "IPv4")] {
@@ -291,7 +299,8 @@ fn source_address(doc: &ServiceDoc, findings: &mut Findings<'_>) -> SourceAddres
     let backends = || doc.backends.iter().chain(&doc.backup_backends);
     if source.transparent {
         let is_v4 = |ip: IpAddr| ip.to_canonical().is_ipv4();
-        let vips: HashSet<bool> = doc.addresses.value.iter().map(|at| is_v4(at.value.0)).collect();
+        let vips: HashSet<bool> =
+            doc.addresses.value.iter().map(|at| is_v4(at.value.0.address())).collect();
         for backend in backends() {
             // Of a name's addresses only those of the right family are taken.
             let Some(ip) = backends::literal(&backend.value) else { continue };

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::health::{AgentCheckDoc, HealthCheckDoc};
-use crate::values::{Address, At, Endpoint, Percent, Ports, Prefix, Size, Time};
+use crate::values::{Address, At, Dialled, Endpoint, Percent, Ports, Prefix, Size, Time};
 
 /// A service: addresses and ports that clients dial, and the backends behind them.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -13,8 +13,9 @@ use crate::values::{Address, At, Endpoint, Percent, Ports, Prefix, Size, Time};
 pub struct ServiceDoc {
     /// Its name: letters, digits, `-`, `_`, `.`, `/`; unique.
     pub name: At<String>,
-    /// The addresses that clients dial.
-    pub addresses: At<Vec<At<Address>>>,
+    /// The addresses that clients dial; in packet modes also networks of them, like
+    /// `192.0.2.0/28`.
+    pub addresses: At<Vec<At<Dialled>>>,
     /// The ports that clients dial.
     pub ports: At<Vec<At<PortDoc>>>,
     /// How flows are carried. Default: `proxy`.

@@ -37,6 +37,31 @@ impl From<IpAddr> for IpPrefix {
 }
 
 impl IpPrefix {
+    /// The prefix of this length that `ip` is in.
+    #[must_use]
+    pub fn containing(ip: IpAddr, length: u8) -> Self {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        let whole = Self { addr: ip, len: length.min(longest) };
+        let bits = whole.first() & mask(whole.mapped_len());
+        let addr = match ip {
+            IpAddr::V4(_) => IpAddr::V4((bits as u32).into()),
+            IpAddr::V6(_) => IpAddr::V6(bits.into()),
+        };
+        Self { addr, len: whole.len }
+    }
+
+    /// Whether it is one address.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.mapped_len() == 128
+    }
+
+    /// Whether `ip` is in it.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == self.is_ipv4() && Self::containing(ip, self.len) == *self
+    }
+
     /// Whether it is a prefix of IPv4 addresses.
     #[must_use]
     pub fn is_ipv4(&self) -> bool {
@@ -101,8 +126,12 @@ impl FromStr for IpPrefix {
     }
 }
 
+/// As it is written; one address without a length.
 impl fmt::Display for IpPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_host() {
+            return self.addr.fmt(f);
+        }
         write!(f, "{}/{}", self.addr, self.len)
     }
 }
@@ -173,10 +202,11 @@ mod tests {
     fn texts() {
         for (text, want) in [
             ("192.0.2.0/24", Ok("192.0.2.0/24")),
-            ("192.0.2.7", Ok("192.0.2.7/32")),
+            ("192.0.2.7", Ok("192.0.2.7")),
             ("::/0", Ok("::/0")),
             ("0.0.0.0/0", Ok("0.0.0.0/0")),
-            ("2001:db8::1", Ok("2001:db8::1/128")),
+            ("2001:db8::1", Ok("2001:db8::1")),
+            ("2001:db8::1/128", Ok("2001:db8::1")),
             ("192.0.2.7/24", Err(PrefixError::HostBits(prefix("192.0.2.0/24")))),
             ("2001:db8::1/32", Err(PrefixError::HostBits(prefix("2001:db8::/32")))),
             ("192.0.2.0/33", Err(PrefixError::Length(32))),

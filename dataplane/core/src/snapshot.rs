@@ -6,13 +6,14 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
+use core::fmt;
+use core::net::IpAddr;
 
 use ahash::RandomState;
 use hashbrown::HashMap;
 
 use crate::packet::Routes;
-use crate::{Mode, PortRange, Protocol, Service, ServiceId, VipAddr};
+use crate::{IpPrefix, Mode, PortRange, Protocol, Service, ServiceId, VipAddr};
 
 /// Number of shards: with 10,000 services a change copies about 40 entries.
 const SHARDS: usize = 256;
@@ -20,8 +21,8 @@ const SHARDS: usize = 256;
 /// Where a service listens: an address and a port or a range of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frontend {
-    /// The VIP.
-    pub ip: IpAddr,
+    /// The VIP, or a network of them.
+    pub net: IpPrefix,
     /// Its ports.
     pub ports: PortRange,
     /// The transport protocol.
@@ -29,10 +30,21 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// The dialled address of one port of it.
+    /// The VIP, or the first of its network.
     #[must_use]
-    pub fn vip(&self, port: u16) -> VipAddr {
-        VipAddr(SocketAddr::new(self.ip, port))
+    pub fn ip(&self) -> IpAddr {
+        self.net.address()
+    }
+}
+
+/// As people write it: `192.0.2.10:80`, `[2001:db8::10]:80`, `192.0.2.0/28:8000-8099`.
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { net, ports, .. } = self;
+        match net.is_ipv4() {
+            true => write!(f, "{net}:{ports}"),
+            false => write!(f, "[{net}]:{ports}"),
+        }
     }
 }
 
@@ -40,16 +52,16 @@ impl Frontend {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
     Port(IpAddr, u16, Protocol),
-    Ranges(IpAddr, Protocol),
+    Ranges(IpPrefix, Protocol),
     /// Of packet services: ours to answer for, and ours to dial.
-    Answered(IpAddr),
-    Vip(IpAddr),
+    Answered(IpPrefix),
+    Vip(IpPrefix),
 }
 
 #[derive(Clone)]
 enum Entry {
     One(Arc<Service>),
-    /// Ranges on one address, by first port, disjoint.
+    /// Ranges on one address or network, by first port, disjoint.
     Ranges(Vec<(PortRange, Arc<Service>)>),
     /// How many packet services have an address.
     Count(u32),
@@ -67,6 +79,8 @@ pub struct Snapshot {
     hasher: RandomState,
     services: usize,
     has_ranges: bool,
+    /// Lengths of networks that services have, the longest first; families apart.
+    lengths: Arc<[Vec<u8>; 2]>,
     routes: Arc<Routes>,
 }
 
@@ -84,11 +98,13 @@ impl Snapshot {
             hasher,
             services: 0,
             has_ranges: false,
+            lengths: Arc::default(),
             routes: Arc::default(),
         }
     }
 
-    /// The service at `vip`. One hash look-up, two when any service listens on a range.
+    /// The service at `vip`; of networks the longest that has one. One hash look-up, two when any
+    /// service listens on a range, and one more for each length of networks.
     #[must_use]
     pub fn lookup(&self, vip: VipAddr, protocol: Protocol) -> Option<&Arc<Service>> {
         let (ip, port) = (vip.0.ip().to_canonical(), vip.0.port());
@@ -98,27 +114,35 @@ impl Snapshot {
         if !self.has_ranges {
             return None;
         }
-        match self.entry(Key::Ranges(ip, protocol))? {
+        self.nets(ip).find_map(|net| match self.entry(Key::Ranges(net, protocol))? {
             Entry::Ranges(ranges) => {
                 let after = ranges.partition_point(|(range, _)| range.first() <= port);
                 let (range, service) = ranges.get(after.checked_sub(1)?)?;
                 range.contains(port).then_some(service)
             }
             Entry::One(_) | Entry::Count(_) => None,
-        }
+        })
+    }
+
+    /// The address itself, and the networks around it of which there may be some, the smallest
+    /// first.
+    fn nets(&self, ip: IpAddr) -> impl Iterator<Item = IpPrefix> {
+        let lengths = &self.lengths[usize::from(ip.is_ipv6())];
+        let around = lengths.iter().map(move |length| IpPrefix::containing(ip, *length));
+        core::iter::once(IpPrefix::from(ip)).chain(around)
     }
 
     /// Whether packets to `ip` are ours to answer, as a service of a packet mode is there: the
     /// kernel knows nothing of such addresses.
     #[must_use]
     pub fn answers_for(&self, ip: IpAddr) -> bool {
-        self.entry(Key::Answered(ip.to_canonical())).is_some()
+        self.nets(ip.to_canonical()).any(|net| self.entry(Key::Answered(net)).is_some())
     }
 
     /// Whether `ip` is dialled by clients of a service of a packet mode.
     #[must_use]
     pub fn is_vip(&self, ip: IpAddr) -> bool {
-        self.entry(Key::Vip(ip.to_canonical())).is_some()
+        self.nets(ip.to_canonical()).any(|net| self.entry(Key::Vip(net)).is_some())
     }
 
     /// The service `id`.
@@ -176,6 +200,7 @@ impl SnapshotBuilder {
                 hasher: last.hasher.clone(),
                 services: last.services,
                 has_ranges: last.has_ranges,
+                lengths: Arc::clone(&last.lengths),
                 routes: Arc::clone(&last.routes),
             },
         }
@@ -189,16 +214,16 @@ impl SnapshotBuilder {
     /// Puts `service` at its frontends, in place of what was there.
     pub fn insert(&mut self, frontends: &[Frontend], service: &Arc<Service>) {
         for frontend in frontends {
-            let ip = frontend.ip.to_canonical();
-            if frontend.ports.len() == 1 {
-                let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
+            let net = canonical(frontend.net);
+            if let Some(key) = single(frontend) {
                 let before = self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
                 let before = matches!(before, Some(Entry::One(before)) if is_answered(&before));
-                self.dial(ip, u32::from(before), u32::from(is_answered(service)));
+                self.dial(net, u32::from(before), u32::from(is_answered(service)));
                 continue;
             }
             self.next.has_ranges = true;
-            let key = Key::Ranges(ip, frontend.protocol);
+            self.know_length(net);
+            let key = Key::Ranges(net, frontend.protocol);
             let entry = self.shard(&key).entry(key).or_insert_with(|| Entry::Ranges(Vec::new()));
             let mut before = 0;
             if let Entry::Ranges(ranges) = entry {
@@ -210,7 +235,7 @@ impl SnapshotBuilder {
                 let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
                 ranges.insert(place, (frontend.ports, Arc::clone(service)));
             }
-            self.dial(ip, before, u32::from(is_answered(service)));
+            self.dial(net, before, u32::from(is_answered(service)));
         }
         let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
         let before = ids.insert(service.id, Arc::clone(service));
@@ -230,28 +255,27 @@ impl SnapshotBuilder {
     /// those of `old`.
     fn own(&mut self, old: Option<&Service>, new: Option<&Service>) {
         for ip in old.into_iter().flat_map(Service::local_addresses) {
-            self.count(Key::Answered(ip.to_canonical()), 1, 0);
+            self.count(Key::Answered(ip.to_canonical().into()), 1, 0);
         }
         for ip in new.into_iter().flat_map(Service::local_addresses) {
-            self.count(Key::Answered(ip.to_canonical()), 0, 1);
+            self.count(Key::Answered(ip.to_canonical().into()), 0, 1);
         }
     }
 
     /// Takes the service `id` away from `frontends`, where it still is there.
     pub fn vacate(&mut self, frontends: &[Frontend], id: ServiceId) {
         for frontend in frontends {
-            let ip = frontend.ip.to_canonical();
-            if frontend.ports.len() == 1 {
-                let key = Key::Port(ip, frontend.ports.first(), frontend.protocol);
+            let net = canonical(frontend.net);
+            if let Some(key) = single(frontend) {
                 let shard = self.shard(&key);
                 if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id)
                     && let Some(Entry::One(gone)) = shard.remove(&key)
                 {
-                    self.dial(ip, u32::from(is_answered(&gone)), 0);
+                    self.dial(net, u32::from(is_answered(&gone)), 0);
                 }
                 continue;
             }
-            let key = Key::Ranges(ip, frontend.protocol);
+            let key = Key::Ranges(net, frontend.protocol);
             let shard = self.shard(&key);
             let Some(Entry::Ranges(ranges)) = shard.get_mut(&key) else {
                 continue;
@@ -265,14 +289,24 @@ impl SnapshotBuilder {
             if ranges.is_empty() {
                 shard.remove(&key);
             }
-            self.dial(ip, gone, 0);
+            self.dial(net, gone, 0);
         }
     }
 
-    /// So many frontends of packet modes have gone from `ip`, and so many have come.
-    fn dial(&mut self, ip: IpAddr, gone: u32, come: u32) {
-        self.count(Key::Vip(ip), gone, come);
-        self.count(Key::Answered(ip), gone, come);
+    /// So many frontends of packet modes have gone from `net`, and so many have come.
+    fn dial(&mut self, net: IpPrefix, gone: u32, come: u32) {
+        self.count(Key::Vip(net), gone, come);
+        self.count(Key::Answered(net), gone, come);
+    }
+
+    /// There may be networks of this length from now on.
+    fn know_length(&mut self, net: IpPrefix) {
+        let family = usize::from(!net.is_ipv4());
+        if !net.is_host() && !self.next.lengths[family].contains(&net.length()) {
+            let lengths = &mut Arc::make_mut(&mut self.next.lengths)[family];
+            lengths.push(net.length());
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+        }
     }
 
     fn count(&mut self, key: Key, gone: u32, come: u32) {
@@ -300,6 +334,18 @@ impl SnapshotBuilder {
         let shard = self.next.shard_of(key);
         Arc::make_mut(&mut self.next.shards[shard])
     }
+}
+
+/// An address in its own family.
+fn canonical(net: IpPrefix) -> IpPrefix {
+    if net.is_host() { net.address().to_canonical().into() } else { net }
+}
+
+/// The key of a frontend with one address and port.
+fn single(frontend: &Frontend) -> Option<Key> {
+    let Frontend { net, ports, protocol } = *frontend;
+    let one = net.is_host() && ports.len() == 1;
+    one.then(|| Key::Port(canonical(net).address(), ports.first(), protocol))
 }
 
 /// Whether a service's addresses are for us to answer for.

@@ -8,7 +8,7 @@ fn ports(first: u16, last: u16) -> PortRange {
 }
 
 fn front(ip: &str, first: u16, last: u16) -> Frontend {
-    Frontend { ip: ip.parse().unwrap(), ports: ports(first, last), protocol: Protocol::Tcp }
+    Frontend { net: ip.parse().unwrap(), ports: ports(first, last), protocol: Protocol::Tcp }
 }
 
 fn named(id: u32) -> Arc<Service> {
@@ -106,4 +106,51 @@ fn addresses_of_packet_services_are_known_as_long_as_one_is_there() {
     assert!(!after(&|builder| builder.insert(&[range], &named(2))), "and then proxied");
     assert!(after(&|builder| builder.insert(&[range], &packets(2))));
     assert!(!after(&|builder| builder.remove(&[range], ServiceId(2))));
+}
+
+#[test]
+fn of_networks_the_longest_that_has_the_port_serves() {
+    let mut builder = SnapshotBuilder::from(&Snapshot::empty());
+    let packet = |id: u32| {
+        let mut service = service(Scheduler::RoundRobin, &[]);
+        service.id = ServiceId(id);
+        Arc::make_mut(&mut service.policy).mode = Mode::Nat;
+        Arc::new(service)
+    };
+    let fronts = [
+        front("192.0.2.0/24", 1, 65535),
+        front("192.0.2.0/28", 80, 80),
+        front("192.0.2.7", 80, 80),
+        front("2001:db8::/64", 1, 65535),
+        front("0.0.0.0/0", 53, 53),
+    ];
+    for (id, front) in (1..).zip(&fronts) {
+        builder.insert(&[*front], &packet(id));
+    }
+    let mut snapshot = builder.finish();
+    let found = |snapshot: &Snapshot, ip: &str, port: u16| {
+        let vip = VipAddr((ip.parse::<core::net::IpAddr>().unwrap(), port).into());
+        snapshot.lookup(vip, Protocol::Tcp).map(|service| service.id.0)
+    };
+    for (ip, port, want) in [
+        ("192.0.2.7", 80, Some(3)),
+        ("192.0.2.8", 80, Some(2)),
+        ("192.0.2.7", 81, Some(1)),
+        ("192.0.2.99", 80, Some(1)),
+        ("192.0.3.1", 80, None),
+        ("192.0.3.1", 53, Some(5)),
+        ("2001:db8::1", 9, Some(4)),
+        ("2001:db8:1::1", 9, None),
+    ] {
+        assert_eq!(found(&snapshot, ip, port), want, "{ip} {port}");
+    }
+    let v6: core::net::IpAddr = "2001:db8::77".parse().unwrap();
+    assert!(snapshot.answers_for(v6) && snapshot.is_vip(v6));
+    for (id, gone) in (1..).zip(&fronts) {
+        let mut builder = SnapshotBuilder::from(&snapshot);
+        builder.remove(&[*gone], ServiceId(id));
+        snapshot = builder.finish();
+    }
+    assert!(!snapshot.answers_for(v6) && found(&snapshot, "192.0.2.7", 80).is_none());
+    assert!(!snapshot.is_vip("192.0.3.1".parse().unwrap()) && snapshot.is_empty());
 }

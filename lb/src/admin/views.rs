@@ -469,7 +469,7 @@ impl Control {
             let addresses = spec.frontends.iter();
             ServiceView {
                 name: key.to_string(),
-                addresses: addresses.map(|f| joined(f.ip, &f.ports.to_string())).collect(),
+                addresses: addresses.map(ToString::to_string).collect(),
                 protocol: spec.protocol.to_string(),
                 backends: live.all().count(),
                 backends_up: live.all().filter(|live| live.standing().admits()).count(),
@@ -580,9 +580,4 @@ impl Control {
 fn above_zero(counts: &[u64], labels: &[&str]) -> BTreeMap<String, u64> {
     let counts = labels.iter().zip(counts).filter(|(_, count)| **count > 0);
     counts.map(|(label, count)| ((*label).to_owned(), *count)).collect()
-}
-
-/// `address:port` as people write it.
-pub(crate) fn joined(ip: std::net::IpAddr, port: &str) -> String {
-    if ip.is_ipv6() { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }

@@ -515,7 +515,7 @@ fn notes(config: &fairway_config::Config) -> Vec<String> {
         }
         for backend in &spec.backends {
             let own = |f: &Frontend| {
-                f.ip == backend.addr.ip()
+                f.ip() == backend.addr.ip()
                     && backend.addr.port().is_none_or(|p| f.ports.contains(p.get()))
             };
             if spec.frontends.iter().any(own) {

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use fairway_config::ServiceSpec;
-use fairway_core::{Mode, PortRange, Protocol, Tick};
+use fairway_core::{Frontend, IpPrefix, Mode, PortRange, Protocol, Tick};
 
 use super::vip::run;
 
@@ -19,15 +19,15 @@ const TABLE: &str = "fairway";
 const VERIFY_MS: u64 = 5000;
 
 /// An address, protocol and ports.
-type Place = (IpAddr, Protocol, PortRange);
+type Place = (IpPrefix, Protocol, PortRange);
 
 /// What the kernel is not to see.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Hidden {
     /// Addresses that are ours alone.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    addresses: BTreeSet<IpPrefix>,
     /// Parts of addresses that the kernel has, too.
-    pub(super) places: BTreeSet<Place>,
+    places: BTreeSet<Place>,
     /// Where replies come from, unless they are for this machine itself.
     replies: BTreeSet<Place>,
     /// Addresses of this machine.
@@ -47,14 +47,14 @@ impl Hidden {
         let packets = services.clone().filter(|spec| spec.policy.mode != Mode::Proxy);
         let proxied: BTreeSet<IpAddr> = services
             .filter(|spec| spec.policy.mode == Mode::Proxy)
-            .flat_map(|spec| spec.frontends.iter().map(|frontend| frontend.ip))
+            .flat_map(|spec| spec.frontends.iter().map(Frontend::ip))
             .collect();
         for spec in packets {
-            for frontend in &spec.frontends {
-                if proxied.contains(&frontend.ip) || local.contains(&frontend.ip) {
-                    hidden.places.insert((frontend.ip, frontend.protocol, frontend.ports));
-                } else {
-                    hidden.addresses.insert(frontend.ip);
+            for Frontend { net, ports, protocol } in &spec.frontends {
+                let shared = proxied.iter().chain(local).any(|ip| net.contains(*ip));
+                match shared {
+                    true => _ = hidden.places.insert((*net, *protocol, *ports)),
+                    false => _ = hidden.addresses.insert(*net),
                 }
             }
             match spec.policy.mode {
@@ -65,7 +65,7 @@ impl Hidden {
                         let dialled = spec.frontends.iter().map(|frontend| frontend.ports);
                         let own = port.map(PortRange::single).into_iter();
                         let ports = own.chain(dialled.filter(|_| port.is_none()));
-                        hidden.replies.extend(ports.map(|ports| (ip, spec.protocol, ports)));
+                        hidden.replies.extend(ports.map(|ports| (ip.into(), spec.protocol, ports)));
                     }
                 }
                 Mode::Proxy | Mode::Dsr | Mode::Tunnel(_) => {}
@@ -82,8 +82,8 @@ impl Hidden {
                 PortRange::new(first, last).ok()
             });
             match ports.filter(|_| self.local.contains(ip)) {
-                Some(ports) => _ = self.places.insert((*ip, spec.protocol, ports)),
-                None => _ = self.addresses.insert(*ip),
+                Some(ports) => _ = self.places.insert(((*ip).into(), spec.protocol, ports)),
+                None => _ = self.addresses.insert((*ip).into()),
             }
         }
     }
@@ -98,20 +98,24 @@ impl Hidden {
             self.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
         let _ = writeln!(text, "table netdev {TABLE} {{");
         for (suffix, kind, is_v4) in [("4", "ipv4_addr", true), ("6", "ipv6_addr", false)] {
-            let ips = |ips: &BTreeSet<IpAddr>| -> Vec<String> {
-                ips.iter().filter(|ip| ip.is_ipv4() == is_v4).map(ToString::to_string).collect()
+            let ours = |net: &IpPrefix| net.is_ipv4() == is_v4;
+            let nets = |nets: Vec<IpPrefix>| -> Vec<String> {
+                nets.iter().filter(|net| ours(net)).map(ToString::to_string).collect()
             };
             let places = |places: &BTreeSet<Place>| -> Vec<String> {
-                let ours = places.iter().filter(|(ip, ..)| ip.is_ipv4() == is_v4);
-                let words = |(ip, protocol, ports): &Place| {
-                    format!("{ip} . {} . {ports}", protocol.to_string().to_lowercase())
+                let words = |(net, protocol, ports): &Place| {
+                    format!("{net} . {} . {ports}", protocol.to_string().to_lowercase())
                 };
-                ours.map(words).collect()
+                places.iter().filter(|(net, ..)| ours(net)).map(words).collect()
             };
+            let (addresses, local) = (
+                self.addresses.iter().copied().collect(),
+                self.local.iter().map(|ip| (*ip).into()).collect(),
+            );
             let place = format!("{kind} . inet_proto . inet_service");
             for (name, kind, flags, elements) in [
-                ("addresses", kind, "", ips(&self.addresses)),
-                ("local", kind, "", ips(&self.local)),
+                ("addresses", kind, "flags interval; auto-merge; ", nets(addresses)),
+                ("local", kind, "flags interval; ", nets(local)),
                 ("places", place.as_str(), "flags interval; ", places(&self.places)),
                 ("replies", place.as_str(), "flags interval; ", places(&self.replies)),
             ] {

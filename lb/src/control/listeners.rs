@@ -90,7 +90,7 @@ impl Listeners {
         };
         let (removed, added) = (of_sign(-1), of_sign(1));
         for frontend in &added {
-            self.use_address(frontend.ip);
+            self.use_address(frontend.ip());
         }
         if let Some(tproxy) = &mut self.tproxy {
             tproxy.change(&removed, &added);
@@ -103,7 +103,7 @@ impl Listeners {
             }
         }
         for frontend in &removed {
-            self.leave_address(frontend.ip, gone_at);
+            self.leave_address(frontend.ip(), gone_at);
         }
     }
 
@@ -176,12 +176,12 @@ impl Listeners {
     pub(crate) fn troubles(&self, frontends: &[Frontend]) -> Vec<String> {
         let mut troubles = Vec::new();
         for frontend in frontends {
-            if self.missing.contains(&frontend.ip) {
-                troubles.push(missing_text(frontend.ip));
+            if self.missing.contains(&frontend.ip()) {
+                troubles.push(missing_text(frontend.ip()));
             }
-            let unset = self.interface.as_ref().and_then(|i| i.failed().get(&frontend.ip));
+            let unset = self.interface.as_ref().and_then(|i| i.failed().get(&frontend.ip()));
             if let Some(why) = unset {
-                troubles.push(format!("{} cannot be added: {why}", frontend.ip));
+                troubles.push(format!("{} cannot be added: {why}", frontend.ip()));
             }
             for socket in sockets(frontend) {
                 if let Some(Listening::Failed(why)) = self.per_address.get(&socket) {
@@ -191,9 +191,9 @@ impl Listeners {
         }
         if let Some(tproxy) = &self.tproxy {
             troubles.extend(tproxy.trouble().map(ToOwned::to_owned));
-            let unserved = frontends.iter().find(|frontend| !tproxy.serves(frontend.ip));
+            let unserved = frontends.iter().find(|frontend| !tproxy.serves(frontend.ip()));
             troubles.extend(unserved.map(|frontend| {
-                format!("{} is not served: this kernel has no transparent IPv6", frontend.ip)
+                format!("{} is not served: this kernel has no transparent IPv6", frontend.ip())
             }));
         }
         troubles
@@ -296,7 +296,7 @@ impl Listeners {
 }
 
 fn sockets(frontend: &Frontend) -> impl Iterator<Item = Socket> + use<> {
-    let Frontend { ip, protocol, .. } = *frontend;
+    let (ip, protocol) = (frontend.ip(), frontend.protocol);
     frontend.ports.iter().map(move |port| (protocol, SocketAddr::new(ip, port)))
 }
 

@@ -88,7 +88,7 @@ fn can_serve(spec: &ServiceSpec, backend: &BackendSpec) -> bool {
     let (mode, port) = (spec.policy.mode, backend.addr.port().map(Into::into));
     // A client's own address only reaches backends of its family.
     let keeps_family = spec.policy.source.transparent || mode.keeps_family();
-    let families = || spec.frontends.iter().all(|f| f.ip.is_ipv4() == ip.is_ipv4());
+    let families = || spec.frontends.iter().all(|f| f.ip().is_ipv4() == ip.is_ipv4());
     // Packets that are not rewritten keep their port.
     let ports = || spec.frontends.iter().all(|f| port.is_none_or(|port| f.ports.contains(port)));
     !ip.is_unspecified()

@@ -172,9 +172,9 @@ impl Control {
         let there = there.map(|port| port.name.clone()).collect();
         packets.fence.hide(Hidden::of(specs.clone(), &packets.local, there), now);
         let ours = specs.filter(|spec| spec.policy.mode != Mode::Proxy);
-        let vips: BTreeSet<IpAddr> =
-            ours.clone().flat_map(|spec| spec.frontends.iter().map(|f| f.ip)).collect();
-        let vips: Vec<IpPrefix> = vips.into_iter().map(IpPrefix::from).collect();
+        let vips: BTreeSet<IpPrefix> =
+            ours.clone().flat_map(|spec| spec.frontends.iter().map(|f| f.net)).collect();
+        let vips: Vec<IpPrefix> = vips.into_iter().collect();
         for port in &mut packets.ports {
             let Some(open) = &mut port.open else { continue };
             if let Err(error) = open.serve(&vips) {

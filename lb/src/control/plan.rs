@@ -122,7 +122,7 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
 }
 
 fn listed(spec: &ServiceSpec) -> String {
-    let one = |f: &fairway_core::Frontend| crate::admin::views::joined(f.ip, &f.ports.to_string());
+    let one = ToString::to_string;
     spec.frontends.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

@@ -171,7 +171,7 @@ impl Tproxy {
 
 /// Appends the statements that `verb` the frontends in their sets.
 fn elements<'f>(text: &mut String, verb: &str, frontends: impl Iterator<Item = &'f Frontend>) {
-    let (v4, v6): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.ip.is_ipv4());
+    let (v4, v6): (Vec<_>, Vec<_>) = frontends.partition(|frontend| frontend.ip().is_ipv4());
     for (set, frontends) in [("vips4", v4), ("vips6", v6)] {
         let elements: Vec<_> = frontends.into_iter().map(element).collect();
         if !elements.is_empty() {
@@ -242,7 +242,7 @@ fn table(v4: Ports, v6: Option<Ports>) -> String {
 }
 
 fn element(frontend: &Frontend) -> String {
-    let ip: IpAddr = frontend.ip;
+    let ip: IpAddr = frontend.ip();
     let protocol = frontend.protocol.to_string().to_lowercase();
     format!("{ip} . {protocol} . {}", frontend.ports)
 }
@@ -258,7 +258,7 @@ mod tests {
         let port = |n| NonZeroU16::new(n).unwrap();
         let range = PortRange::new(port(80), port(90)).unwrap();
         let at =
-            |ip: &str, ports| Frontend { ip: ip.parse().unwrap(), ports, protocol: Protocol::Tcp };
+            |ip: &str, ports| Frontend { net: ip.parse().unwrap(), ports, protocol: Protocol::Tcp };
         let single = PortRange::single(port(443));
         let mut tproxy = Tproxy::detached();
         tproxy.change(

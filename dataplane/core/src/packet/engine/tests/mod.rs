@@ -131,7 +131,7 @@ impl World {
             state: ServiceState::new(1),
         };
         let ports = PortRange::single(NonZeroU16::new(vip.port()).unwrap());
-        let frontend = Frontend { ip: vip.ip(), ports, protocol };
+        let frontend = Frontend { net: vip.ip().into(), ports, protocol };
         self.services.push((alloc::vec![frontend], service));
         self.publish();
         &self.services.last().unwrap().1
