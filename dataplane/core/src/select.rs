@@ -174,7 +174,7 @@ impl Service {
         let takes = |(_, group): &(usize, &Group)| group.takes(start);
         let groups = self.groups.iter().enumerate().filter(takes);
         let current = groups.map(|(n, group)| (n, &group.pool));
-        let pools = previous.map(|(n, pool)| (n, pool)).chain(current);
+        let pools = previous.chain(current);
         let hashes = matches!(self.policy.scheduler, Scheduler::Maglev { .. });
         let found = pools.filter(|_| hashes).find_map(|(group, pool)| {
             let table = pool.table()?;
