@@ -565,3 +565,30 @@ fn a_network_of_addresses_and_every_port_is_one_service() {
         });
     }
 }
+
+#[test]
+fn clients_of_one_family_reach_backends_of_the_other() {
+    let Some(net) = net() else { return };
+    for (v6, vip, own) in [(true, VIP6, "10.99.1.1"), (false, VIP4, "fd99:1::1")] {
+        let servers = servers(&net, 2, !v6);
+        let source = format!("source: {{addresses: [\"{own}\"]}}");
+        net.exec(Host::Servers, &format!("ip route replace {own} via {}", gateway(!v6)));
+        for mode in ["nat", "fullNat"] {
+            let text = document(mode, vip, &addresses(&servers), &source);
+            let _fairway = Fairway::start(&net, &text);
+            net.on(Host::Client, || {
+                let vip = at(vip, 80);
+                for _ in 0..10 {
+                    assert!(get(vip, "/").unwrap().starts_with('s'));
+                }
+                assert_eq!(get(vip, "/peer").unwrap(), own);
+                assert_eq!(get(vip, "/big").unwrap().len(), 64 << 20);
+            });
+        }
+        let backend: SocketAddr = (server_ip(&net, 3, !v6), 8080).into();
+        let _server = summing(&net, backend);
+        let fields = format!("{source}\nhealthCheck: {{interval: 1h}}");
+        let _fairway = Fairway::start(&net, &document("nat", vip, &[backend], &fields));
+        net.on(Host::Client, || upload(at(vip, 80), 300_000));
+    }
+}

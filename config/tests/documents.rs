@@ -177,6 +177,7 @@ fn packet_modes_have_their_own_conditions() {
         "mode: dsr",
         "mode: ipip\nbackupBackends: [fd00::1]",
         "mode: gue\ngueVariant: 0",
+        "mode: nat\nbackupBackends: [fd00::1]\nsource: fd00::2",
         "mode: nat\nretry: {synTimeout: 20ms}",
     ] {
         let config = read(&packets(fields)).unwrap_or_else(|error| panic!("{fields}: {error:?}"));
@@ -203,7 +204,11 @@ fn packet_modes_have_their_own_conditions() {
             "mode: fullNat\nsource: fd00::1",
             "6:16: `source.addresses` has no address of this backend's family",
         ),
-        ("mode: nat\nbackupBackends: [fd00::1]", "8:22: mode `nat` leaves packets in their family"),
+        ("mode: dsr\nbackupBackends: [fd00::1]", "8:22: mode `dsr` leaves packets in their family"),
+        (
+            "mode: nat\nbackupBackends: [fd00::1]",
+            "8:22: mode `nat` reaches a backend of another family",
+        ),
         (
             "mode: dsr\nbackupBackends: [\"10.0.0.2:81\"]",
             "8:22: mode `dsr` keeps the port: remove port 81",

@@ -7,7 +7,7 @@ use fairway_core::packet::Tunnel;
 
 use super::service::Means;
 use super::{Findings, backends};
-use crate::document::{ModeDoc, ServiceDoc};
+use crate::document::{BackendDoc, ModeDoc, ServiceDoc};
 use crate::values::At;
 
 /// The word of the document.
@@ -55,7 +55,7 @@ pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) 
     if !mode.is_two_way() {
         ports(doc, word, findings);
     }
-    if mode.keeps_family() {
+    if mode == Mode::Dsr {
         families(doc, word, findings);
     }
     mode
@@ -77,30 +77,50 @@ fn foreign(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
 }
 
 fn source(doc: &ServiceDoc, mode: Mode, word: &str, findings: &mut Findings<'_>) {
-    let Some(At { place, value: source }) = &doc.source else {
-        if mode == Mode::FullNat {
-            findings.absent(
-                doc.name.place,
-                "mode `fullNat` needs addresses to come from; name some in `source.addresses`",
-            );
-        }
-        return;
+    let backends = || doc.backends.iter().chain(&doc.backup_backends);
+    let named = backends().any(|backend| backends::literal(&backend.value).is_none());
+    // Of another family than a VIP: there the client's address is not to be had.
+    let crosses = |backend: &At<BackendDoc>| {
+        let ip = backends::literal(&backend.value);
+        ip.is_some_and(|ip| {
+            doc.addresses.value.iter().any(|vip| vip.value.0.is_ipv4() != is_v4(ip))
+        })
     };
-    if mode != Mode::FullNat {
-        let why = "keeps the client's address; remove `source`, or use `fullNat`";
-        return findings.add(*place, format!("mode `{word}` {why}"));
+    let written = doc.source.as_ref();
+    let sources = written.map_or(&[][..], |at| &at.value.addresses);
+    if let Some(At { place, value: source }) = written {
+        let needed =
+            mode == Mode::FullNat || (mode == Mode::Nat && (named || backends().any(crosses)));
+        if !needed {
+            let why = "keeps the client's address; remove `source`, or use `fullNat`";
+            return findings.add(*place, format!("mode `{word}` {why}"));
+        }
+        if source.transparent || source.interface.is_some() || sources.is_empty() {
+            let what = "comes from addresses of its own, on no interface";
+            return findings
+                .add(*place, format!("mode `{word}` {what}: name some in `source.addresses`"));
+        }
+    } else if mode == Mode::FullNat {
+        return findings.absent(
+            doc.name.place,
+            "mode `fullNat` needs addresses to come from; name some in `source.addresses`",
+        );
     }
-    if source.transparent || source.interface.is_some() || source.addresses.is_empty() {
-        let what = "comes from addresses of its own, on no interface";
-        findings.add(*place, format!("mode `{word}` {what}: name some in `source.addresses`"));
-    }
-    for backend in doc.backends.iter().chain(&doc.backup_backends) {
+    for backend in backends() {
         let Some(ip) = backends::literal(&backend.value) else { continue };
-        let fits = |at: &At<crate::values::Address>| is_v4(at.value.0) == is_v4(ip);
-        if !source.addresses.is_empty() && !source.addresses.iter().any(fits) {
+        let has = sources.iter().any(|own| is_v4(own.value.0) == is_v4(ip));
+        if mode == Mode::FullNat && !has {
             findings.add(
                 backend.place,
                 "`source.addresses` has no address of this backend's family to come from",
+            );
+        } else if mode == Mode::Nat && crosses(backend) && !has {
+            findings.add(
+                backend.place,
+                format!(
+                    "mode `{word}` reaches a backend of another family than its clients by an \
+                     address of ours: name one of this family in `source.addresses`"
+                ),
             );
         }
     }
@@ -137,7 +157,7 @@ fn families(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
     for backend in doc.backends.iter().chain(&doc.backup_backends) {
         // Of a name's addresses only those of the right family are taken.
         let Some(ip) = backends::literal(&backend.value) else { continue };
-        if doc.addresses.value.iter().any(|vip| is_v4(vip.value.0.address()) != is_v4(ip)) {
+        if doc.addresses.value.iter().any(|vip| vip.value.0.is_ipv4() != is_v4(ip)) {
             findings.add(
                 backend.place,
                 format!(

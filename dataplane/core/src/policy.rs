@@ -26,12 +26,6 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether a flow's backend is of the family of its VIP: packets are not translated.
-    #[must_use]
-    pub fn keeps_family(self) -> bool {
-        matches!(self, Self::Nat | Self::FullNat | Self::Dsr)
-    }
-
     /// Whether replies come through here.
     #[must_use]
     pub fn is_two_way(self) -> bool {

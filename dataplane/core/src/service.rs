@@ -242,7 +242,7 @@ impl Service {
     /// The addresses by which it speaks to its backends and that are ours alone: those of packets
     /// whose source is rewritten.
     pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let rewrites = self.policy.mode == Mode::FullNat;
+        let rewrites = matches!(self.policy.mode, Mode::Nat | Mode::FullNat);
         self.policy.source.addresses.iter().filter(move |_| rewrites).copied()
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fairway_config::{
     BackendSpec, Desired, NamedBackends, Priority, Query, ServiceKey, ServiceSpec,
 };
-use fairway_core::{BackendAddr, Weight};
+use fairway_core::{BackendAddr, Mode, Weight};
 
 use super::{Answers, Control};
 use crate::resolver::{NameAddress, NameEvent};
@@ -86,14 +86,21 @@ fn scaled(weight: u16, heaviest: u16) -> Weight {
 fn can_serve(spec: &ServiceSpec, backend: &BackendSpec) -> bool {
     let ip = backend.addr.ip();
     let (mode, port) = (spec.policy.mode, backend.addr.port().map(Into::into));
-    // A client's own address only reaches backends of its family.
-    let keeps_family = spec.policy.source.transparent || mode.keeps_family();
+    // A client's own address only reaches backends of its family; with addresses of ours packets
+    // change theirs.
+    let sources = &spec.policy.source.addresses;
+    let crosses = match mode {
+        Mode::Proxy => !spec.policy.source.transparent,
+        Mode::Nat | Mode::FullNat => sources.iter().any(|own| own.is_ipv4() == ip.is_ipv4()),
+        Mode::Dsr => false,
+        Mode::Tunnel(_) => true,
+    };
     let families = || spec.frontends.iter().all(|f| f.ip().is_ipv4() == ip.is_ipv4());
     // Packets that are not rewritten keep their port.
     let ports = || spec.frontends.iter().all(|f| port.is_none_or(|port| f.ports.contains(port)));
     !ip.is_unspecified()
         && !ip.is_multicast()
-        && (!keeps_family || families())
+        && (crosses || families())
         && (mode.is_two_way() || ports())
 }
 

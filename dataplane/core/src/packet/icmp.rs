@@ -65,6 +65,26 @@ pub(super) struct Quoted {
     pub(super) l4: usize,
 }
 
+impl Quoted {
+    /// Bytes behind its IP header, by its own word.
+    pub(super) fn body(&self, frame: &[u8]) -> Option<usize> {
+        let word = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
+        Some(match self.tuple.addresses {
+            Addresses::V4(..) => usize::from(word(self.l3 + 2)?).saturating_sub(self.l4 - self.l3),
+            Addresses::V6(..) => word(self.l3 + 4)?.into(),
+        })
+    }
+
+    /// Its time to live.
+    pub(super) fn ttl(&self, frame: &[u8]) -> u8 {
+        let at = match self.tuple.addresses {
+            Addresses::V4(..) => 8,
+            Addresses::V6(..) => 7,
+        };
+        frame.get(self.l3 + at).copied().unwrap_or(0)
+    }
+}
+
 /// Finds the packet that the error `packet` quotes; none when it has no ports.
 pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Quoted> {
     let l3 = usize::from(packet.l4) + HEADER;

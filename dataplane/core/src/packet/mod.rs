@@ -8,6 +8,7 @@
 pub mod checksum;
 mod counters;
 mod engine;
+mod family;
 pub mod flow;
 mod fragments;
 mod frame;

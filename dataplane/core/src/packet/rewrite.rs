@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::checksum::{Change, fill, replace};
+use super::checksum::{Change, Sum, fill, pseudo_header, replace};
 use super::frame::{Frame, TransportChecksum};
 use super::header::IpHeader;
 use super::parse::{Addresses, Packet, Transport, protocol, tcp_flags};
@@ -40,6 +40,55 @@ impl Ends {
         addresses[..16].copy_from_slice(&source);
         addresses[16..].copy_from_slice(&destination);
         Self::V6 { addresses, ports }
+    }
+
+    /// In the family that they are of: IPv4 addresses may be mapped into IPv6.
+    pub(super) fn canonical(self) -> Self {
+        const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+        match self {
+            Self::V6 { addresses, ports }
+                if addresses[..12] == MAPPED && addresses[16..28] == MAPPED =>
+            {
+                let part = |at: usize| {
+                    [addresses[at], addresses[at + 1], addresses[at + 2], addresses[at + 3]]
+                };
+                Self::v4(part(12), part(28), ports)
+            }
+            ends => ends,
+        }
+    }
+
+    /// Source and destination port.
+    pub(super) fn ports(&self) -> [u16; 2] {
+        match self {
+            Self::V4 { ports, .. } | Self::V6 { ports, .. } => *ports,
+        }
+    }
+
+    /// The sum of the pseudo-header of an upper layer of `length` bytes between them.
+    pub(super) fn pseudo_header(&self, protocol: u8, length: usize) -> Sum {
+        let (source, destination) = match self {
+            Self::V4 { addresses, .. } => addresses.split_at(4),
+            Self::V6 { addresses, .. } => addresses.split_at(16),
+        };
+        pseudo_header(source, destination, protocol, length as u32)
+    }
+
+    /// A header between them.
+    pub(super) fn header(&self, protocol: u8) -> IpHeader {
+        IpHeader::new(self.source(), self.destination(), protocol)
+    }
+
+    /// From whom.
+    pub(super) fn source(&self) -> IpAddr {
+        match self {
+            Self::V4 { addresses: [a, b, c, d, ..], .. } => Ipv4Addr::new(*a, *b, *c, *d).into(),
+            Self::V6 { addresses, .. } => {
+                let mut ip = [0; 16];
+                ip.copy_from_slice(&addresses[..16]);
+                Ipv6Addr::from(ip).into()
+            }
+        }
     }
 
     /// Whether they are of IPv4.
@@ -177,7 +226,7 @@ pub(super) fn write_reset(frame: &mut Frame<'_>, packet: &Packet) -> bool {
 }
 
 /// Sums an SCTP packet (RFC 9260, appendix A: CRC32c, little endian).
-fn sum_sctp(packet: &mut [u8]) {
+pub(super) fn sum_sctp(packet: &mut [u8]) {
     packet[8..12].fill(0);
     let sum = crc32c(packet.iter());
     packet[8..12].copy_from_slice(&sum.to_le_bytes());

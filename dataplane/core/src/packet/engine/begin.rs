@@ -122,9 +122,10 @@ impl Engine<'_> {
         };
         let source = &service.policy.source;
         let (first, last) = source.ports.unwrap_or((1024, 65_535));
+        let same_family = flow.client.is_ipv4() == flow.backend.is_ipv4();
         let (ip, kept) = match flow.mode {
-            Mode::Nat => (flow.client.ip(), true),
-            Mode::FullNat => {
+            Mode::Nat if same_family => (flow.client.ip(), true),
+            Mode::Nat | Mode::FullNat => {
                 let fits = |ip: &&IpAddr| ip.is_ipv4() == flow.backend.is_ipv4();
                 let all = || source.addresses.iter().filter(fits);
                 let count = all().count();

@@ -3,13 +3,14 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::{Context, Engine, Verdict};
+use crate::FailureCause;
+use crate::packet::family::cross_error;
 use crate::packet::flow::{Direction, State};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Quoted};
-use crate::packet::parse::Packet;
+use crate::packet::parse::{Addresses, Packet};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::Ends;
-use crate::{FailureCause, Mode};
 
 impl Engine<'_> {
     /// ICMP, and what has no ports.
@@ -40,7 +41,8 @@ impl Engine<'_> {
             // About a packet to the client: the backend sent it, and is to hear of it.
             (Direction::Forward, true) => {
                 // The backend's answers come through us, and so does its word.
-                let from = if flow.mode == Mode::FullNat { flow.local.ip() } else { sender };
+                let owns = flow.local.ip() != flow.client.ip();
+                let from = if owns { flow.local.ip() } else { sender };
                 let inner = (flow.backend, flow.local);
                 self.tell(frame, packet, &quoted, inner, (from, flow.backend.ip()), cx)
             }
@@ -74,8 +76,25 @@ impl Engine<'_> {
         (from, to): (IpAddr, IpAddr),
         cx: &Context<'_>,
     ) -> Verdict {
-        let outer = Ends::of(SocketAddr::new(from, 0), SocketAddr::new(to, 0));
-        let Some((inner, outer)) = Ends::of(inner.0, inner.1).zip(outer) else {
+        let sent = (SocketAddr::new(from, 0), SocketAddr::new(to, 0));
+        let Some(inner) = Ends::of(inner.0, inner.1) else {
+            return Verdict::Drop(DropReason::Untranslatable);
+        };
+        let is_v4 = matches!(packet.addresses, Addresses::V4(..));
+        if inner.is_v4() != is_v4 {
+            let hop = self.hops.next_hop(cx.snapshot.routes(), to);
+            // Who speaks may have no address in the other family: then we speak for it.
+            let own = || hop.link()?.address_for(to);
+            let from = if from.is_ipv4() == to.is_ipv4() { Some(from) } else { own() };
+            let outer = from.and_then(|from| Ends::of(SocketAddr::new(from, 0), sent.1));
+            let crossed =
+                outer.is_some_and(|outer| cross_error(frame, packet, quoted, &inner, &outer));
+            return match crossed {
+                true => self.depart(frame, hop, cx),
+                false => Verdict::Drop(DropReason::Untranslatable),
+            };
+        }
+        let Some(outer) = Ends::of(sent.0, sent.1) else {
             return Verdict::Drop(DropReason::Untranslatable);
         };
         self.deliver(frame, packet, to, cx, |frame| {

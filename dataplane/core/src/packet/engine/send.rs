@@ -3,13 +3,15 @@
 use core::net::IpAddr;
 use core::time::Duration;
 
+use super::split::may_fragment;
 use super::{Context, ERRORS_A_SECOND, Engine, Verdict, over};
+use crate::packet::family;
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Error};
 use crate::packet::parse::{Addresses, Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
-use crate::packet::rewrite::{self, translate};
+use crate::packet::rewrite::{self, Ends, translate};
 use crate::packet::routes::{NextHop, address};
 use crate::packet::tunnel::{Tunnel, encapsulate};
 use crate::packet::waiting::Unresolved;
@@ -55,7 +57,7 @@ impl Engine<'_> {
         if two_way {
             let ends = self.flows.ends(handle, direction);
             if ends.is_v4() != matches!(packet.addresses, Addresses::V4(..)) {
-                return Verdict::Drop(DropReason::Untranslatable);
+                return self.cross(frame, packet, &ends, cx);
             }
             return self.deliver(frame, packet, ends.destination(), cx, |frame| {
                 translate(frame, packet, &ends);
@@ -69,6 +71,33 @@ impl Engine<'_> {
             _ => 0,
         };
         self.one_way(frame, packet, brief.mode, to, hash, cx)
+    }
+
+    /// Sends a packet on in the other family.
+    fn cross(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        ends: &Ends,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let hop = self.hops.next_hop(cx.snapshot.routes(), ends.destination());
+        let Some(link) = hop.link() else { return Verdict::Drop(DropReason::NoNeighbour) };
+        let body = usize::from(packet.end - packet.l4);
+        let header = family::header_after(packet);
+        if body + header > usize::from(link.mtu) {
+            // What fits, with the header that the sender's packets have.
+            let before = if ends.is_v4() { 40 } else { 20 };
+            // Its parts have another header each.
+            let parts = packet.fragment.is_none() && may_fragment(frame, packet);
+            let header = header + if parts { family::FRAGMENT } else { 0 };
+            let mtu = usize::from(link.mtu).saturating_sub(header) + before;
+            return self.too_big(frame, packet, mtu as u16, cx);
+        }
+        match family::cross(frame, packet, ends) {
+            true => self.depart(frame, hop, cx),
+            false => Verdict::Drop(DropReason::Untranslatable),
+        }
     }
 
     /// Sends a packet as it is to the backend at `to`, which answers past us; `hash` spreads

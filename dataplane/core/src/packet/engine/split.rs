@@ -23,16 +23,12 @@ impl Engine<'_> {
         mtu: u16,
         cx: &Context<'_>,
     ) -> Verdict {
-        let l3 = usize::from(packet.l3);
-        let word = |at: usize| u16::from_be_bytes([frame.bytes()[at], frame.bytes()[at + 1]]);
-        let bits = match packet.addresses {
-            Addresses::V4(..) => word(l3 + 6),
-            Addresses::V6(..) => KEEP_WHOLE,
-        };
-        if bits & KEEP_WHOLE != 0 {
+        if !may_fragment(frame, packet) {
             return self.error(frame, packet, Error::TooBig(mtu), cx);
         }
-        let id = word(l3 + 4).into();
+        let l3 = usize::from(packet.l3);
+        let word = |at: usize| u16::from_be_bytes([frame.bytes()[at], frame.bytes()[at + 1]]);
+        let (bits, id) = (word(l3 + 6), word(l3 + 4).into());
         complete(frame, packet);
         let header = usize::from(packet.l4) - l3;
         let end = usize::from(packet.end);
@@ -67,6 +63,13 @@ impl Engine<'_> {
         mark(&mut frame.bytes_mut()[l3..], header, (bits & 0x1fff) | MORE);
         self.one(frame, cx)
     }
+}
+
+/// Whether routers may fragment a packet.
+pub(super) fn may_fragment(frame: &Frame<'_>, packet: &Packet) -> bool {
+    let flags = usize::from(packet.l3) + 6;
+    matches!(packet.addresses, Addresses::V4(..))
+        && frame.bytes().get(flags).is_some_and(|flags| u16::from(*flags) << 8 & KEEP_WHOLE == 0)
 }
 
 /// Writes the length of a part and its place.

@@ -386,7 +386,7 @@ impl<'r> FlowTable<'r> {
             Ends::v4(sides[source], sides[destination], ports)
         } else {
             let sides = &self.cells6[index_of(handle.0)].addresses;
-            Ends::v6(sides[source], sides[destination], ports)
+            Ends::v6(sides[source], sides[destination], ports).canonical()
         }
     }
 
