@@ -177,6 +177,8 @@ fn packet_modes_have_their_own_conditions() {
         "mode: dsr",
         "mode: ipip\nbackupBackends: [fd00::1]",
         "mode: gue\ngueVariant: 0",
+        "mode: nat\nmssClamp: auto",
+        "mode: nat\nmssClamp: 1400",
         "mode: nat\nbackupBackends: [fd00::1]\nsource: fd00::2",
         "mode: nat\nretry: {synTimeout: 20ms}",
     ] {
@@ -184,6 +186,11 @@ fn packet_modes_have_their_own_conditions() {
         assert_ne!(config.services.values().next().unwrap().policy.mode, Mode::Proxy, "{fields}");
     }
     for (fields, want) in [
+        (
+            "mode: dsr\nmssClamp: auto",
+            "8:15: `mssClamp` goes with `nat` and `fullNat`; here backends",
+        ),
+        ("mode: nat\nmssClamp: 100", "8:15: `mssClamp` is 100; it is 536 to 65535"),
         ("mode: nat\ngueVariant: 1", "8:17: `gueVariant` is 0 or 1, and goes with `mode: gue`"),
         ("mode: gue\ngueVariant: 2", "8:17: `gueVariant` is 0 or 1"),
         (

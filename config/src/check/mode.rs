@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use fairway_core::Mode;
 use fairway_core::packet::Tunnel;
+use fairway_core::{Mode, MssClamp};
 
 use super::service::Means;
 use super::{Findings, backends};
 use crate::document::{BackendDoc, ModeDoc, ServiceDoc};
-use crate::values::At;
+use crate::values::{At, Auto};
 
 /// The word of the document.
 fn word(mode: ModeDoc) -> &'static str {
@@ -59,6 +59,37 @@ pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) 
         families(doc, word, findings);
     }
     mode
+}
+
+/// The bound of segments.
+pub(super) fn mss_clamp(
+    doc: &ServiceDoc,
+    mode: Mode,
+    findings: &mut Findings<'_>,
+) -> Option<MssClamp> {
+    let At { place, value: Auto(most) } = doc.mss_clamp?;
+    match mode {
+        Mode::Nat | Mode::FullNat => {}
+        Mode::Proxy => {
+            findings.add(place, "`mssClamp` goes with `nat` and `fullNat`; remove it");
+        }
+        // The answer, which bounds what the client sends, does not come through here.
+        Mode::Dsr | Mode::Tunnel(_) => findings.add(
+            place,
+            "`mssClamp` goes with `nat` and `fullNat`; here backends bound what clients send, by \
+             `advmss` of their routes",
+        ),
+    }
+    Some(match most {
+        None => MssClamp::Auto,
+        Some(most) => match u16::try_from(most).ok().filter(|most| *most >= 536) {
+            Some(most) => MssClamp::To(most),
+            None => {
+                findings.add(place, format!("`mssClamp` is {most}; it is 536 to 65535, or `auto`"));
+                MssClamp::Auto
+            }
+        },
+    })
 }
 
 /// Fields of connections that are ended here.

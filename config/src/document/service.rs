@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::health::{AgentCheckDoc, HealthCheckDoc};
-use crate::values::{Address, At, Dialled, Endpoint, Percent, Ports, Prefix, Size, Time};
+use crate::values::{Address, At, Auto, Dialled, Endpoint, Percent, Ports, Prefix, Size, Time};
 
 /// A service: addresses and ports that clients dial, and the backends behind them.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -25,6 +25,10 @@ pub struct ServiceDoc {
     /// between them. Default: 1.
     #[serde(default)]
     pub gue_variant: Option<At<u8>>,
+    /// In `nat` and `fullNat`: lowers the segments that both ends of a connection offer to take to
+    /// so many bytes; `auto` is what the links carry. Default: they are left alone.
+    #[serde(default)]
+    pub mss_clamp: Option<At<Auto>>,
     /// How a backend is chosen. Default: `maglev`.
     #[serde(default)]
     pub scheduler: Option<At<SchedulerDoc>>,

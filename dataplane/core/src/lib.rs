@@ -49,8 +49,8 @@ pub use counters::{
 pub use hash::{FlowKey, HashFields, HashPolicy};
 pub use maglev::{MaglevTable, TABLE_SIZES, TableSize, TableSizeError};
 pub use policy::{
-    AcceptHeader, Affinity, Limits, Mode, PassiveEjection, Policy, ProxyProtocol, Retry, Scheduler,
-    SendHeader, SourceAddress, Timeouts, Udp,
+    AcceptHeader, Affinity, Limits, Mode, MssClamp, PassiveEjection, Policy, ProxyProtocol, Retry,
+    Scheduler, SendHeader, SourceAddress, Timeouts, Udp,
 };
 pub use select::{Pick, Tried};
 pub use service::{BuildError, Group, Member, Pool, Previous, Service, ServiceState};

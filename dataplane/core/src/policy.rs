@@ -138,6 +138,15 @@ pub struct SendHeader {
     pub unique_id: bool,
 }
 
+/// Upper bound of the segments that both ends of a connection offer to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MssClamp {
+    /// What the links that it comes and goes by carry.
+    Auto,
+    /// This many bytes.
+    To(u16),
+}
+
 /// Sessions of datagrams: a client's address and port, and what it addressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udp {
@@ -191,6 +200,8 @@ pub struct Policy {
     pub source: SourceAddress,
     /// Headers of the PROXY protocol.
     pub proxy_protocol: ProxyProtocol,
+    /// Bound of segments, in packet modes; none leaves them.
+    pub mss_clamp: Option<MssClamp>,
     /// Sessions of datagrams.
     pub udp: Udp,
     /// Upper bounds.
@@ -231,6 +242,7 @@ impl Default for Policy {
             },
             source: SourceAddress::default(),
             proxy_protocol: ProxyProtocol::default(),
+            mss_clamp: None,
             udp: Udp { idle: seconds(30), responses: None },
             limits: Limits::default(),
             passive: PassiveEjection { failures: 5, base: seconds(10), max: seconds(300) },

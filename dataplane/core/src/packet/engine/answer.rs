@@ -142,7 +142,7 @@ impl Engine<'_> {
     }
 
     /// The link that a frame came by.
-    fn arrival<'c>(&self, frame: &Frame<'_>, cx: &Context<'c>) -> Option<&'c Link> {
+    pub(super) fn arrival<'c>(&self, frame: &Frame<'_>, cx: &Context<'c>) -> Option<&'c Link> {
         // Priorities say nothing of the network, and network 0 is none (802.1Q).
         let network = |tag: Option<VlanTag>| tag.map_or(0, |tag| tag.0 & 0xfff);
         let came =

@@ -12,10 +12,10 @@ use crate::packet::icmp::{self, Error};
 use crate::packet::parse::{Addresses, Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, Ends, translate};
-use crate::packet::routes::{NextHop, address};
+use crate::packet::routes::{Link, NextHop, address};
 use crate::packet::tunnel::{Tunnel, encapsulate};
 use crate::packet::waiting::Unresolved;
-use crate::{Mode, ServiceId, Tick};
+use crate::{Mode, MssClamp, ServiceId, Tick};
 
 impl Engine<'_> {
     /// Sends a packet the way of its flow.
@@ -56,6 +56,11 @@ impl Engine<'_> {
         }
         if two_way {
             let ends = self.flows.ends(handle, direction);
+            if let Transport::Tcp { flags, .. } = packet.transport
+                && flags & tcp_flags::SYN != 0
+            {
+                self.clamp(frame, packet, brief.service, &ends, cx);
+            }
             if ends.is_v4() != matches!(packet.addresses, Addresses::V4(..)) {
                 return self.cross(frame, packet, &ends, cx);
             }
@@ -71,6 +76,37 @@ impl Engine<'_> {
             _ => 0,
         };
         self.one_way(frame, packet, brief.mode, to, hash, cx)
+    }
+
+    /// Lowers the segments that a first segment offers to take, when its service wants that.
+    fn clamp(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        service: ServiceId,
+        ends: &Ends,
+        cx: &Context<'_>,
+    ) {
+        let clamp = self.held.service(service).and_then(|held| held.policy.mss_clamp);
+        let most = match clamp {
+            None => return,
+            Some(MssClamp::To(most)) => most,
+            Some(MssClamp::Auto) => {
+                // IP header and TCP header, without options.
+                let fits = |link: &Link, is_v4: bool| {
+                    link.mtu.saturating_sub(if is_v4 { 20 } else { 40 } + 20)
+                };
+                let is_v4 = matches!(packet.addresses, Addresses::V4(..));
+                let come = self.arrival(frame, cx).map(|link| fits(link, is_v4));
+                let hop = self.hops.next_hop(cx.snapshot.routes(), ends.destination());
+                let go = hop.link().map(|link| fits(link, ends.is_v4()));
+                match come.into_iter().chain(go).min() {
+                    Some(most) => most,
+                    None => return,
+                }
+            }
+        };
+        rewrite::clamp_mss(frame, packet, most);
     }
 
     /// Sends a packet on in the other family.

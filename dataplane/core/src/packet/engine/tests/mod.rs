@@ -17,9 +17,9 @@ use crate::packet::sample::{OUR_MAC, Sample, icmp as message, sctp, syn, tcp, ud
 use crate::packet::{TransportChecksum, Tunnel, Unresolved};
 use crate::select::tests::policy;
 use crate::{
-    Backend, BackendAddr, BackendId, Frontend, Group, Member, Mode, Policy, Pool, PortRange,
-    Protocol, RetryCause, Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder, Standing,
-    Weight,
+    Backend, BackendAddr, BackendId, Frontend, Group, Member, Mode, MssClamp, Policy, Pool,
+    PortRange, Protocol, RetryCause, Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder,
+    Standing, Weight,
 };
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};

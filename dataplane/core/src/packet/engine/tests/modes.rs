@@ -232,3 +232,38 @@ proptest! {
         });
     }
 }
+
+/// The largest segment that a first segment offers to take.
+fn offered(frame: &[u8]) -> u16 {
+    verify(frame);
+    let Parsed::Ip(packet) = parse(frame).unwrap() else { panic!() };
+    let options = &frame[usize::from(packet.l4) + 20..packet.end.into()];
+    let at = options.windows(2).position(|pair| pair == [2, 4]).unwrap();
+    u16::from_be_bytes([options[at + 2], options[at + 3]])
+}
+
+#[test]
+fn segments_are_bounded_when_asked_for() {
+    for (client, vip, backend) in CASES {
+        for (clamp, want) in [
+            (None, [1460, 9000]),
+            (Some(MssClamp::Auto), if vip.starts_with('[') { [1440; 2] } else { [1460; 2] }),
+            (Some(MssClamp::To(1300)), [1300; 2]),
+            (Some(MssClamp::To(1480)), [1460, 1480]),
+        ] {
+            with_engine(|world, engine| {
+                world.serve(Protocol::Tcp, vip, Mode::Nat, &[backend], |policy| {
+                    policy.mss_clamp = clamp;
+                });
+                let (client, vip, backend) = (addr(client), addr(vip), addr(backend));
+                let (_, there) = world.pass(engine, &syn(client, vip).frame());
+                assert_eq!(offered(&there), want[0]);
+                // Where the option starts at an odd place.
+                let answer = tcp(backend, client, tcp_flags::SYN | tcp_flags::ACK)
+                    .tcp_options(&[1, 2, 4, 0x23, 0x28, 1, 1, 0]);
+                let (_, back) = world.pass(engine, &answer.frame());
+                assert_eq!(offered(&back), want[1]);
+            });
+        }
+    }
+}
