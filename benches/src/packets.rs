@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapMut};
 
 use crate::spread;
-use fairway_core::packet::flow::{FlowTable, Shape};
+use fairway_core::packet::flow::{Flow, FlowTable, FlowView, Shape};
 use fairway_core::packet::sample::{icmp, syn, tcp};
 use fairway_core::packet::{
     BURST, Context, Engine, Frame, Link, Route, Routes, Steering, Tunnel, Verdict, checksum::Sum,
@@ -52,6 +52,7 @@ pub(crate) fn run(quick: bool) {
         for flows in sizes.iter().filter(|flows| mode == Mode::Nat || **flows <= 1_000_000) {
             let mut bench = Bench::new(mode, *flows);
             bench.open(*flows);
+            bench.answer();
             let times: Vec<f64> = (0..rounds).map(|_| bench.established(*flows, packets)).collect();
             row(name, *flows, &times, ghz);
         }
@@ -69,6 +70,7 @@ pub(crate) fn run(quick: bool) {
     row("nat, SYN flood into a full table", flows, &times, ghz);
     let mut bench = Bench::new(Mode::Nat, flows);
     bench.open(flows);
+    bench.answer();
     let times: Vec<f64> = (0..rounds).map(|_| bench.with_errors(flows, packets)).collect();
     row("nat, a tenth ICMP errors", flows, &times, ghz);
     let shape = |ipv4, ipv6| Shape { ipv4, ipv6 }.bytes() as f64 / 1e6;
@@ -200,6 +202,35 @@ impl Bench {
     fn open(&mut self, flows: u32) -> f64 {
         let first = syn(client(0), (VIP, 443).into()).frame();
         self.measure(flows, |n, _| patched(&first, client(n % flows)))
+    }
+
+    /// Has the backends answer all flows, and the clients go on.
+    fn answer(&mut self) {
+        let views: Vec<_> = self.engine.flows().iter().collect();
+        let two_way = |view: &&FlowView| view.flow.mode.is_two_way();
+        for view in views.iter().filter(two_way) {
+            let Flow { client, vip, backend, local, .. } = view.flow;
+            let answer = tcp(backend, local, tcp_flags::SYN | tcp_flags::ACK).frame();
+            for frame in [answer, tcp(client, vip, tcp_flags::ACK).frame()] {
+                self.pass(&frame);
+            }
+        }
+    }
+
+    fn pass(&mut self, bytes: &[u8]) {
+        let buffer = &mut self.buffers[0];
+        buffer[ROOM..ROOM + bytes.len()].copy_from_slice(bytes);
+        let mut frame = Frame::new(buffer, ROOM, ROOM + bytes.len());
+        let mut verdicts = [Verdict::Punt];
+        let cx = Context {
+            snapshot: &self.snapshot,
+            clients: &self.clients,
+            now: self.now,
+            micros: self.now.0 * 1000,
+            random: self.random,
+        };
+        self.engine.process(std::slice::from_mut(&mut frame), &mut verdicts, &cx);
+        assert_eq!(verdicts, [Verdict::Send(0)]);
     }
 
     fn established(&mut self, flows: u32, packets: u32) -> f64 {

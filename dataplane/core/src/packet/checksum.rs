@@ -102,6 +102,14 @@ impl Change {
         Self(self.0.without(old).word(new))
     }
 
+    /// Two words next to each other are replaced. Sums are modulo 2^16 - 1, of which 2^32 - 1 is a
+    /// multiple: the complement in 32 bits takes away as that of each word does.
+    #[must_use]
+    #[inline]
+    pub fn pair(self, old: u32, new: u32) -> Self {
+        Self(Sum(self.0.0 + u64::from(!old) + u64::from(new)))
+    }
+
     /// Both changes.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
@@ -242,9 +250,14 @@ mod tests {
         ) {
             let at = (at * 2 % (data.len() - 4)) & !1;
             let before = Sum::ZERO.bytes(&data).checksum();
+            let mut old = [0; 4];
+            old.copy_from_slice(&data[at..at + 4]);
             let change = replace(&mut data, at, &new);
             let (updated, anew) = (change.apply(before), Sum::ZERO.bytes(&data).checksum());
             prop_assert_eq!(Sum::ZERO.array(&new), Sum::ZERO.bytes(&new));
+            let old = u32::from_be_bytes(old);
+            let pair = Change::NONE.pair(old, u32::from_be_bytes(new)).apply(before);
+            prop_assert_eq!(pair, updated);
             // With all data zero both zeros are right; otherwise they are the same.
             prop_assert!(updated == anew || data.iter().all(|byte| *byte == 0));
         }

@@ -163,7 +163,7 @@ pub(super) struct HopCache(Box<[Remembered]>);
 
 #[derive(Clone, Copy)]
 struct Remembered {
-    ip: IpAddr,
+    ip: u128,
     version: u64,
     link: u16,
     mac: Mac,
@@ -176,12 +176,7 @@ const REMEMBERED: usize = 1024;
 
 impl Default for HopCache {
     fn default() -> Self {
-        let nothing = Remembered {
-            ip: Ipv4Addr::UNSPECIFIED.into(),
-            version: NO_ROUTES,
-            link: 0,
-            mac: [0; 6],
-        };
+        let nothing = Remembered { ip: 0, version: NO_ROUTES, link: 0, mac: [0; 6] };
         Self(alloc::vec![nothing; REMEMBERED].into())
     }
 }
@@ -190,24 +185,44 @@ impl HopCache {
     /// As [`Routes::next_hop`].
     #[inline]
     pub(super) fn next_hop<'r>(&mut self, routes: &'r Routes, ip: IpAddr) -> NextHop<'r> {
-        let bits = match ip {
-            IpAddr::V4(ip) => u32::from(ip).into(),
-            IpAddr::V6(ip) => {
-                let bits = u128::from(ip);
-                bits as u64 ^ (bits >> 64) as u64
-            }
-        };
+        self.look(routes, u128::from_be_bytes(octets(ip)), ip)
+    }
+
+    /// The same for an IPv4 address in a word.
+    #[inline]
+    pub(super) fn next_hop4<'r>(&mut self, routes: &'r Routes, ip: u32) -> NextHop<'r> {
+        self.look(routes, 0xffff << 32 | u128::from(ip), Ipv4Addr::from(ip).into())
+    }
+
+    /// `key` is the address with IPv4 mapped into IPv6.
+    #[inline]
+    fn look<'r>(&mut self, routes: &'r Routes, key: u128, ip: IpAddr) -> NextHop<'r> {
+        let bits = key as u64 ^ (key >> 64) as u64;
         let place = (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % REMEMBERED;
         let known = &self.0[place];
-        if known.version == routes.version && known.ip == ip {
-            return NextHop::Known(&routes.links[usize::from(known.link)], known.mac);
+        if known.version == routes.version
+            && known.ip == key
+            && let Some(link) = routes.links.get(usize::from(known.link))
+        {
+            return NextHop::Known(link, known.mac);
         }
+        self.learn(routes, key, ip, place)
+    }
+
+    #[cold]
+    fn learn<'r>(
+        &mut self,
+        routes: &'r Routes,
+        key: u128,
+        ip: IpAddr,
+        place: usize,
+    ) -> NextHop<'r> {
         let hop = routes.next_hop(ip);
         if let NextHop::Known(link, mac) = hop
             && let Some(link) = routes.links.iter().position(|other| core::ptr::eq(other, link))
         {
             let (version, link) = (routes.version, link as u16);
-            self.0[place] = Remembered { ip, version, link, mac };
+            self.0[place] = Remembered { ip: key, version, link, mac };
         }
         hop
     }

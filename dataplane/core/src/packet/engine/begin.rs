@@ -81,13 +81,15 @@ impl Engine<'_> {
         // From here on its places are held, and paid back by `Held::end` alone.
         self.held.begin(service, &backend);
         self.count_begun(&backend, flow.protocol, flow.mode);
-        let entered = self.our_side(&mut flow, service, admitted.start).and_then(|()| {
+        let entered = self.our_side(&mut flow, service, admitted.start).and_then(|reply| {
             let expires = self.expires(service.id, State::Opening, cx.now);
             let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
             let evicted = |view: &FlowView, _: Ended| {
                 held.end(view, EndReason::Evicted, clients, worker);
             };
-            self.flows.insert(&flow, cx.now, tick(expires), evicted).ok_or(DropReason::NoFlow)
+            let entered =
+                self.flows.insert_new(&flow, (hash, reply), cx.now, tick(expires), evicted);
+            entered.ok_or(DropReason::NoFlow)
         });
         match entered {
             Ok(handle) => {
@@ -109,16 +111,17 @@ impl Engine<'_> {
     }
 
     /// Finds the address and port by which the backend is to know the flow: one whose replies are
-    /// nobody else's.
+    /// nobody else's. Returns the hash of those, if they come through here.
     pub(super) fn our_side(
         &self,
         flow: &mut Flow,
         service: &Service,
         start: u64,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<u64>, DropReason> {
         let free = |flow: &Flow| {
             let reply = flow.reply()?;
-            Some(self.flows.find(&reply, self.flows.hash(&reply)).is_none())
+            let hash = self.flows.hash(&reply);
+            self.flows.find(&reply, hash).is_none().then_some(hash)
         };
         let source = &service.policy.source;
         let (first, last) = source.ports.unwrap_or((1024, 65_535));
@@ -132,13 +135,13 @@ impl Engine<'_> {
                 let own = all().nth(start as usize % count.max(1)).ok_or(DropReason::NoPort)?;
                 (*own, false)
             }
-            Mode::Proxy | Mode::Dsr | Mode::Tunnel(_) => return Ok(()),
+            Mode::Proxy | Mode::Dsr | Mode::Tunnel(_) => return Ok(None),
         };
         // The client's own port, if nobody has it: two VIPs over one backend would collide.
         flow.local = SocketAddr::new(ip, flow.client.port());
         let ours = self.steering.is_home(ip, flow.client.port());
-        if kept && ours && free(flow) == Some(true) {
-            return Ok(());
+        if let Some(hash) = (kept && ours).then(|| free(flow)).flatten() {
+            return Ok(Some(hash));
         }
         let range = u64::from(last - first) + 1;
         // Starts of rounds count up, and those of clients' hashes are alike.
@@ -149,8 +152,8 @@ impl Engine<'_> {
             .filter(|port| self.steering.is_home(ip, *port));
         for port in ours.take(PORT_TRIES) {
             flow.local.set_port(port);
-            if free(flow) == Some(true) {
-                return Ok(());
+            if let Some(hash) = free(flow) {
+                return Ok(Some(hash));
             }
         }
         Err(DropReason::NoPort)

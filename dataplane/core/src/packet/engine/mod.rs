@@ -5,6 +5,7 @@ mod answer;
 mod begin;
 mod cut;
 mod errors;
+mod fast;
 mod later;
 mod odd;
 mod retry;
@@ -13,6 +14,7 @@ mod split;
 
 use begin::Without;
 use cut::Cutting;
+use fast::{Burst, Look};
 use odd::is_odd;
 pub use retry::BackendFailure;
 
@@ -20,7 +22,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::packet::counters::PacketCounters;
-use crate::packet::flow::{Direction, FlowTable, Found, Guess, Handle, State, Tuple, step};
+use crate::packet::flow::{Direction, FlowTable, Found, Handle, State, Tuple, step};
 use crate::packet::fragments::Fragments;
 use crate::packet::frame::Frame;
 use crate::packet::held::Held;
@@ -94,17 +96,6 @@ pub struct Engine<'r> {
     show_at: Tick,
 }
 
-/// A packet between the stages.
-#[derive(Clone, Copy)]
-enum Job {
-    Done(Verdict),
-    Arp(u16),
-    Ip(Packet),
-    Odd(Packet),
-    /// A packet with ports, the hash of its tuple, and whose it probably is.
-    Flow(Packet, Tuple, u64, Option<Guess>),
-}
-
 impl<'r> Engine<'r> {
     /// The engine of a worker with its flows; `seed` is that of the flow hash.
     #[must_use]
@@ -161,62 +152,47 @@ impl<'r> Engine<'r> {
     }
 
     fn burst(&mut self, frames: &mut [Frame<'_>], verdicts: &mut [Verdict], cx: &Context<'_>) {
-        let mut jobs = [Job::Done(Verdict::Punt); BURST];
-        for (frame, job) in frames.iter().zip(&mut jobs) {
-            *job = self.read(frame);
-            if let Job::Flow(_, _, hash, _) = job {
-                self.flows.prefetch(*hash);
+        let mut looks = [Look::NONE; BURST];
+        for (frame, look) in frames.iter().zip(&mut looks) {
+            *look = self.look(frame);
+            if look.hash != 0 {
+                self.flows.prefetch(look.hash);
             }
         }
-        for job in &mut jobs[..frames.len()] {
-            if let Job::Flow(_, _, hash, guess) = job {
-                *guess = self.flows.guess(*hash);
+        for look in &mut looks[..frames.len()] {
+            if look.hash != 0 {
+                look.guess = self.flows.guess(look.hash);
             }
         }
-        for ((frame, job), verdict) in frames.iter_mut().zip(&jobs).zip(verdicts) {
-            *verdict = match job {
-                Job::Done(verdict) => *verdict,
-                Job::Arp(at) => self.arp(frame, *at, cx),
-                Job::Ip(packet) => self.icmp(frame, packet, cx),
-                Job::Odd(packet) => self.odd(frame, packet, cx),
-                Job::Flow(packet, tuple, hash, guess) => {
-                    let found = self.flows.confirm(*guess, tuple, *hash);
-                    self.flow(frame, packet, (tuple, *hash), found, cx)
-                }
-            };
+        let burst = Burst::of(cx);
+        let mut sent = 0;
+        for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
+            if let Some(fast) = self.fast(frame, look, &burst, cx) {
+                sent += 1;
+                *verdict = fast;
+                continue;
+            }
+            *verdict = self.one(frame, cx);
             self.counters.count(*verdict);
         }
+        self.counters.sent.add(sent);
     }
 
     /// A frame by itself.
     fn one(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Verdict {
-        match self.read(frame) {
-            Job::Done(verdict) => verdict,
-            Job::Arp(at) => self.arp(frame, at, cx),
-            Job::Ip(packet) => self.icmp(frame, &packet, cx),
-            Job::Odd(packet) => self.odd(frame, &packet, cx),
-            Job::Flow(packet, tuple, hash, _) => {
-                let found = self.flows.find(&tuple, hash);
-                self.flow(frame, &packet, (&tuple, hash), found, cx)
-            }
+        let packet = match parse(frame.bytes()) {
+            Err(reason) => return Verdict::Drop(reason),
+            Ok(Parsed::Arp(at)) => return self.arp(frame, at, cx),
+            Ok(Parsed::Other(_)) => return Verdict::Punt,
+            Ok(Parsed::Ip(packet)) => packet,
+        };
+        if is_odd(&packet) {
+            return self.odd(frame, &packet, cx);
         }
-    }
-
-    fn read(&self, frame: &Frame<'_>) -> Job {
-        match parse(frame.bytes()) {
-            Err(reason) => Job::Done(Verdict::Drop(reason)),
-            Ok(Parsed::Arp(at)) => Job::Arp(at),
-            Ok(Parsed::Other(_)) => Job::Done(Verdict::Punt),
-            Ok(Parsed::Ip(packet)) if is_odd(&packet) => Job::Odd(packet),
-            Ok(Parsed::Ip(packet)) => match packet.transport.ports() {
-                Some(ports) => {
-                    let Packet { addresses, protocol, .. } = packet;
-                    let tuple = Tuple { addresses, ports, protocol };
-                    Job::Flow(packet, tuple, self.flows.hash(&tuple), None)
-                }
-                None => Job::Ip(packet),
-            },
-        }
+        let Some(tuple) = Tuple::of(&packet) else { return self.icmp(frame, &packet, cx) };
+        let hash = self.flows.hash(&tuple);
+        let found = self.flows.find(&tuple, hash);
+        self.flow(frame, &packet, (&tuple, hash), found, cx)
     }
 
     fn flow(

@@ -121,11 +121,7 @@ impl Engine<'_> {
         let (start, since) = (waiting.start, waiting.since);
         // The flow may have ended, and its handle be another's.
         let packet = parse_ip(waiting.packet(), 0).ok()?;
-        let tuple = Tuple {
-            addresses: packet.addresses,
-            ports: packet.transport.ports()?,
-            protocol: packet.protocol,
-        };
+        let tuple = Tuple::of(&packet)?;
         let found = self.flows.find(&tuple, self.flows.hash(&tuple));
         let opening = found.is_some_and(|found| found.handle == handle)
             && self.flows.brief(handle).state == State::Opening;
@@ -189,10 +185,13 @@ impl Engine<'_> {
         let mut next =
             Flow { backend: backend.addr.target(flow.vip.port()), id: backend.id, ..flow };
         let expires = tick(self.expires(flow.service, State::Opening, cx.now));
-        let entered = self.our_side(&mut next, service, start).and_then(|()| {
+        let entered = self.our_side(&mut next, service, start).and_then(|reply| {
             let (held, clients, worker) = (&mut self.held, cx.clients, self.worker);
             let evicted = |view: &FlowView, _| held.end(view, EndReason::Evicted, clients, worker);
-            self.flows.insert(&next, cx.now, expires, evicted).ok_or(DropReason::NoFlow)
+            let forward = next.forward().ok_or(DropReason::NoFlow)?;
+            let hashes = (self.flows.hash(&forward), reply);
+            let entered = self.flows.insert_new(&next, hashes, cx.now, expires, evicted);
+            entered.ok_or(DropReason::NoFlow)
         });
         match entered {
             Ok(handle) => {

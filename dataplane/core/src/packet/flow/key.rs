@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::packet::parse::Addresses;
+use crate::packet::parse::{Addresses, Packet};
 
 /// A packet's addresses, ports and protocol, seen from its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +27,14 @@ impl Tuple {
         Some(Self { addresses, ports: (source.port(), destination.port()), protocol })
     }
 
+    /// The tuple of a packet; None when it has no ports.
+    #[must_use]
+    #[inline]
+    pub fn of(packet: &Packet) -> Option<Self> {
+        let Packet { addresses, protocol, .. } = *packet;
+        Some(Self { addresses, ports: packet.transport.ports()?, protocol })
+    }
+
     /// The tuple of packets in the other direction.
     #[must_use]
     pub fn reversed(self) -> Self {
@@ -45,7 +53,7 @@ impl Tuple {
         match self.addresses {
             Addresses::V4(source, destination) => {
                 let both = u64::from(u32::from(source)) << 32 | u64::from(u32::from(destination));
-                folded(folded(both ^ seeds[0], rest ^ seeds[1]), ODD ^ seeds[0])
+                folded_plain(both, rest, seeds)
             }
             Addresses::V6(source, destination) => {
                 let halves = |ip: Ipv6Addr| {
@@ -60,8 +68,15 @@ impl Tuple {
     }
 }
 
+/// The hash of an IPv4 tuple: both addresses; ports and protocol.
+#[inline]
+pub(super) fn folded_plain(addresses: u64, rest: u64, seeds: [u64; 2]) -> u64 {
+    folded(folded(addresses ^ seeds[0], rest ^ seeds[1]), ODD ^ seeds[0])
+}
+
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
 
+#[inline]
 fn folded(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64

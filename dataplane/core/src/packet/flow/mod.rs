@@ -14,6 +14,7 @@
 mod cells;
 mod index;
 mod key;
+mod plain;
 mod room;
 mod table;
 
@@ -22,7 +23,9 @@ use core::num::NonZeroU32;
 
 pub use cells::HeapRegion;
 pub use key::Tuple;
-pub use table::{Ended, FlowTable, Found, Guess, Handle, RegionError, Shape};
+pub(super) use plain::plain_hash;
+pub(super) use table::Guess;
+pub use table::{Ended, FlowTable, Found, Handle, RegionError, Shape};
 
 use super::parse::tcp_flags;
 use crate::packet::Tunnel;
@@ -229,12 +232,17 @@ const PAID: u16 = 1 << 11;
 /// First segments that were seen, up to three.
 const SYNS: u16 = 3 << 9;
 
+/// The mode in the flags of a cell.
+const MODE: u16 = 0xff;
+const NAT: u16 = 1;
+const FULL_NAT: u16 = 2;
+
 /// Mode and tracking in the flags of a cell.
 fn flags_of(flow: &Flow) -> u16 {
     let mode = match flow.mode {
         Mode::Proxy => 0,
-        Mode::Nat => 1,
-        Mode::FullNat => 2,
+        Mode::Nat => NAT,
+        Mode::FullNat => FULL_NAT,
         Mode::Dsr => 3,
         Mode::Tunnel(Tunnel::Ipip) => 4,
         Mode::Tunnel(Tunnel::Gue) => 5,
@@ -245,9 +253,9 @@ fn flags_of(flow: &Flow) -> u16 {
 
 /// The mode that [`flags_of`] wrote.
 fn mode_of(flags: u16) -> Mode {
-    match flags & 0xff {
-        1 => Mode::Nat,
-        2 => Mode::FullNat,
+    match flags & MODE {
+        NAT => Mode::Nat,
+        FULL_NAT => Mode::FullNat,
         3 => Mode::Dsr,
         4 => Mode::Tunnel(Tunnel::Ipip),
         5 => Mode::Tunnel(Tunnel::Gue),

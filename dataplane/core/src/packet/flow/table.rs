@@ -89,9 +89,9 @@ pub struct Found {
     pub direction: Direction,
 }
 
-/// A flow that a packet may belong to.
+/// An entry that a packet probably belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Guess(u32);
+pub(in crate::packet) struct Guess(pub(super) u32);
 
 /// What is looked at of a flow for each of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,11 +213,10 @@ impl<'r> FlowTable<'r> {
         prefetch(&self.buckets[self.home(hash)]);
     }
 
-    /// Looks for the flow that a packet with this hash probably belongs to, and fetches it;
-    /// [`FlowTable::confirm`] says whether it does.
+    /// Looks for the entry that a packet with this hash probably belongs to, and fetches its cell.
     #[must_use]
     #[inline]
-    pub fn guess(&self, hash: u64) -> Option<Guess> {
+    pub(in crate::packet) fn guess(&self, hash: u64) -> Option<Guess> {
         let bucket = &self.buckets[self.home(hash)];
         let tag = tag_of(hash);
         let mut found = 0_u32;
@@ -229,22 +228,11 @@ impl<'r> FlowTable<'r> {
         }
         let place = bucket.places[found.trailing_zeros() as usize];
         if place & WIDE == 0 {
-            prefetch(&self.cells4[index_of(place)]);
+            prefetch(self.cells4.get(index_of(place))?);
         } else {
-            prefetch(&self.cells6[index_of(place)]);
+            prefetch(self.cells6.get(index_of(place))?);
         }
         Some(Guess(place))
-    }
-
-    /// The flow that packets with `tuple`, whose hash is `hash`, belong to: that of the guess, if
-    /// that was right and its flow is still there.
-    #[must_use]
-    #[inline]
-    pub fn confirm(&self, guess: Option<Guess>, tuple: &Tuple, hash: u64) -> Option<Found> {
-        match guess {
-            Some(Guess(place)) if self.belongs(place, tuple) => Some(found(place)),
-            _ => self.find(tuple, hash),
-        }
     }
 
     /// The flow that packets with `tuple`, whose hash is `hash`, belong to. Reads a bucket and a
@@ -291,15 +279,27 @@ impl<'r> FlowTable<'r> {
         if taken(&forward) || reply.as_ref().is_some_and(taken) {
             return None;
         }
+        let hashes = (self.hash(&forward), reply.map(|reply| self.hash(&reply)));
+        self.insert_new(flow, hashes, now, expires, ended)
+    }
+
+    /// The same for a flow whose tuples, with these hashes, are nobody's.
+    pub(in crate::packet) fn insert_new(
+        &mut self,
+        flow: &Flow,
+        (forward, reply): (u64, Option<u64>),
+        now: Tick,
+        expires: Tick,
+        ended: impl FnOnce(&FlowView, Ended),
+    ) -> Option<Handle> {
         let wide = !(flow.client.is_ipv4() && flow.backend.is_ipv4());
         let (index, linked) = self.take_cell(wide, ended)?;
         let place = index | if wide { WIDE } else { 0 };
-        let hash = self.hash(&forward);
-        let entered = self.enter(hash, place)
+        let entered = self.enter(forward, place)
             && reply.is_none_or(|reply| {
-                let both = self.enter(self.hash(&reply), place | REPLY);
+                let both = self.enter(reply, place | REPLY);
                 if !both {
-                    self.leave(hash, place);
+                    self.leave(forward, place);
                 }
                 both
             });
