@@ -145,6 +145,12 @@ impl Snapshot {
         self.nets(ip.to_canonical()).any(|net| self.entry(Key::Vip(net)).is_some())
     }
 
+    /// The same for the address itself, not for a network that it is in.
+    #[must_use]
+    pub fn is_host_vip(&self, ip: IpAddr) -> bool {
+        self.entry(Key::Vip(ip.to_canonical().into())).is_some()
+    }
+
     /// The service `id`.
     #[must_use]
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {

@@ -98,12 +98,18 @@ impl Fragments {
         (known == of && *until >= now).then_some(*first)
     }
 
-    /// Keeps a frame whose packet's first fragment is not here; false when there is no room.
+    /// Keeps a frame whose packet's first fragment is not here, in place of the oldest when there is
+    /// no room; false when its packet has too many here, or it is too large.
     pub(super) fn keep(&mut self, of: Common, frame: &Frame<'_>, now: Tick) -> bool {
         let before = self.waiting.iter().filter(|parcel| parcel.of == of).count();
         let length = frame.len();
-        if before >= EACH || self.waiting.len() >= MOST || length > PART {
+        if before >= EACH || length > PART {
             return false;
+        }
+        if self.waiting.len() >= MOST
+            && let Some(oldest) = self.waiting.pop_front()
+        {
+            self.spare.push(oldest.bytes);
         }
         let mut bytes = self.spare.pop().unwrap_or_else(|| alloc::vec![0; PART].into());
         bytes[..length].copy_from_slice(frame.bytes());

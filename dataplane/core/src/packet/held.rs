@@ -46,7 +46,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
     State::ALL.map(|state| {
         let timeout = match (protocol, state) {
-            (_, State::Closed) => LINGER,
+            (_, State::Closed | State::Reset) => LINGER,
             (_, State::Cut) => CUT,
             (Protocol::Tcp, State::Opening | State::Answered) => HANDSHAKE,
             (Protocol::Tcp, State::ClientDone | State::BackendDone) => policy.timeouts.half_closed,

@@ -9,6 +9,7 @@ use super::frame::Frame;
 use super::header::IpHeader;
 use super::parse::{Addresses, Packet, Transport, protocol};
 use super::rewrite::{Ends, complete, lower_ttl};
+use super::tunnel::GUE_PORT;
 
 /// Bytes of the header of an ICMP error.
 const HEADER: usize = 8;
@@ -89,26 +90,15 @@ impl Quoted {
 pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Quoted> {
     let l3 = usize::from(packet.l4) + HEADER;
     let inner = frame.get(l3..usize::from(packet.end))?;
-    let (addresses, number, length) = match packet.addresses {
-        Addresses::V4(..) => {
-            let header: &[u8; 20] = inner.first_chunk()?;
-            let length = usize::from(header[0] & 0xf) * 4;
-            let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
-            if header[0] >> 4 != 4 || length < 20 || offset != 0 {
-                return None;
-            }
-            let ip = |at: usize| <[u8; 4]>::try_from(&header[at..at + 4]).ok();
-            (Addresses::V4(ip(12)?.into(), ip(16)?.into()), header[9], length)
-        }
-        Addresses::V6(..) => {
-            let header: &[u8; 40] = inner.first_chunk()?;
-            if header[0] >> 4 != 6 {
-                return None;
-            }
-            let ip = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).ok();
-            (Addresses::V6(ip(8)?.into(), ip(24)?.into()), header[6], 40)
-        }
-    };
+    let (addresses, number, length) = addresses(inner)?;
+    // An error speaks of packets of its own family.
+    let same = matches!(
+        (packet.addresses, addresses),
+        (Addresses::V4(..), Addresses::V4(..)) | (Addresses::V6(..), Addresses::V6(..))
+    );
+    if !same {
+        return None;
+    }
     if !matches!(number, protocol::TCP | protocol::UDP | protocol::SCTP) {
         return None;
     }
@@ -116,6 +106,68 @@ pub(super) fn quoted(frame: &[u8], packet: &Packet) -> Option<Quoted> {
     let ports =
         (u16::from_be_bytes([ports[0], ports[1]]), u16::from_be_bytes([ports[2], ports[3]]));
     Some(Quoted { tuple: Tuple { addresses, ports, protocol: number }, l3, l4: l3 + length })
+}
+
+/// A packet that was in a tunnel of ours when somebody found it too large.
+pub(super) struct Carried {
+    /// The packet, as far as the error quotes it.
+    pub(super) tuple: Tuple,
+    /// Where it starts.
+    pub(super) l3: u16,
+    /// What would have fitted, without the tunnel.
+    pub(super) mtu: u16,
+}
+
+/// Finds the packet that was in the tunnel's packet which the error `packet` quotes, if that was too
+/// large for its way.
+pub(super) fn carried(frame: &[u8], packet: &Packet) -> Option<Carried> {
+    let l4 = usize::from(packet.l4);
+    let message: &[u8; HEADER] = frame.get(l4..)?.first_chunk()?;
+    let mtu = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
+    let outer = frame.get(l4 + HEADER..usize::from(packet.end))?;
+    let (number, mut overhead) = match (packet.addresses, message[0], message[1]) {
+        (Addresses::V4(..), 3, 4) => (*outer.get(9)?, usize::from(*outer.first()? & 0xf) * 4),
+        (Addresses::V6(..), 2, _) => (*outer.get(6)?, 40),
+        _ => return None,
+    };
+    match number {
+        protocol::IPIP | protocol::IPV6 => {}
+        protocol::UDP => {
+            let udp: &[u8; 9] = outer.get(overhead..)?.first_chunk()?;
+            if udp[2..4] != GUE_PORT.to_be_bytes() {
+                return None;
+            }
+            // Variant 0 has a header of its own.
+            overhead += if udp[8] >> 6 == 0 { 12 } else { 8 };
+        }
+        _ => return None,
+    }
+    let inner = outer.get(overhead..)?;
+    let (addresses, number, length) = addresses(inner)?;
+    let ports: &[u8; 4] = inner.get(length..)?.first_chunk()?;
+    let [from, to] = [[ports[0], ports[1]], [ports[2], ports[3]]].map(u16::from_be_bytes);
+    let tuple = Tuple { addresses, ports: (from, to), protocol: number };
+    let mtu = u16::try_from(mtu & 0xffff).ok()?.checked_sub(overhead as u16)?;
+    Some(Carried { tuple, l3: (l4 + HEADER + overhead) as u16, mtu })
+}
+
+/// Addresses, transport protocol and length of the IP header of a packet of which the end may be
+/// missing; none for later fragments.
+fn addresses(packet: &[u8]) -> Option<(Addresses, u8, usize)> {
+    if packet.first()? >> 4 == 4 {
+        let header: &[u8; 20] = packet.first_chunk()?;
+        let length = usize::from(header[0] & 0xf) * 4;
+        let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+        let ip = |at: usize| <[u8; 4]>::try_from(&header[at..at + 4]).ok();
+        let addresses = Addresses::V4(ip(12)?.into(), ip(16)?.into());
+        return (length >= 20 && offset == 0).then_some((addresses, header[9], length));
+    }
+    let header: &[u8; 40] = packet.first_chunk()?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    let ip = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).ok();
+    Some((Addresses::V6(ip(8)?.into(), ip(24)?.into()), header[6], 40))
 }
 
 /// Turns an error into one with the addresses of `outer` about a packet with those of `inner`;
@@ -177,11 +229,16 @@ pub(super) fn write_error(
     error: Error,
 ) -> bool {
     complete(frame, packet);
-    let to = packet.addresses.source();
+    frame.narrow(packet.l3, packet.end);
+    write_about(frame, source, packet.addresses.source(), error)
+}
+
+/// Makes of a frame that is a packet, or the beginning of one, the IP packet of an error about it.
+/// False when the buffer has no room.
+pub(super) fn write_about(frame: &mut Frame<'_>, source: IpAddr, to: IpAddr, error: Error) -> bool {
     let number = if source.is_ipv4() { protocol::ICMP } else { protocol::ICMPV6 };
     let header = IpHeader::new(source, to, number);
     let ip = header.length();
-    frame.narrow(packet.l3, packet.end);
     frame.truncate(LARGEST[usize::from(!source.is_ipv4())] - ip - HEADER);
     if source.is_ipv4() != to.is_ipv4() || !frame.grow_front(ip + HEADER) {
         return false;

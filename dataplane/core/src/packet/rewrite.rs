@@ -217,6 +217,10 @@ pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
     let field = match packet.transport {
         Transport::Tcp { .. } => 16,
         Transport::Datagram { .. } if packet.protocol == protocol::UDP => 6,
+        Transport::Datagram { .. } => {
+            let (l4, end) = (usize::from(packet.l4), usize::from(packet.end));
+            return sum_sctp(&mut frame.bytes_mut()[l4..end]);
+        }
         _ => return,
     };
     let body = &mut frame.bytes_mut()[usize::from(packet.l4)..usize::from(packet.end)];

@@ -9,10 +9,11 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ahash::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::frame::{Frame, VlanTag};
 use super::parse::{ETHERNET, ether};
+use super::reason::DropReason;
 use crate::IpPrefix;
 use crate::hash::octets;
 
@@ -92,6 +93,8 @@ pub struct Routes {
     v4: Vec<(u8, Targets)>,
     v6: Vec<(u8, Targets)>,
     neighbours: HashMap<(u16, IpAddr), Mac, RandomState>,
+    /// Addresses of this machine.
+    own: HashSet<IpAddr, RandomState>,
 }
 
 /// The first bits of an address, and where they lead.
@@ -129,10 +132,36 @@ impl Routes {
         made
     }
 
+    /// With the addresses of this machine, which belong to no network of VIPs.
+    #[must_use]
+    pub fn with_own(mut self, own: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.own = own.into_iter().collect();
+        self
+    }
+
+    /// Whether an address is this machine's.
+    #[must_use]
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.own.contains(&ip)
+    }
+
     /// Adds a neighbour.
     #[cfg(test)]
     pub(super) fn know(&mut self, link: u16, ip: IpAddr, mac: Mac) {
         self.neighbours.insert((link, ip), mac);
+    }
+
+    /// The link of the interface and the station of an address on it, if both are known; an error
+    /// says that there is no such interface any more.
+    pub(super) fn station(
+        &self,
+        interface: u32,
+        ip: IpAddr,
+    ) -> Result<Option<(&Link, Mac)>, DropReason> {
+        let mut links = self.links.iter().enumerate();
+        let found = links.find(|(_, link)| link.interface == interface);
+        let (n, link) = found.ok_or(DropReason::NoNeighbour)?;
+        Ok(self.neighbours.get(&(n as u16, ip)).map(|mac| (link, *mac)))
     }
 
     /// Its links.

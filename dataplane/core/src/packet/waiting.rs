@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
-use super::routes::{NextHop, Routes};
+use super::reason::DropReason;
+use super::routes::{Link, Mac, Routes};
 use crate::Tick;
 
 /// Packets that may wait at a time.
@@ -39,6 +40,14 @@ impl Parcel {
     pub(super) fn packet(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
+
+    /// Who it is for: none when nobody knows yet, and an error when nobody will.
+    pub(super) fn station<'r>(
+        &self,
+        routes: &'r Routes,
+    ) -> Result<Option<(&'r Link, Mac)>, DropReason> {
+        routes.station(self.of.interface, self.of.station)
+    }
 }
 
 /// The packets of a worker that wait. Memory is taken at first use, and bounded.
@@ -50,14 +59,14 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Keeps a packet; false when there is no room for it.
+    /// Keeps a packet; false when there is no room for it. Its station is asked for all the same.
     pub(super) fn keep(&mut self, packet: &[u8], of: Unresolved, now: Tick) -> bool {
         let before = self.parcels.iter().filter(|parcel| parcel.of == of).count();
+        if before == 0 && self.asked.len() < MOST && !self.asked.contains(&of) {
+            self.asked.push(of);
+        }
         if before >= EACH || self.parcels.len() >= MOST || packet.len() > LARGEST {
             return false;
-        }
-        if before == 0 {
-            self.asked.push(of);
         }
         let mut bytes = self.spare.pop().unwrap_or_else(|| alloc::vec![0; LARGEST].into());
         bytes[..packet.len()].copy_from_slice(packet);
@@ -68,9 +77,7 @@ impl Waiting {
     /// A packet that waits no more, as its station is known or its time is over.
     pub(super) fn take(&mut self, routes: &Routes, now: Tick) -> Option<Parcel> {
         let over = |parcel: &Parcel| {
-            now.since(parcel.since) >= PATIENCE
-                || destination(parcel.packet())
-                    .is_none_or(|ip| !matches!(routes.next_hop(ip), NextHop::Unresolved(..)))
+            now.since(parcel.since) >= PATIENCE || !matches!(parcel.station(routes), Ok(None))
         };
         let place = self.parcels.iter().position(over)?;
         self.parcels.remove(place)
@@ -89,14 +96,5 @@ impl Waiting {
     /// Stations that are to be looked for, since this was asked last.
     pub(super) fn asked(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
         self.asked.drain(..)
-    }
-}
-
-/// Where an IP packet goes.
-pub(super) fn destination(packet: &[u8]) -> Option<IpAddr> {
-    match packet.first()? >> 4 {
-        4 => Some(IpAddr::from(*packet.get(16..)?.first_chunk::<4>()?)),
-        6 => Some(IpAddr::from(*packet.get(24..)?.first_chunk::<16>()?)),
-        _ => None,
     }
 }

@@ -31,8 +31,12 @@ use crate::token::{Op, Token};
 
 /// Bursts of a port that are worked on before others have their turn.
 const BURSTS: usize = 8;
-/// Bytes of a frame of our own, and of a segment, at most: jumbo frames.
-const LARGEST: usize = 9216;
+/// Bytes of a frame of our own, and of a segment, at most: jumbo frames with two tags.
+const LARGEST: usize = 9216 + 22;
+/// Frames of other workers that are taken before others have their turn.
+const PASSED: usize = 256;
+/// How soon the kernel is told again of what it could not send.
+const AGAIN: Duration = Duration::from_millis(1);
 /// Bytes of a place for one.
 const PLACE: usize = HEADROOM + LARGEST;
 
@@ -175,6 +179,9 @@ impl<'r> Packets<'r> {
                 if let Some(stats) = self.way.stats.ports.get(place) {
                     stats.send_failures.inc();
                 }
+                if let Some(Some(sender)) = self.way.senders.get_mut(place) {
+                    sender.again = true;
+                }
             }
             _ => {}
         }
@@ -183,7 +190,7 @@ impl<'r> Packets<'r> {
     /// Works on what has come and on what is due; tells the kernel of what is to go.
     pub(crate) fn turn(&mut self, mut turn: Turn<'_>) {
         for number in 0..self.ports.len() {
-            self.receive(number, &turn);
+            self.receive(number, &mut turn);
         }
         self.take_passed(&turn);
         self.tend(&turn);
@@ -212,10 +219,14 @@ impl<'r> Packets<'r> {
 
     /// How long nothing is to be done unless a frame comes; none is for ever.
     pub(crate) fn sleep(&self, now: Tick) -> Option<Duration> {
-        if !self.listings.is_empty() || self.ports.iter().flatten().any(|port| port.ready) {
+        if self.passed
+            || !self.listings.is_empty()
+            || self.ports.iter().flatten().any(|port| port.ready)
+        {
             return Some(Duration::ZERO);
         }
-        self.engine.sleep(now)
+        let again = self.way.senders.iter().flatten().any(|sender| sender.again);
+        self.engine.sleep(now).into_iter().chain(again.then_some(AGAIN)).min()
     }
 
     /// Notes what the kernel has counted.
@@ -229,8 +240,12 @@ impl<'r> Packets<'r> {
     }
 
     /// Some bursts of a port.
-    fn receive(&mut self, number: usize, turn: &Turn<'_>) {
+    fn receive(&mut self, number: usize, turn: &mut Turn<'_>) {
         for _ in 0..BURSTS {
+            if self.way.senders.iter().flatten().any(Sender::is_filling) {
+                self.tell(turn);
+                turn.ring.flush();
+            }
             let Some(port) = self.ports[number].as_mut().filter(|port| port.ready) else { return };
             let mut frames = std::array::from_fn(|_| Frame::empty());
             let (count, after) = port.receiver.take(&mut frames);
@@ -310,7 +325,7 @@ impl<'r> Packets<'r> {
             return;
         }
         self.way.inboxes.heard(self.steering.worker);
-        loop {
+        for _ in 0..PASSED {
             let mut frame = Frame::new(&mut self.scratch[..PLACE], HEADROOM, HEADROOM);
             if !self.way.inboxes.take(self.steering.worker, &mut frame) {
                 return;
@@ -318,6 +333,7 @@ impl<'r> Packets<'r> {
             let cx = context(turn, &mut self.random);
             pass(&mut self.engine, &mut self.way, std::slice::from_mut(&mut frame), &cx);
         }
+        self.passed = true;
     }
 
     /// What is due without a frame.
@@ -345,8 +361,10 @@ impl<'r> Packets<'r> {
     /// Tells the kernel of frames that are to go.
     fn tell(&mut self, turn: &mut Turn<'_>) {
         for (index, sender) in self.way.senders.iter_mut().enumerate() {
-            let Some(sender) = sender.as_mut().filter(|sender| sender.queued > 0) else { continue };
+            let waits = |sender: &&mut Sender| sender.queued > 0 || sender.again;
+            let Some(sender) = sender.as_mut().filter(waits) else { continue };
             self.way.stats.ports[index].sent.add(std::mem::take(&mut sender.queued) as u64);
+            sender.again = false;
             let token = Token { op: Op::FramesSent, index: index as u32, generation: 0 };
             turn.ring.tell(sender.as_fd(), token.pack());
         }

@@ -23,6 +23,8 @@ const OVERHEAD: usize = 80 + OFFLOADS + HEADROOM;
 const BLOCK: usize = 1 << 18;
 /// Slots of a ring.
 const SLOTS: usize = 1024;
+/// Of one for jumbo frames.
+const FEWEST: usize = 512;
 /// Where a frame starts in a slot that is to be sent.
 const SEND_AT: usize = libc::TPACKET2_HDRLEN - size_of::<sockaddr_ll>();
 /// Where the address stands that goes with a received frame.
@@ -74,6 +76,8 @@ pub(crate) struct Sender {
     socket: OwnedFd,
     /// Frames since the kernel was told last.
     pub(crate) queued: usize,
+    /// The kernel could not send all that it was told of.
+    pub(crate) again: bool,
 }
 
 /// A ring of slots.
@@ -156,7 +160,7 @@ impl Slots {
     fn map(socket: &OwnedFd, option: c_int, overhead: usize, frame: usize) -> io::Result<Self> {
         let size = (frame + overhead).next_power_of_two().max(2048);
         let block = BLOCK.max(size);
-        let count = (SLOTS * 2048 / size).max(128) / (block / size) * (block / size);
+        let count = (SLOTS * 2048 / size).max(FEWEST) / (block / size) * (block / size);
         let request = tpacket_req {
             tp_block_size: block as u32,
             tp_block_nr: (count * size / block) as u32,
@@ -254,15 +258,16 @@ impl Receiver {
             let header: tpacket2_hdr = unsafe { slot.cast().read() };
             let start = usize::from(header.tp_mac);
             let end = start + header.tp_snaplen as usize;
+            // Whoever it is for, what lies in the queue leaves it with its slot.
+            if status & libc::TP_STATUS_COPY != 0 {
+                return (count, After::Large);
+            }
             if !is_for_us(self.packet_kind(index)) || end > self.slots.size || start < OFFLOADS {
                 self.taken += 1;
                 continue;
             }
             let offloads = Offloads::of(self.offloads(index, start));
             if offloads.segment.is_some() || header.tp_len > header.tp_snaplen {
-                if count == 0 {
-                    return (0, After::Large);
-                }
                 return (count, After::Large);
             }
             let shift = libc::TPACKET2_HDRLEN;
@@ -310,7 +315,11 @@ impl Receiver {
         let received = if status & libc::TP_STATUS_COPY != 0 {
             // Whoever it is for, it leaves the queue with its slot.
             let flags = rustix::net::RecvFlags::DONTWAIT;
-            rustix::net::recv(&self.socket, &mut self.large[..], flags).ok().map(|(n, _)| n)
+            // An error of the interface comes instead of the frame, which is still there then.
+            (0..3).find_map(|_| {
+                let received = rustix::net::recv(&self.socket, &mut self.large[..], flags);
+                received.ok().map(|(n, _)| n)
+            })
         } else if whole && start >= OFFLOADS && start + length <= self.slots.size {
             let from = self.slots.inside(index, start - OFFLOADS);
             // SAFETY: these bytes lie in the slot, which is ours until we give it back.
@@ -413,7 +422,12 @@ impl Sender {
         set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
         let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + TAG)?;
         bind(&socket, interface, false)?;
-        Ok(Self { slots, socket, queued: 0 })
+        Ok(Self { slots, socket, queued: 0, again: false })
+    }
+
+    /// Whether the kernel should be told soon.
+    pub(crate) fn is_filling(&self) -> bool {
+        self.queued * 2 >= self.slots.count
     }
 
     /// Puts a frame into the ring, with its tag; false when the ring is full, or the frame is too

@@ -43,6 +43,10 @@ impl Engine<'_> {
         let client = SocketAddr::new(tuple.addresses.source(), tuple.ports.0);
         let vip = SocketAddr::new(tuple.addresses.destination(), tuple.ports.1);
         let service = cx.snapshot.lookup(VipAddr(vip), protocol);
+        // An address of this machine is no part of a network of VIPs.
+        if cx.snapshot.routes().is_own(vip.ip()) && !cx.snapshot.is_host_vip(vip.ip()) {
+            return Err(Without::Verdict(Verdict::Punt));
+        }
         let Some(service) = service.filter(|service| service.policy.mode != Mode::Proxy) else {
             return Err(Without::Verdict(Verdict::Punt));
         };

@@ -9,7 +9,7 @@ use crate::packet::frame::Frame;
 use crate::packet::parse::{Packet, Transport, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{complete, write_reset};
-use crate::{BackendId, EndReason};
+use crate::{BackendId, EndReason, Tick};
 
 /// Cells that are looked at in a burst.
 const LOOKS: u32 = 1024;
@@ -21,6 +21,8 @@ pub(super) struct Cutting {
     reason: EndReason,
     /// The next cell to be looked at.
     next: u32,
+    /// Flows that begin later are not meant.
+    ordered: Option<Tick>,
 }
 
 impl Engine<'_> {
@@ -28,21 +30,24 @@ impl Engine<'_> {
     /// next datagram goes elsewhere.
     pub fn cut(&mut self, mut backends: Vec<BackendId>, reason: EndReason) {
         backends.sort_unstable();
-        self.cutting.push(Cutting { backends, reason, next: 0 });
+        self.cutting.push(Cutting { backends, reason, next: 0, ordered: None });
     }
 
     pub(super) fn cut_some(&mut self, cx: &Context<'_>) {
-        let Some(Cutting { backends, reason, next }) = self.cutting.pop() else { return };
+        let Some(cutting) = self.cutting.pop() else { return };
+        let Cutting { backends, reason, next, ordered } = cutting;
+        let ordered = ordered.unwrap_or(cx.now);
         let end = self.flows.cells().min(next.saturating_add(LOOKS));
         for cell in next..end {
             let Some(handle) = self.flows.at(cell) else { continue };
-            let id = self.flows.flow(handle).id;
-            if backends.binary_search(&id).is_ok() {
+            let view = self.flows.view(handle);
+            if view.began <= ordered && backends.binary_search(&view.flow.id).is_ok() {
                 self.cut_flow(handle, reason, cx);
             }
         }
         if end < self.flows.cells() {
-            self.cutting.push(Cutting { backends, reason, next: end });
+            let ordered = Some(ordered);
+            self.cutting.push(Cutting { backends, reason, next: end, ordered });
         }
     }
 

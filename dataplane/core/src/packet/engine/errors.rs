@@ -3,14 +3,14 @@
 use core::net::{IpAddr, SocketAddr};
 
 use super::{Context, Engine, Verdict};
-use crate::FailureCause;
 use crate::packet::family::cross_error;
-use crate::packet::flow::{Direction, State};
+use crate::packet::flow::{Direction, Found, State};
 use crate::packet::frame::Frame;
-use crate::packet::icmp::{self, Quoted};
+use crate::packet::icmp::{self, Error, Quoted};
 use crate::packet::parse::{Addresses, Packet};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::Ends;
+use crate::{FailureCause, Mode};
 
 impl Engine<'_> {
     /// ICMP, and what has no ports.
@@ -26,12 +26,13 @@ impl Engine<'_> {
         if !icmp::is_error(packet) {
             return self.answer(frame, packet, cx).unwrap_or(Verdict::Punt);
         }
-        let Some(quoted) = icmp::quoted(frame.bytes(), packet) else { return Verdict::Punt };
         // The flow of the packet that it is about, seen from where that was to arrive.
-        let back = quoted.tuple.reversed();
-        let Some(found) = self.flows.find(&back, self.flows.hash(&back)) else {
-            return Verdict::Punt;
-        };
+        let quoted = icmp::quoted(frame.bytes(), packet);
+        let of_flow = quoted.and_then(|quoted| {
+            let back = quoted.tuple.reversed();
+            Some((quoted, self.flows.find(&back, self.flows.hash(&back))?))
+        });
+        let Some((quoted, found)) = of_flow else { return self.of_tunnel(frame, packet, cx) };
         if packet.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExceeded);
         }
@@ -64,6 +65,30 @@ impl Engine<'_> {
                 self.tell(frame, packet, &quoted, inner, (from, flow.client.ip()), cx)
             }
         }
+    }
+
+    /// An error about a packet in a tunnel of ours: the client that sent what is in it is told of what
+    /// would fit.
+    fn of_tunnel(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
+        let Some(carried) = icmp::carried(frame.bytes(), packet) else { return Verdict::Punt };
+        let found = self.flows.find(&carried.tuple, self.flows.hash(&carried.tuple));
+        let tunnelled =
+            |found: &Found| matches!(self.flows.brief(found.handle).mode, Mode::Tunnel(_));
+        if !found.as_ref().is_some_and(tunnelled) {
+            return Verdict::Punt;
+        }
+        let client = carried.tuple.addresses.source();
+        let hop = self.hops.next_hop(cx.snapshot.routes(), client);
+        let from = hop.link().and_then(|link| link.address_for(client));
+        let Some(from) = from.filter(|_| self.may_tell(Error::TooBig(carried.mtu), cx.now)) else {
+            return Verdict::Drop(DropReason::TooBig);
+        };
+        frame.narrow(carried.l3, packet.end);
+        if !icmp::write_about(frame, from, client, Error::TooBig(carried.mtu)) {
+            return Verdict::Drop(DropReason::NoRoom);
+        }
+        self.counters.told.inc();
+        self.depart(frame, hop, cx)
     }
 
     /// Passes an error on, from `from` to `to`, as one about a packet between the two of `inner`.

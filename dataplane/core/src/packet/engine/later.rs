@@ -8,7 +8,7 @@ use crate::Tick;
 use crate::packet::frame::Frame;
 use crate::packet::reason::DropReason;
 use crate::packet::routes::NextHop;
-use crate::packet::waiting::{Unresolved, destination};
+use crate::packet::waiting::Unresolved;
 
 /// How often what was counted is shown.
 const SHOW: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ impl Engine<'_> {
     #[must_use]
     pub fn sleep(&self, now: Tick) -> Option<Duration> {
         let behind = self.behind || !self.cutting.is_empty();
-        let flows = match (self.flows.is_empty(), behind) {
+        let flows = match (self.flows.is_empty() && !behind, behind) {
             (true, _) => None,
             (false, true) => Some(AGAIN),
             (false, false) => Some(LOOK),
@@ -55,13 +55,12 @@ impl Engine<'_> {
     fn resolved(&mut self, frame: &mut Frame<'_>, cx: &Context<'_>) -> Option<Verdict> {
         let routes = cx.snapshot.routes();
         let parcel = self.waiting.take(routes, cx.now)?;
-        let to = destination(parcel.packet());
-        let verdict = match to.map(|to| routes.next_hop(to)) {
-            Some(hop @ NextHop::Known(..)) if frame.replace(parcel.packet()) => {
-                self.depart(frame, hop, cx)
+        let verdict = match parcel.station(routes) {
+            Ok(Some((link, mac))) if frame.replace(parcel.packet()) => {
+                self.depart(frame, NextHop::Known(link, mac), cx)
             }
-            Some(NextHop::Known(..)) => Verdict::Drop(DropReason::NoRoom),
-            _ => Verdict::Drop(DropReason::NoNeighbour),
+            Ok(Some(_)) => Verdict::Drop(DropReason::NoRoom),
+            Ok(None) | Err(_) => Verdict::Drop(DropReason::NoNeighbour),
         };
         self.waiting.recycle(parcel);
         Some(verdict)

@@ -88,8 +88,8 @@ pub struct Engine<'r> {
     worker: usize,
     steering: Steering,
     seed: u64,
-    /// Errors of our own that may still be sent, and since when.
-    errors: (u32, Tick),
+    /// Errors of our own that may still be sent, and since when: of sizes, and of times to live.
+    errors: [(u32, Tick); 2],
     /// Flows are left whose time may be over.
     behind: bool,
     /// When what was counted is shown next.
@@ -105,7 +105,7 @@ impl<'r> Engine<'r> {
         steering: Steering,
         seed: u64,
     ) -> Self {
-        let errors = (ERRORS_A_SECOND, Tick(0));
+        let errors = [(ERRORS_A_SECOND, Tick(0)); 2];
         Self {
             flows,
             held: Held::default(),
@@ -317,7 +317,7 @@ impl<'r> Engine<'r> {
 /// How a flow has ended whose time was over in `state`.
 fn over(state: State) -> EndReason {
     match state {
-        State::Closed => EndReason::Client,
+        State::Closed | State::Reset => EndReason::Client,
         State::ClientDone | State::BackendDone => EndReason::HalfClosedTimeout,
         _ => EndReason::IdleTimeout,
     }

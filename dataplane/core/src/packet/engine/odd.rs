@@ -6,7 +6,7 @@ use super::{Context, Engine, Verdict};
 use crate::packet::flow::Tuple;
 use crate::packet::fragments::{Common, First};
 use crate::packet::frame::Frame;
-use crate::packet::parse::{Addresses, Packet};
+use crate::packet::parse::{Addresses, Packet, protocol};
 use crate::packet::reason::DropReason;
 
 /// Bytes of an IPv6 header.
@@ -25,19 +25,25 @@ impl Engine<'_> {
         packet: &Packet,
         cx: &Context<'_>,
     ) -> Verdict {
+        // Services have no others.
+        if !matches!(packet.protocol, protocol::TCP | protocol::UDP | protocol::SCTP) {
+            return self.icmp(frame, packet, cx);
+        }
         let common = Common::of(packet);
         let later = packet.fragment.is_some_and(|fragment| !fragment.is_first());
         let ports = match common.filter(|_| later) {
             Some(common) => match self.fragments.find(&common, cx.now) {
                 Some(First::Ports(ports)) => ports,
                 Some(First::Elsewhere(worker)) => return Verdict::Pass(worker),
-                None if self.fragments.keep(common, frame, cx.now) => return Verdict::Wait,
-                None => return Verdict::Drop(DropReason::Fragment),
+                None => {
+                    return match self.fragments.keep(common, frame, cx.now) {
+                        true => Verdict::Wait,
+                        false => Verdict::Drop(DropReason::Fragment),
+                    };
+                }
             },
             None => {
-                let Some(ports) = packet.transport.ports() else {
-                    return self.icmp(frame, packet, cx);
-                };
+                let Some(ports) = packet.transport.ports() else { return Verdict::Punt };
                 let home = self.home(packet, ports, cx);
                 let elsewhere = (home != self.steering.worker).then_some(home);
                 if let Some(common) = common {

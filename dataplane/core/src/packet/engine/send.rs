@@ -9,7 +9,7 @@ use crate::packet::family;
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::{self, Error};
-use crate::packet::parse::{Addresses, Packet, Transport, tcp_flags};
+use crate::packet::parse::{Addresses, Packet, Transport, protocol, tcp_flags};
 use crate::packet::reason::DropReason;
 use crate::packet::rewrite::{self, Ends, translate};
 use crate::packet::routes::{Link, NextHop, address};
@@ -45,6 +45,8 @@ impl Engine<'_> {
         }
         let state = match packet.transport {
             Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
+            // What follows the first fragment of a segment says nothing more.
+            Transport::Unseen if packet.protocol == protocol::TCP => brief.state,
             _ => brief.state.after_datagram(direction),
         };
         let bytes = u64::from(packet.end - packet.l3);
@@ -222,7 +224,9 @@ impl Engine<'_> {
             Error::TimeExceeded => DropReason::TtlExceeded,
         };
         // Errors are not told of errors (RFC 1122, section 3.2.2).
-        if icmp::is_error(packet) || !self.may_tell(cx.now) {
+        let later = packet.fragment.is_some_and(|fragment| !fragment.is_first());
+        let nobody = packet.addresses.source().is_unspecified();
+        if icmp::is_error(packet) || later || nobody || !self.may_tell(error, cx.now) {
             return Verdict::Drop(reason);
         }
         let to = packet.addresses.source();
@@ -238,8 +242,12 @@ impl Engine<'_> {
     }
 
     /// Whether an error of our own may be sent now: nobody is to drown others by our hand.
-    fn may_tell(&mut self, now: Tick) -> bool {
-        let (left, since) = &mut self.errors;
+    /// Each kind has its own share.
+    pub(super) fn may_tell(&mut self, error: Error, now: Tick) -> bool {
+        let (left, since) = match error {
+            Error::TooBig(_) => &mut self.errors[0],
+            Error::TimeExceeded => &mut self.errors[1],
+        };
         if now.since(*since) >= Duration::from_secs(1) {
             (*left, *since) = (ERRORS_A_SECOND, now);
         }

@@ -50,15 +50,17 @@ pub enum State {
     ClientDone = 4,
     /// The backend has finished.
     BackendDone = 5,
-    /// Both have finished, or one has cut it.
+    /// Both have finished.
     Closed = 6,
     /// We have cut it, and tell its ends.
     Cut = 7,
+    /// One end has cut it, or somebody who says so: over, unless it goes on.
+    Reset = 8,
 }
 
 impl State {
     /// How many there are.
-    pub(super) const COUNT: usize = 8;
+    pub(super) const COUNT: usize = 9;
 
     /// All of them, in the order of their numbers.
     pub(super) const ALL: [Self; Self::COUNT] = [
@@ -70,6 +72,7 @@ impl State {
         Self::BackendDone,
         Self::Closed,
         Self::Cut,
+        Self::Reset,
     ];
 
     /// The word for it.
@@ -84,6 +87,7 @@ impl State {
             Self::BackendDone => "backend_done",
             Self::Closed => "closed",
             Self::Cut => "cut",
+            Self::Reset => "reset",
         }
     }
 
@@ -97,11 +101,12 @@ impl State {
     pub fn after_tcp(self, flags: u8, direction: Direction, two_way: bool) -> Self {
         use Direction::{Forward, Reply};
         use tcp_flags::{ACK, FIN, RST, SYN};
-        if self == Self::Cut {
+        if matches!(self, Self::Cut | Self::Closed) {
             return self;
         }
+        // Its sequence number is not looked at: anybody may claim to be an end.
         if flags & RST != 0 {
-            return Self::Closed;
+            return Self::Reset;
         }
         let fin = flags & FIN != 0;
         match (self, direction) {
@@ -128,8 +133,10 @@ impl State {
                     Self::Established
                 }
             }
-            (Self::Established, Forward) if fin => Self::ClientDone,
-            (Self::Established, Reply) if fin => Self::BackendDone,
+            (Self::Reset, Forward) if flags & SYN != 0 => Self::Opening,
+            (Self::Reset, _) if flags & (SYN | ACK) == ACK && !fin => Self::Established,
+            (Self::Established | Self::Reset, Forward) if fin => Self::ClientDone,
+            (Self::Established | Self::Reset, Reply) if fin => Self::BackendDone,
             (Self::ClientDone, Reply) | (Self::BackendDone, Forward) if fin => Self::Closed,
             (state, _) => state,
         }

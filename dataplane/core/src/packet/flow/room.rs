@@ -2,7 +2,7 @@
 
 use super::cells::NONE;
 use super::table::{Ended, FlowTable, Handle, WIDE};
-use super::{FlowView, State, step};
+use super::{FlowView, State, mode_of, step};
 use crate::Tick;
 
 /// Slots of the wheel: 64 seconds.
@@ -72,7 +72,7 @@ impl FlowTable<'_> {
     }
 
     /// Among the next few cells, one whose flow is over or never came about. Established flows
-    /// are no victims: a flood of half-open ones replaces itself.
+    /// that are rewritten are no victims: a flood of half-open ones replaces itself.
     pub(super) fn victim(&mut self, wide: bool) -> Option<u32> {
         let count = if wide { self.cells6.len() } else { self.cells4.len() } as u32;
         let hand = self.hands[usize::from(wide)];
@@ -80,9 +80,13 @@ impl FlowTable<'_> {
         let looks = (0..LOOKS.min(count)).map(|n| ((hand + n) % count) | flag);
         let rank = |place: u32| match State::from_byte(self.common(place).state) {
             State::Free => Some(0),
-            State::Closed | State::Cut => Some(1),
+            State::Closed | State::Cut | State::Reset => Some(1),
             State::Opening | State::Answered => Some(2),
-            State::Established | State::ClientDone | State::BackendDone => None,
+            // Who answers past us needs no state to go on: the choice of a backend is the same.
+            State::Established | State::ClientDone | State::BackendDone => {
+                let one_way = !mode_of(self.common(place).flags).is_two_way();
+                one_way.then_some(3)
+            }
         };
         let victim = looks.filter_map(|place| Some((rank(place)?, place))).min();
         // On from where this ended, or from behind all that were looked at in vain.

@@ -57,28 +57,69 @@ fn places_are_paid_back_when_flows_end() {
 
 #[test]
 fn with_a_full_table_direct_return_goes_on_and_nat_does_not() {
-    for (mode, want) in
-        [(Mode::Dsr, Verdict::Send(1)), (Mode::Nat, Verdict::Drop(DropReason::NoFlow))]
-    {
-        with_engine(|world, engine| {
-            world.serve(Protocol::Tcp, "192.0.2.10:80", mode, &["10.78.0.11:80"], |_| {});
-            let vip = addr("192.0.2.10:80");
-            let mut last = Verdict::Punt;
-            for n in 0..=SHAPE.ipv4 {
-                let client = SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
-                last = world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame()).0;
-                // Both have spoken, so that it makes no room.
-                let reply = tcp(addr("10.78.0.11:80"), client, tcp_flags::ACK).frame();
-                if mode == Mode::Nat && n < SHAPE.ipv4 {
-                    assert_eq!(world.pass(engine, &reply).0, Verdict::Send(0));
-                }
-            }
-            assert_eq!(last, want);
-            assert_eq!(engine.flows().len(), SHAPE.ipv4 as usize);
-            assert_eq!(world.services[0].1.state.active(), SHAPE.ipv4);
-            assert_eq!(engine.counters.stateless.get(), u64::from(mode == Mode::Dsr));
+    with_engine(|world, engine| {
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &["10.78.0.11:80"], |_| {});
+        world.serve(Protocol::Tcp, "192.0.2.11:80", Mode::Dsr, &["10.78.0.12:80"], |_| {});
+        let (nat, dsr) = (addr("192.0.2.10:80"), addr("192.0.2.11:80"));
+        let from = |n: u32| SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
+        for n in 0..SHAPE.ipv4 {
+            world.pass(engine, &tcp(from(n), nat, tcp_flags::ACK).frame());
+            // Both have spoken, so that it makes no room.
+            let reply = tcp(addr("10.78.0.11:80"), from(n), tcp_flags::ACK).frame();
+            assert_eq!(world.pass(engine, &reply).0, Verdict::Send(0));
+        }
+        let more = from(SHAPE.ipv4);
+        let full = Verdict::Drop(DropReason::NoFlow);
+        assert_eq!(world.pass(engine, &tcp(more, nat, tcp_flags::ACK).frame()).0, full);
+        let (verdict, frame) = world.pass(engine, &tcp(more, dsr, tcp_flags::ACK).frame());
+        assert_eq!((verdict, &frame[..6]), (Verdict::Send(1), &station(ip("10.78.0.12"))[..]));
+        assert_eq!(engine.counters.stateless.get(), 1);
+        assert_eq!(engine.flows().len(), SHAPE.ipv4 as usize);
+        assert_eq!(world.services[0].1.state.active(), SHAPE.ipv4);
+        assert_eq!(world.services[1].1.state.active(), 0);
+    });
+    // Flows that are answered past us make room for others: a flood of them costs nobody else.
+    with_engine(|world, engine| {
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &["10.78.0.11:80"], |_| {});
+        world.serve(Protocol::Tcp, "192.0.2.11:80", Mode::Dsr, &["10.78.0.12:80"], |_| {});
+        let from = |n: u32| SocketAddr::new(ip("203.0.113.7"), 2000 + n as u16);
+        for n in 0..2 * SHAPE.ipv4 {
+            let spoofed = tcp(from(n), addr("192.0.2.11:80"), tcp_flags::ACK);
+            assert_eq!(world.pass(engine, &spoofed.frame()).0, Verdict::Send(1));
+        }
+        let first = syn(from(9999), addr("192.0.2.10:80"));
+        assert_eq!(world.pass(engine, &first.frame()).0, Verdict::Send(1));
+        assert_eq!(world.services[1].1.state.active(), SHAPE.ipv4 - 1);
+    });
+}
+
+#[test]
+fn a_reset_that_neither_end_has_sent_ends_nothing() {
+    with_engine(|world, engine| {
+        let backends = ["10.78.0.11:80", "10.78.0.12:80"];
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &backends, |policy| {
+            policy.scheduler = Scheduler::RoundRobin;
         });
-    }
+        let (client, vip) = (addr("203.0.113.7:4711"), addr("192.0.2.10:80"));
+        let (_, there) = world.pass(engine, &syn(client, vip).frame());
+        let backend = SocketAddr::new(destination(&there), 80);
+        world.pass(engine, &tcp(backend, client, tcp_flags::SYN | tcp_flags::ACK).frame());
+        world.pass(engine, &tcp(client, vip, tcp_flags::ACK).frame());
+        let state = |engine: &Engine<'_>| engine.flows().iter().next().unwrap().state;
+        // From somebody who knows the addresses: a reset, then a new first segment.
+        world.pass(engine, &tcp(client, vip, tcp_flags::RST).frame());
+        assert_eq!(state(engine), State::Reset);
+        let (_, again) = world.pass(engine, &syn(client, vip).frame());
+        assert_eq!(destination(&again), backend.ip(), "it stays where it is");
+        let (verdict, _) = world.pass(engine, &tcp(backend, client, tcp_flags::ACK).frame());
+        assert_eq!((verdict, state(engine)), (Verdict::Send(0), State::Established));
+        assert_eq!(world.services[0].1.state.active(), 1);
+        // A real one is followed by nothing.
+        world.pass(engine, &tcp(backend, client, tcp_flags::RST | tcp_flags::ACK).frame());
+        world.now = world.now.plus(LINGER * 8);
+        world.pass(engine, &tcp(client, addr("192.0.2.99:1"), 0).frame());
+        assert_eq!((engine.flows().len(), world.services[0].1.state.active()), (0, 0));
+    });
 }
 
 #[test]

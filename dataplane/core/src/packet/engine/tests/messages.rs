@@ -136,3 +136,39 @@ fn stations_of_vips_are_told() {
         assert_eq!(world.pass(engine, &ask("fd77::9", stranger, 255)).0, Verdict::Punt);
     });
 }
+
+#[test]
+fn clients_hear_that_their_packets_are_too_large_for_a_tunnels_way() {
+    for (client, vip, backend) in CASES {
+        for tunnel in [Tunnel::Ipip, Tunnel::Gue, Tunnel::GueWithHeader] {
+            for outer in ["10.78.0.11", "fd78::11"] {
+                with_engine(|world, engine| {
+                    let at = SocketAddr::new(ip(outer), 443).to_string();
+                    world.serve(Protocol::Tcp, vip, Mode::Tunnel(tunnel), &[&at], |_| {});
+                    let (client, vip) = (addr(client), addr(vip));
+                    let large = tcp(client, vip, tcp_flags::ACK).payload(&[7; 1300]);
+                    let (verdict, there) = world.pass(engine, &large.frame());
+                    assert_eq!(verdict, Verdict::Send(1), "{tunnel:?} to {backend}");
+                    // A router behind the first hop has a smaller link, and quotes 128 bytes.
+                    let own = ip(if outer.contains(':') { "fd78::1" } else { "10.78.0.1" });
+                    let router = ip(if outer.contains(':') { "fd78::99" } else { "10.78.0.99" });
+                    let (kind, code) = if own.is_ipv4() { (3, 4) } else { (2, 0) };
+                    let error = message(router, own, kind, code, 1300_u32.to_be_bytes());
+                    let error = error.payload(&there[14..14 + 128]);
+                    let (verdict, told) = world.pass(engine, &error.frame());
+                    assert_eq!(verdict, Verdict::Send(0));
+                    verify(&told);
+                    let Parsed::Ip(packet) = parse(&told).unwrap() else { panic!() };
+                    assert_eq!(packet.addresses.destination(), client.ip());
+                    let l4 = usize::from(packet.l4);
+                    let want = if client.is_ipv4() { [3, 4] } else { [2, 0] };
+                    assert_eq!(told[l4..l4 + 2], want);
+                    let mtu = u32::from_be_bytes(*told[l4 + 4..].first_chunk().unwrap());
+                    assert_eq!(mtu as usize, 1300 - tunnel.overhead(ip(outer)));
+                    let quoted = crate::packet::icmp::quoted(&told, &packet).unwrap();
+                    assert_eq!(quoted.tuple, Tuple::new(client, vip, protocol::TCP).unwrap());
+                });
+            }
+        }
+    }
+}
