@@ -4,7 +4,7 @@
 //! its copies where they enter, of packets to the addresses of packet services and of replies whose
 //! destination is to be rewritten: forwarded as they are, they would end their connections.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -18,30 +18,42 @@ const TABLE: &str = "fairway";
 /// From one look whether our table is still there, or one try after a failure, to the next.
 const VERIFY_MS: u64 = 5000;
 
-/// An address, protocol and ports.
-type Place = (IpPrefix, Protocol, PortRange);
+/// Ports by address or network, and protocol.
+type Places = BTreeMap<(IpPrefix, Protocol), Vec<PortRange>>;
+
+/// Ports from here on are the kernel's for connections that it makes, unless it was told otherwise.
+const EPHEMERAL: u16 = 32_768;
+
+/// An interface, by its name and the kernel's number of it.
+pub(super) type Interface = (String, u32);
 
 /// What the kernel is not to see.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Hidden {
-    /// Addresses that are ours alone.
+    /// Addresses and networks that are ours alone.
     addresses: BTreeSet<IpPrefix>,
     /// Parts of addresses that the kernel has, too.
-    places: BTreeSet<Place>,
+    hosts: Places,
+    /// Parts of networks in which the kernel has addresses; those themselves are not meant.
+    nets: Places,
     /// Where replies come from, unless they are for this machine itself.
-    replies: BTreeSet<Place>,
+    replies: Places,
     /// Addresses of this machine.
     local: BTreeSet<IpAddr>,
     /// Interfaces that are there.
-    interfaces: Vec<String>,
+    interfaces: Vec<Interface>,
+    /// What cannot be hidden without harm, in words.
+    pub(super) troubles: Vec<String>,
 }
 
 impl Hidden {
-    /// What services of packet modes want hidden, where this machine has the addresses `local`.
+    /// What services of packet modes want hidden, where this machine has the addresses `local`, and
+    /// forwards packets of IPv4 and of IPv6 by itself or not.
     pub(super) fn of<'s>(
         services: impl Iterator<Item = &'s ServiceSpec> + Clone,
         local: &BTreeSet<IpAddr>,
-        interfaces: Vec<String>,
+        interfaces: Vec<Interface>,
+        forwards: [bool; 2],
     ) -> Self {
         let mut hidden = Self { local: local.clone(), interfaces, ..Self::default() };
         let packets = services.clone().filter(|spec| spec.policy.mode != Mode::Proxy);
@@ -52,28 +64,23 @@ impl Hidden {
         for spec in packets {
             for Frontend { net, ports, protocol } in &spec.frontends {
                 let shared = proxied.iter().chain(local).any(|ip| net.contains(*ip));
-                match shared {
-                    true => _ = hidden.places.insert((*net, *protocol, *ports)),
-                    false => _ = hidden.addresses.insert(*net),
+                match (shared, net.is_host()) {
+                    (false, _) => _ = hidden.addresses.insert(*net),
+                    (true, true) => add(&mut hidden.hosts, *net, *protocol, *ports),
+                    (true, false) => add(&mut hidden.nets, *net, *protocol, *ports),
                 }
             }
-            match spec.policy.mode {
-                Mode::FullNat => hidden.add_sources(spec),
-                Mode::Nat => {
-                    for backend in &spec.backends {
-                        let (ip, port) = (backend.addr.ip(), backend.addr.port());
-                        let dialled = spec.frontends.iter().map(|frontend| frontend.ports);
-                        let own = port.map(PortRange::single).into_iter();
-                        let ports = own.chain(dialled.filter(|_| port.is_none()));
-                        hidden.replies.extend(ports.map(|ports| (ip.into(), spec.protocol, ports)));
-                    }
-                }
-                Mode::Proxy | Mode::Dsr | Mode::Tunnel(_) => {}
+            if matches!(spec.policy.mode, Mode::Nat | Mode::FullNat) {
+                hidden.add_sources(spec);
+            }
+            if spec.policy.mode == Mode::Nat {
+                hidden.add_replies(spec, forwards);
             }
         }
         hidden
     }
 
+    /// Addresses of our own towards backends.
     fn add_sources(&mut self, spec: &ServiceSpec) {
         let source = &spec.policy.source;
         for ip in &source.addresses {
@@ -81,9 +88,41 @@ impl Hidden {
                 let (first, last) = (first.try_into().ok()?, last.try_into().ok()?);
                 PortRange::new(first, last).ok()
             });
-            match ports.filter(|_| self.local.contains(ip)) {
-                Some(ports) => _ = self.places.insert(((*ip).into(), spec.protocol, ports)),
-                None => _ = self.addresses.insert((*ip).into()),
+            match (self.local.contains(ip), ports) {
+                (false, _) => _ = self.addresses.insert((*ip).into()),
+                (true, Some(ports)) => {
+                    add(&mut self.hosts, (*ip).into(), spec.protocol, ports);
+                }
+                // Everything that this machine does itself comes back to these ports.
+                (true, None) => self.troubles.push(format!(
+                    "service {}: source {ip} is an address of this machine, whose kernel resets the \
+                     replies to it; name `source.ports` outside net.ipv4.ip_local_port_range, or an \
+                     address that no machine has",
+                    spec.key
+                )),
+            }
+        }
+    }
+
+    /// Replies that the kernel would forward as they are.
+    fn add_replies(&mut self, spec: &ServiceSpec, forwards: [bool; 2]) {
+        for backend in &spec.backends {
+            let (ip, port) = (backend.addr.ip(), backend.addr.port());
+            if !forwards[usize::from(ip.is_ipv6())] {
+                continue;
+            }
+            let dialled = spec.frontends.iter().map(|frontend| frontend.ports);
+            let own = port.map(PortRange::single).into_iter();
+            for ports in own.chain(dialled.filter(|_| port.is_none())) {
+                if ports.len() > 1 && ports.last() >= EPHEMERAL {
+                    self.troubles.push(format!(
+                        "service {}: this machine forwards packets, and replies from {ip} ports \
+                         {ports} are kept from it: what {ip} dials through this machine from these \
+                         ports gets no answer; switch forwarding off, or name a `targetPort`",
+                        spec.key
+                    ));
+                }
+                add(&mut self.replies, ip.into(), spec.protocol, ports);
             }
         }
     }
@@ -95,18 +134,20 @@ impl Hidden {
             return text;
         }
         let devices: Vec<String> =
-            self.interfaces.iter().map(|name| format!("\"{name}\"")).collect();
+            self.interfaces.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let _ = writeln!(text, "table netdev {TABLE} {{");
         for (suffix, kind, is_v4) in [("4", "ipv4_addr", true), ("6", "ipv6_addr", false)] {
             let ours = |net: &IpPrefix| net.is_ipv4() == is_v4;
             let nets = |nets: Vec<IpPrefix>| -> Vec<String> {
                 nets.iter().filter(|net| ours(net)).map(ToString::to_string).collect()
             };
-            let places = |places: &BTreeSet<Place>| -> Vec<String> {
-                let words = |(net, protocol, ports): &Place| {
-                    format!("{net} . {} . {ports}", protocol.to_string().to_lowercase())
+            let places = |places: &Places| -> Vec<String> {
+                let apart = disjoint(places).into_iter().filter(|((net, _), _)| ours(net));
+                let words = |((net, protocol), ports): ((IpPrefix, Protocol), Vec<PortRange>)| {
+                    let protocol = protocol.to_string().to_lowercase();
+                    ports.into_iter().map(move |ports| format!("{net} . {protocol} . {ports}"))
                 };
-                places.iter().filter(|(net, ..)| ours(net)).map(words).collect()
+                apart.flat_map(words).collect()
             };
             let (addresses, local) = (
                 self.addresses.iter().copied().collect(),
@@ -116,7 +157,8 @@ impl Hidden {
             for (name, kind, flags, elements) in [
                 ("addresses", kind, "flags interval; auto-merge; ", nets(addresses)),
                 ("local", kind, "flags interval; ", nets(local)),
-                ("places", place.as_str(), "flags interval; ", places(&self.places)),
+                ("hosts", place.as_str(), "flags interval; ", places(&self.hosts)),
+                ("nets", place.as_str(), "flags interval; ", places(&self.nets)),
                 ("replies", place.as_str(), "flags interval; ", places(&self.replies)),
             ] {
                 let elements = match elements.is_empty() {
@@ -136,12 +178,51 @@ impl Hidden {
             let (to, from) = (place("d"), place("s"));
             let _ = writeln!(
                 text,
-                "    {family} daddr @addresses{suffix} drop\n    {to} @places{suffix} drop\n    \
+                "    {family} daddr @addresses{suffix} drop\n    {to} @hosts{suffix} drop\n    \
+                 {family} daddr != @local{suffix} {to} @nets{suffix} drop\n    \
                  {family} daddr != @local{suffix} {from} @replies{suffix} drop"
             );
         }
         text + "  }\n}\n"
     }
+}
+
+fn add(places: &mut Places, net: IpPrefix, protocol: Protocol, ports: PortRange) {
+    places.entry((net, protocol)).or_default().push(ports);
+}
+
+/// The same places without those that lie in others: nftables takes no elements that overlap.
+fn disjoint(places: &Places) -> Places {
+    let mut apart = Places::new();
+    for ((net, protocol), ports) in places {
+        let around = places.iter().filter(|((other, of), _)| {
+            of == protocol
+                && other != net
+                && other.length() < net.length()
+                && other.contains(net.address())
+        });
+        let covered: Vec<PortRange> = around.flat_map(|(_, ports)| ports.iter().copied()).collect();
+        let mut free = Vec::new();
+        let (mut at, mut inside) = (None, false);
+        for port in 1..=u16::MAX {
+            let has = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(port));
+            let here = has(ports) && !has(&covered);
+            if here && !inside {
+                at = std::num::NonZeroU16::new(port);
+            }
+            let last = here.then(|| std::num::NonZeroU16::new(port)).flatten();
+            inside = here;
+            if let (Some(from), Some(to)) = (at, last) {
+                match free.last_mut() {
+                    Some((first, end)) if *first == from => *end = to,
+                    _ => free.push((from, to)),
+                }
+            }
+        }
+        let ranges = free.into_iter().filter_map(|(from, to)| PortRange::new(from, to).ok());
+        apart.insert((*net, *protocol), ranges.collect());
+    }
+    apart
 }
 
 /// The table in the kernel.
@@ -195,12 +276,55 @@ impl Fence {
         }
     }
 
-    pub(super) fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    /// What is wrong, in words.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = String> + '_ {
+        self.trouble.iter().chain(&self.wanted.troubles).cloned()
     }
 
     /// Takes the table away.
     pub(super) fn clean_up(&mut self) {
-        let _ = run("nft", &["delete", "table", "netdev", TABLE], "");
+        forget();
+    }
+}
+
+/// Whether this machine forwards packets of IPv4, and of IPv6, by itself.
+pub(super) fn forwards() -> [bool; 2] {
+    ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(|switch| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/{switch}"));
+        text.is_ok_and(|text| text.trim() != "0")
+    })
+}
+
+/// Takes away a table that an earlier process may have left. What is not there is no error.
+pub(crate) fn forget() {
+    let _ = run("nft", &["delete", "table", "netdev", TABLE], "");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU16;
+
+    #[test]
+    fn places_that_lie_in_others_are_left_out() {
+        let port = |n| NonZeroU16::new(n).unwrap();
+        let range = |first, last| PortRange::new(port(first), port(last)).unwrap();
+        let mut places = Places::new();
+        let net = |text: &str| text.parse::<IpPrefix>().unwrap();
+        for (at, first, last) in [
+            ("10.0.0.1", 8000, 8999),
+            ("10.0.0.1", 8080, 8080),
+            ("10.0.0.1", 9000, 9000),
+            ("10.0.0.0/24", 8500, 8600),
+            ("10.0.0.0/24", 1, 10),
+            ("10.0.1.0/24", 1, 65535),
+        ] {
+            add(&mut places, net(at), Protocol::Tcp, range(first, last));
+        }
+        let apart = disjoint(&places);
+        let of = |at: &str| apart[&(net(at), Protocol::Tcp)].clone();
+        assert_eq!(of("10.0.0.1"), [range(8000, 8499), range(8601, 9000)]);
+        assert_eq!(of("10.0.0.0/24"), [range(1, 10), range(8500, 8600)]);
+        assert_eq!(of("10.0.1.0/24"), [range(1, 65535)]);
     }
 }

@@ -485,6 +485,12 @@ impl Control {
         if !self.relisten.is_empty() {
             self.look_at_routing();
         }
+        // The kernel is kept from new addresses, and their packets are divided, before anybody serves
+        // them.
+        if !unchanged {
+            self.packets_changed();
+            self.tend_packets(self.clock.now());
+        }
         let snapshot = self.publisher.publish(builder.finish());
         metrics::histogram!("fairway_publish_seconds").record(started.elapsed().as_secs_f64());
         metrics::gauge!("fairway_snapshot_generation").set(snapshot.generation as f64);
@@ -494,9 +500,6 @@ impl Control {
         // Closed before opened: an address and port may have moved between services.
         let changes = std::mem::take(&mut self.relisten);
         self.listeners.change(&changes, self.clock.now(), &self.workers);
-        if !unchanged {
-            self.packets_changed();
-        }
         tracing::debug!(generation = snapshot.generation, "published");
     }
 }

@@ -11,7 +11,7 @@ use fairway_core::{IpPrefix, Mode, Tick};
 use fairway_uring::{Command, PortControl, WorkerHandle, open_port};
 
 use super::Control;
-use super::fence::{Fence, Hidden};
+use super::fence::{Fence, Hidden, forget, forwards};
 use crate::network::{Device, News, Watch};
 
 /// An interface of the packet path.
@@ -55,6 +55,7 @@ impl PacketPath {
             changed: true,
             trouble: None,
         };
+        forget();
         packets.take(news, workers);
         packets
     }
@@ -79,7 +80,7 @@ impl PacketPath {
     /// Words of trouble for people.
     fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
-        ports.chain(self.trouble.clone()).chain(self.fence.trouble().map(Into::into))
+        ports.chain(self.trouble.clone()).chain(self.fence.troubles())
     }
 }
 
@@ -168,9 +169,10 @@ impl Control {
             return packets.fence.tend(now);
         }
         let specs = self.services.values().map(|live| &*live.spec);
-        let there = packets.ports.iter().filter(|port| port.device.is_some());
-        let there = there.map(|port| port.name.clone()).collect();
-        packets.fence.hide(Hidden::of(specs.clone(), &packets.local, there), now);
+        let there = packets.ports.iter();
+        let there = there.filter_map(|port| Some((port.name.clone(), port.device.as_ref()?.index)));
+        let hidden = Hidden::of(specs.clone(), &packets.local, there.collect(), forwards());
+        packets.fence.hide(hidden, now);
         let ours = specs.filter(|spec| spec.policy.mode != Mode::Proxy);
         let vips: BTreeSet<IpPrefix> =
             ours.clone().flat_map(|spec| spec.frontends.iter().map(|f| f.net)).collect();

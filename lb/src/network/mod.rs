@@ -20,10 +20,12 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourMessage, NeighbourState};
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, address::AddressMessage};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
+};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 pub(crate) use self::state::{Device, Network};
 
@@ -31,6 +33,10 @@ pub(crate) use self::state::{Device, Network};
 const GATHER: Duration = Duration::from_millis(5);
 /// How often stations that must be known are used, so that the kernel looks whether they are there.
 const USE: Duration = Duration::from_secs(5);
+/// How long the kernel may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// From a failure to the next try.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often everything is read without a word of a change.
 const READ: Duration = Duration::from_secs(30);
 
@@ -67,8 +73,11 @@ impl Watch {
         let follower = first.map_err(|why| words(&why))?;
         let news = follower.network.news();
         runtime.spawn(async move {
-            if let Err(why) = follower.follow(&tell).await {
+            let mut follower = follower;
+            while let Err(why) = follower.follow(&tell).await {
                 tell(Err(words(&why)));
+                follower.connect_again().await;
+                tell(Ok(follower.network.news()));
             }
         });
         Ok((Self(sender), news))
@@ -86,6 +95,12 @@ impl Watch {
     }
 }
 
+/// What changes. The connection lasts as long as somebody could ask by it.
+struct Events {
+    messages: Messages,
+    _handle: Handle,
+}
+
 type Messages =
     UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlink::sys::SocketAddr)>;
 
@@ -93,7 +108,7 @@ type Messages =
 struct Follower {
     interfaces: Vec<String>,
     handle: Handle,
-    messages: Messages,
+    events: Events,
     wishes: mpsc::UnboundedReceiver<Wish>,
     network: Network,
     /// Addresses whose stations are to be known.
@@ -105,27 +120,30 @@ impl Follower {
         interfaces: Vec<String>,
         wishes: mpsc::UnboundedReceiver<Wish>,
     ) -> Result<Self, String> {
-        let connected = new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Neigh,
-        ]);
-        let (connection, handle, messages) = connected.map_err(|error| error.to_string())?;
-        tokio::spawn(connection);
-        let network = read(&handle, &interfaces).await.map_err(|error| error.to_string())?;
-        Ok(Self { interfaces, handle, messages, wishes, network, kept: Vec::new() })
+        let (handle, events) = connect()?;
+        let network = read(&handle, &interfaces).await?;
+        Ok(Self { interfaces, handle, events, wishes, network, kept: Vec::new() })
     }
 
-    async fn follow(mut self, tell: &impl Fn(Result<News, String>)) -> Result<(), String> {
+    /// Connects until that works, and reads everything.
+    async fn connect_again(&mut self) {
+        loop {
+            sleep(AGAIN).await;
+            let Ok((handle, events)) = connect() else { continue };
+            let Ok(network) = read(&handle, &self.interfaces).await else { continue };
+            (self.handle, self.events, self.network) = (handle, events, network);
+            return;
+        }
+    }
+
+    /// Follows what changes until nobody wants to know; an error says what went wrong.
+    async fn follow(&mut self, tell: &impl Fn(Result<News, String>)) -> Result<(), String> {
         let (mut uses, mut reads) = (interval(USE), interval(READ));
         let mut due = None;
         loop {
             let read_at = due.unwrap_or_else(|| Instant::now() + READ);
             tokio::select! {
-                message = self.messages.next() => {
+                message = self.events.messages.next() => {
                     if message.is_none() {
                         return Err("the connection has ended".into());
                     }
@@ -134,8 +152,7 @@ impl Follower {
                 _ = reads.tick() => due = Some(Instant::now()),
                 () = sleep_until(read_at), if due.is_some() => {
                     due = None;
-                    let next = read(&self.handle, &self.interfaces).await;
-                    let next = next.map_err(|error| error.to_string())?;
+                    let next = read(&self.handle, &self.interfaces).await?;
                     if next != self.network {
                         self.network = next;
                         tell(Ok(self.network.news()));
@@ -159,24 +176,50 @@ impl Follower {
 
     /// Has the kernel use the stations on the way to the addresses that are kept.
     async fn find_kept(&self) {
-        let stations = self.kept.iter().filter_map(|ip| self.network.station(*ip));
-        for (interface, station) in stations.collect::<BTreeSet<_>>() {
+        for (interface, station) in self.network.stations(&self.kept) {
             find(&self.handle, interface, station).await;
         }
     }
+}
+
+/// A connection for requests, and one for what changes: a flood of one loses nothing of the other.
+fn connect() -> Result<(Handle, Events), String> {
+    let words = |error: std::io::Error| error.to_string();
+    let (connection, handle, _) = new_connection().map_err(words)?;
+    tokio::spawn(connection);
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Neigh,
+    ];
+    let (connection, _handle, messages) = new_multicast_connection(&groups).map_err(words)?;
+    tokio::spawn(connection);
+    Ok((handle, Events { messages, _handle }))
 }
 
 /// As a packet would: a known neighbour that is not sure is asked, an unknown one is looked for.
 async fn find(handle: &Handle, interface: u32, station: IpAddr) {
     let request = handle.neighbours().add(interface, station);
     let used = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
-    // The interface may have gone meanwhile.
-    if let Err(error) = used.execute().await {
-        tracing::debug!(%station, "the kernel does not look for it: {error}");
+    // The interface may have gone meanwhile; it is asked for again.
+    match timeout(PATIENCE, used.execute()).await {
+        Ok(Err(error)) => tracing::debug!(%station, "the kernel does not look for it: {error}"),
+        Err(_) => tracing::debug!(%station, "the kernel does not answer"),
+        Ok(Ok(())) => {}
     }
 }
 
-async fn read(handle: &Handle, interfaces: &[String]) -> Result<Network, rtnetlink::Error> {
+async fn read(handle: &Handle, interfaces: &[String]) -> Result<Network, String> {
+    match timeout(PATIENCE, dump(handle, interfaces)).await {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no whole answer within {PATIENCE:?}")),
+    }
+}
+
+async fn dump(handle: &Handle, interfaces: &[String]) -> Result<Network, rtnetlink::Error> {
     let links: Vec<LinkMessage> = all(handle.link().get().execute()).await?;
     let addresses: Vec<AddressMessage> = all(handle.address().get().execute()).await?;
     let mut routes: Vec<RouteMessage> = Vec::new();

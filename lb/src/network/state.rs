@@ -96,16 +96,19 @@ impl Network {
 
     fn made(&self) -> Routes {
         let neighbours = self.neighbours.iter().map(|(at, mac)| (*at, *mac));
-        Routes::new(self.links.clone(), self.routes.iter().copied(), neighbours)
+        let routes = Routes::new(self.links.clone(), self.routes.iter().copied(), neighbours);
+        routes.with_own(self.addresses.iter().copied())
     }
 
-    /// Interface and address of the station on the way to `ip`.
-    pub(super) fn station(&self, ip: IpAddr) -> Option<(u32, IpAddr)> {
+    /// Interface and address of the station on the way to each of `ips`.
+    pub(super) fn stations(&self, ips: &[IpAddr]) -> BTreeSet<(u32, IpAddr)> {
+        // Without neighbours none is known, and each is named.
         let routes = Routes::new(self.links.clone(), self.routes.iter().copied(), []);
-        match routes.next_hop(ip) {
+        let station = |ip: &IpAddr| match routes.next_hop(*ip) {
             NextHop::Unresolved(link, station) => Some((link.interface, station)),
             NextHop::Known(..) | NextHop::None => None,
-        }
+        };
+        ips.iter().filter_map(station).collect()
     }
 
     fn add_link(&mut self, port: u16, link: &LinkMessage, tag: Option<VlanTag>) {
