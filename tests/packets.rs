@@ -541,7 +541,16 @@ fn flows_counters_and_drains_are_as_in_proxy_mode() {
     net.exec(Host::Lb, "ip link set servers up");
     wait_for("it is up", || fairway.status().unwrap()["troubles"].as_array().unwrap().is_empty());
     net.on(Host::Client, || wait_for("packets pass", || get(vip, "/").is_ok()));
+    // Open connections may go on after SIGTERM, and new ones are not let in.
+    let mut open = net.on(Host::Client, || connect(vip).unwrap());
+    drop(kept);
     fairway.signal(rustix::process::Signal::TERM);
+    wait_for("it drains", || fairway.log().contains("stopping: no new connections"));
+    assert_eq!(http::ask(&mut open, "/").unwrap(), "s2");
+    let refused = || net.on(Host::Client, || TcpStream::connect_timeout(&vip, SECOND / 4));
+    wait_for("new ones are not let in", || refused().is_err());
+    assert_eq!(http::ask(&mut open, "/").unwrap(), "s2");
+    drop(open);
     assert!(fairway.wait().success());
 }
 

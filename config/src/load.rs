@@ -209,6 +209,7 @@ impl Loader {
             }
         }
         check::check_frontends(&self.services, &mut self.problems);
+        check::check_sources(&self.services, &mut self.problems);
         let ports = |spec: &ServiceSpec| -> u64 {
             spec.frontends.iter().map(|frontend| u64::from(frontend.ports.len())).sum()
         };

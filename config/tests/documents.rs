@@ -204,6 +204,10 @@ fn packet_modes_have_their_own_conditions() {
         ),
         ("mode: fullNat", "2:11: mode `fullNat` needs addresses to come from"),
         (
+            "mode: fullNat\nsource: 192.0.2.1",
+            "5:15: `source` has 192.0.2.1, which clients of service `web/80` dial",
+        ),
+        (
             "mode: fullNat\nsource: transparent",
             "8:13: mode `fullNat` comes from addresses of its own",
         ),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fairway_core::{IpPrefix, PortRange, Protocol};
+use fairway_core::{IpPrefix, Mode, PortRange, Protocol};
 
 use crate::Problems;
 use crate::spec::{Origin, ServiceSpec};
@@ -36,6 +36,25 @@ pub(crate) fn check_frontends(services: &[(Arc<ServiceSpec>, Origin)], problems:
                 continue;
             }
             here.insert(frontend.ports.first(), (frontend.ports, spec, origin));
+        }
+    }
+}
+
+/// Adds a problem for each service of a packet mode that comes from an address which clients dial:
+/// replies to it could not be told from requests.
+pub(crate) fn check_sources(services: &[(Arc<ServiceSpec>, Origin)], problems: &mut Problems) {
+    let packets = || services.iter().filter(|(spec, _)| spec.policy.mode != Mode::Proxy);
+    for (spec, origin) in packets() {
+        for ip in &spec.policy.source.addresses {
+            let dialled = |other: &ServiceSpec| other.frontends.iter().any(|f| f.net.contains(*ip));
+            if let Some((other, _)) = packets().find(|(other, _)| dialled(other)) {
+                let message = format!(
+                    "`source` has {ip}, which clients of service `{}` dial; name another address",
+                    other.key
+                );
+                problems.push(&origin.file, origin.place, message);
+                break;
+            }
         }
     }
 }

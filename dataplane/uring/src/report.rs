@@ -305,6 +305,8 @@ pub struct PacketStats {
     pub counters: Arc<PacketCounters>,
     /// Flows in its table.
     pub flows: AtomicU64,
+    /// Those of them that are open.
+    pub open: AtomicU64,
     /// Frames that the worker that has their flow had no room for.
     pub unpassed: Counter,
     /// Its interfaces, in the order of the configuration.
@@ -316,8 +318,8 @@ impl PacketStats {
     #[must_use]
     pub fn new(ports: usize) -> Self {
         let ports = (0..ports).map(|_| PortStats::default()).collect();
-        let flows = AtomicU64::new(0);
-        Self { counters: Arc::default(), flows, unpassed: Counter::default(), ports }
+        let (flows, open) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { counters: Arc::default(), flows, open, unpassed: Counter::default(), ports }
     }
 }
 

@@ -487,6 +487,7 @@ impl<'r> Worker<'r> {
                 Command::StopAccepting => {
                     self.unlisten(|_| true, snapshot);
                     self.datagrams.refuse();
+                    self.packets.iter_mut().for_each(Packets::refuse);
                 }
                 Command::EndBackends { backends, reason } => {
                     self.end(reason, snapshot, |session| session.is_on(&backends));

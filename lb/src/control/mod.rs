@@ -342,6 +342,12 @@ impl Control {
         self.workers.iter().map(|worker| worker.stats.connections.load(Relaxed)).sum()
     }
 
+    /// Flows of packet services that the end of the process would break.
+    fn open_flows(&self) -> u64 {
+        let packets = self.workers.iter().filter_map(|worker| worker.packets.as_ref());
+        packets.map(|stats| stats.open.load(Relaxed)).sum()
+    }
+
     /// Has every worker list its connections; returns the number of workers.
     pub(crate) fn list(
         &self,
@@ -437,10 +443,16 @@ impl Control {
         if self.is_stopping() && now >= self.told_at {
             self.told_at = now.plus(TELL);
             let (left, listeners) = (self.connections(), self.listeners_are_quiet());
-            tracing::info!(connections = left, listeners_closed = listeners, "draining");
+            tracing::info!(
+                connections = left,
+                flows = self.open_flows(),
+                listeners_closed = listeners,
+                "draining"
+            );
         }
         if let Stop::Draining(until) = self.stop
-            && (now >= until || (self.listeners_are_quiet() && self.connections() == 0))
+            && (now >= until
+                || (self.listeners_are_quiet() && self.connections() + self.open_flows() == 0))
         {
             self.stop = Stop::Done;
         }

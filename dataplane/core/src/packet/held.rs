@@ -104,6 +104,8 @@ impl HeldBackend {
 pub(super) struct Held {
     services: Vec<Option<HeldService>>,
     backends: Vec<Option<HeldBackend>>,
+    /// Flows that hold places.
+    pub(super) flows: u64,
 }
 
 impl Held {
@@ -122,6 +124,7 @@ impl Held {
             held.timeouts = timeouts(&service.policy, service.protocol);
         }
         held.flows += 1;
+        self.flows += 1;
         self.join(backend);
     }
 
@@ -136,6 +139,7 @@ impl Held {
         if view.paid {
             return;
         }
+        self.flows -= 1;
         let Flow { service, id, client, tracked, .. } = view.flow;
         if tracked {
             clients.table.close(service, client.ip());

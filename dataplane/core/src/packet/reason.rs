@@ -23,6 +23,8 @@ reasons! {
         Denied = "denied",
         /// A limit refuses the flow.
         Limited = "limited",
+        /// The process is stopping, and lets no new flows in.
+        Stopping = "stopping",
         /// No backend is admitted.
         NoBackend = "no_backend",
         /// It belongs to no flow, and nothing says whose it is.

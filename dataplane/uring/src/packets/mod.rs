@@ -12,6 +12,7 @@ mod program;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use crossbeam_channel::Sender as Reply;
@@ -152,6 +153,11 @@ impl<'r> Packets<'r> {
         }
     }
 
+    /// Lets no new flows in.
+    pub(crate) fn refuse(&mut self) {
+        self.engine.refuse();
+    }
+
     /// Lists flows, a part each turn.
     pub(crate) fn list(&mut self, filter: ConnectionFilter, reply: Reply<Vec<OpenFlow>>) {
         self.listings.push(Listing::new(filter, reply));
@@ -211,10 +217,8 @@ impl<'r> Packets<'r> {
             turn.ring.poll(wake, libc::POLLIN, token.pack());
         }
         self.tell(&mut turn);
-        self.way
-            .stats
-            .flows
-            .store(self.engine.flows().len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.way.stats.flows.store(self.engine.flows().len() as u64, Relaxed);
+        self.way.stats.open.store(self.engine.open_flows(), Relaxed);
     }
 
     /// How long nothing is to be done unless a frame comes; none is for ever.

@@ -50,6 +50,9 @@ impl Engine<'_> {
         let Some(service) = service.filter(|service| service.policy.mode != Mode::Proxy) else {
             return Err(Without::Verdict(Verdict::Punt));
         };
+        if self.refusing && begins {
+            return Err(Without::Verdict(Verdict::Drop(DropReason::Stopping)));
+        }
         let counters = service.state.counters.of(self.worker);
         counters.accepted.inc();
         let entrant = Entrant {

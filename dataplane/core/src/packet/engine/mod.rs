@@ -94,6 +94,8 @@ pub struct Engine<'r> {
     behind: bool,
     /// When what was counted is shown next.
     show_at: Tick,
+    /// No new flows are let in.
+    refusing: bool,
 }
 
 impl<'r> Engine<'r> {
@@ -122,6 +124,7 @@ impl<'r> Engine<'r> {
             errors,
             behind: false,
             show_at: Tick(0),
+            refusing: false,
         }
     }
 
@@ -129,6 +132,17 @@ impl<'r> Engine<'r> {
     #[must_use]
     pub fn flows(&self) -> &FlowTable<'r> {
         &self.flows
+    }
+
+    /// Flows that are open: they hold places.
+    #[must_use]
+    pub fn open_flows(&self) -> u64 {
+        self.held.flows
+    }
+
+    /// Lets no new flows in from now on; those that there are go on.
+    pub fn refuse(&mut self) {
+        self.refusing = true;
     }
 
     /// The backend of a flow, while it holds a place there.
