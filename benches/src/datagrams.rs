@@ -11,7 +11,7 @@ use crate::rivals::{Rival, softirq};
 use crate::{load, spread};
 
 /// Ports of the rivals on the VIP.
-const PORTS: [u16; 3] = [91, 93, 94];
+pub(crate) const PORTS: [u16; 3] = [91, 93, 94];
 /// Clients at a time.
 const CLIENTS: usize = 32;
 
@@ -23,15 +23,7 @@ pub(crate) fn run(quick: bool) {
         load::to_core_1();
         backends.iter().for_each(|addr| echo(*addr));
     });
-    // What the balancer's host receives is processed on its core, whoever sent it: otherwise
-    // forwarding in the kernel would cost the sender.
-    for device in ["clients", "servers"] {
-        let path = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
-        let echo = format!("echo 1 > {path}");
-        let name = net.name(Host::Lb);
-        let done = Command::new("ip").args(["netns", "exec", &name, "sh", "-c", &echo]).status();
-        assert!(done.is_ok_and(|status| status.success()), "{path}");
-    }
+    to_core_0(&net);
     dnat(&net, &backends);
     let fairway = Rival::fairway_udp(&net, &backends, PORTS[0]);
     let nginx = Rival::nginx_udp(&net, &backends, PORTS[1]);
@@ -93,7 +85,19 @@ pub(crate) fn run(quick: bool) {
     println!();
 }
 
-fn echo(addr: SocketAddr) {
+/// Has what the balancer's host receives processed on its core, whoever sent it: otherwise forwarding
+/// in the kernel would cost the sender.
+pub(crate) fn to_core_0(net: &Net) {
+    for device in ["clients", "servers"] {
+        let path = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+        let echo = format!("echo 1 > {path}");
+        let name = net.name(Host::Lb);
+        let done = Command::new("ip").args(["netns", "exec", &name, "sh", "-c", &echo]).status();
+        assert!(done.is_ok_and(|status| status.success()), "{path}");
+    }
+}
+
+pub(crate) fn echo(addr: SocketAddr) {
     let socket = UdpSocket::bind(addr).unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 2048];
@@ -103,20 +107,20 @@ fn echo(addr: SocketAddr) {
     });
 }
 
-fn client(vip: SocketAddr) -> UdpSocket {
+pub(crate) fn client(vip: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(vip).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket
 }
 
-fn ask(socket: &UdpSocket, text: &[u8]) -> Option<usize> {
+pub(crate) fn ask(socket: &UdpSocket, text: &[u8]) -> Option<usize> {
     socket.send(text).ok()?;
     socket.recv(&mut [0; 2048]).ok()
 }
 
 /// `count` datagrams of `size` bytes over some clients, `burst` at a time; how many came back.
-fn exchange(vip: SocketAddr, size: usize, burst: usize, count: usize) -> usize {
+pub(crate) fn exchange(vip: SocketAddr, size: usize, burst: usize, count: usize) -> usize {
     let each = count / CLIENTS;
     let talk = || {
         let socket = client(vip);
@@ -138,7 +142,7 @@ fn exchange(vip: SocketAddr, size: usize, burst: usize, count: usize) -> usize {
 }
 
 /// The same balancing in the kernel: a random backend, replies through the balancer.
-fn dnat(net: &Net, backends: &[SocketAddr]) {
+pub(crate) fn dnat(net: &Net, backends: &[SocketAddr]) {
     use std::io::Write;
     net.exec(Host::Lb, "sysctl -qw net.ipv4.ip_forward=1");
     let targets: Vec<String> = backends

@@ -5,6 +5,7 @@ mod checks;
 mod datagrams;
 mod load;
 mod packets;
+mod ports;
 mod rivals;
 mod scale;
 mod tables;
@@ -18,12 +19,18 @@ struct Arguments {
     /// Fewer rounds and less work: to see that it runs, not to quote
     #[arg(long)]
     quick: bool,
-    /// Only these: tables, packets, scale, traffic, datagrams, checks
+    /// Carry packets as this file says: one of the rivals of `ports`
+    #[arg(long, hide = true)]
+    bounce: Option<String>,
+    /// Only these: tables, packets, ports, scale, traffic, datagrams, checks
     only: Vec<String>,
 }
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(path) = &arguments.bounce {
+        ports::bounce(path);
+    }
     let wanted =
         |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     println!("{}\n", machine());
@@ -32,6 +39,9 @@ fn main() {
     }
     if wanted("packets") {
         packets::run(arguments.quick);
+    }
+    if wanted("ports") {
+        ports::run(arguments.quick);
     }
     if wanted("scale") {
         scale::run(arguments.quick);

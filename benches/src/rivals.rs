@@ -46,6 +46,29 @@ impl Rival {
         Self::start(net, "Fairway", port, folder, &config, program.to_str().unwrap(), &arguments)
     }
 
+    /// One worker that forwards packets, `nat`, from `vip` to `backend`.
+    pub(crate) fn fairway_nat(net: &Net, vip: SocketAddr, backend: SocketAddr) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            "admin: {{socket: {}/admin.sock}}\ndataplane: {{workers: 1, pinCpus: false, packet: \
+             {{interfaces: [clients, servers]}}}}\nservices:\n  - name: bench\n    mode: nat\n    \
+             addresses: [{}]\n    ports: [{{port: {}, protocol: UDP}}]\n    backends: [{backend}]\n",
+            folder.path().display(),
+            vip.ip(),
+            vip.port()
+        );
+        let program = program();
+        let arguments = ["run", "--config"];
+        Self::start(net, "Fairway", 0, folder, &config, program.to_str().unwrap(), &arguments)
+    }
+
+    /// This program as a bouncer, as `text` says.
+    pub(crate) fn bouncer(net: &Net, text: &str) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        Self::start(net, "bouncer", 0, folder, text, program.to_str().unwrap(), &["--bounce"])
+    }
+
     /// nginx stream with one worker, datagrams on `port`.
     pub(crate) fn nginx_udp(net: &Net, backends: &[SocketAddr], port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();

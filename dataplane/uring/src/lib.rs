@@ -4,6 +4,8 @@
 //! packet. Techniques and their measured costs are named where they are used. Linux 6.1 or later.
 
 mod accept;
+#[cfg(feature = "bench")]
+pub mod bounce;
 mod connect;
 mod direction;
 mod greeting;

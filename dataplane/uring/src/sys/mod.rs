@@ -7,6 +7,8 @@
 mod buffers;
 mod datagram;
 mod memory;
+#[cfg(feature = "bench")]
+mod messages;
 mod options;
 mod packet;
 mod probe;
@@ -15,6 +17,8 @@ mod ring;
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
 pub(crate) use memory::Region;
+#[cfg(feature = "bench")]
+pub(crate) use messages::Messages;
 pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
 pub(crate) use packet::{After, Divider, HEADROOM, Receiver, Sender, interface_number};
 pub use probe::{Feature, Features, SetupError};

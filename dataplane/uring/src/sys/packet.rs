@@ -118,7 +118,11 @@ fn get<T>(socket: &OwnedFd, level: c_int, option: c_int, mut value: T) -> io::Re
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
+pub(super) fn option(socket: &OwnedFd, option: c_int, value: c_int) -> io::Result<()> {
+    set(socket, libc::SOL_PACKET, option, &value)
+}
+
+pub(super) fn open() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: no memory is involved. Protocol 0: nothing comes before it is bound.
     let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
@@ -130,7 +134,7 @@ fn open() -> io::Result<OwnedFd> {
 }
 
 /// Binds to an interface: for its frames, or to send alone.
-fn bind(socket: &OwnedFd, interface: u32, receives: bool) -> io::Result<()> {
+pub(super) fn bind(socket: &OwnedFd, interface: u32, receives: bool) -> io::Result<()> {
     // SAFETY: an address is plain integers, for which zeros are values.
     let mut address: sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -216,7 +220,7 @@ impl Receiver {
         group: Option<Group>,
     ) -> io::Result<(Self, Option<Group>)> {
         let socket = open()?;
-        let option = |option, value: c_int| set(&socket, libc::SOL_PACKET, option, &value);
+        let option = |name, value| option(&socket, name, value);
         option(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as c_int)?;
         option(libc::PACKET_VNET_HDR, 1)?;
         option(libc::PACKET_RESERVE, HEADROOM as c_int)?;
@@ -415,7 +419,7 @@ impl Sender {
     /// Sends frames of up to `frame` bytes out of an interface.
     pub(crate) fn open(interface: u32, frame: usize) -> io::Result<Self> {
         let socket = open()?;
-        let option = |option, value: c_int| set(&socket, libc::SOL_PACKET, option, &value);
+        let option = |name, value| option(&socket, name, value);
         option(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as c_int)?;
         // A frame that the kernel refuses does not hold up those behind it.
         option(libc::PACKET_LOSS, 1)?;
