@@ -6,6 +6,7 @@
 mod accept;
 #[cfg(feature = "bench")]
 pub mod bounce;
+mod command;
 mod connect;
 mod direction;
 mod greeting;
@@ -35,6 +36,7 @@ use fairway_core::publish::Reader;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+pub use command::Command;
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use packets::{Inboxes, PacketPort, PacketSetup, PortControl, PortError, open_port};
 pub use report::{
@@ -42,7 +44,6 @@ pub use report::{
     PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
-pub use worker::Command;
 
 /// The control plane's end of a worker.
 pub struct WorkerHandle {

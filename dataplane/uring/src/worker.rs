@@ -7,19 +7,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use fairway_core::publish::Reader;
-use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot, Tick, VipAddr};
+use fairway_core::{EndReason, Protocol, Snapshot, Tick, VipAddr};
 use socket2::{SockRef, Socket};
 
 use crate::accept::admit;
+use crate::command::Command;
 use crate::greeting::{Welcome, count_refusal, welcome};
 use crate::held::Held;
-use crate::packets::{PacketPort, Packets, Turn};
+use crate::packets::{Packets, Turn};
 use crate::relay::Way;
-use crate::report::{
-    ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers, Shared, SharedStats,
-};
+use crate::report::{Shared, SharedStats};
 use crate::session::{Cx, Heaviest, Session, refuse};
 use crate::sys::{Completion, Features, Ring, accepted};
 use crate::token::{Op, Token};
@@ -34,64 +33,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const NEAR: u32 = 64;
 /// How often a worker lets go of what it no longer uses.
 const PRUNE: Duration = Duration::from_secs(1);
-
-/// What the control plane asks of a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// Accept on this socket, or take its datagrams. Its `vip` is the address that clients
-    /// dialled, none when each connection must be asked (transparent sockets).
-    Listen {
-        /// Names the listener.
-        key: ListenerKey,
-        /// A listening socket.
-        socket: Socket,
-        /// What it speaks.
-        protocol: Protocol,
-        /// The address it listens on.
-        vip: Option<SocketAddr>,
-    },
-    /// Accept what has come and close the listener.
-    Unlisten {
-        /// Names the listener.
-        key: ListenerKey,
-    },
-    /// End the connections on these backends.
-    EndBackends {
-        /// The backends, in order.
-        backends: Vec<BackendId>,
-        /// The reason in counters and logs.
-        reason: EndReason,
-    },
-    /// Say which connections are open.
-    List {
-        /// Which of them.
-        filter: ConnectionFilter,
-        /// Where to; the worker sends one list.
-        reply: Sender<Vec<OpenConnection>>,
-    },
-    /// Say which flows the packet path has.
-    Flows {
-        /// Which of them.
-        filter: ConnectionFilter,
-        /// Where to; the worker sends one list.
-        reply: Sender<Vec<OpenFlow>>,
-    },
-    /// Say who the heaviest clients of a service are.
-    Talkers {
-        /// The service.
-        service: ServiceId,
-        /// Where to; the worker sends one answer.
-        reply: Sender<ServiceTalkers>,
-    },
-    /// Carry packets of this interface.
-    Attach(PacketPort),
-    /// Let go of the interface with this number.
-    Detach(u16),
-    /// Close all listeners; connections go on.
-    StopAccepting,
-    /// End every connection and the worker.
-    Stop,
-}
 
 struct Listener {
     key: ListenerKey,

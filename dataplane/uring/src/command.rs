@@ -1,0 +1,69 @@
+//! What a worker can be told.
+
+use std::net::SocketAddr;
+
+use crossbeam_channel::Sender;
+use fairway_core::{BackendId, EndReason, Protocol, ServiceId};
+use socket2::Socket;
+
+use crate::ListenerKey;
+use crate::packets::PacketPort;
+use crate::report::{ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers};
+
+/// What the control plane asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Accept on this socket, or take its datagrams. Its `vip` is the address that clients
+    /// dialled, none when each connection must be asked (transparent sockets).
+    Listen {
+        /// Names the listener.
+        key: ListenerKey,
+        /// A listening socket.
+        socket: Socket,
+        /// What it speaks.
+        protocol: Protocol,
+        /// The address it listens on.
+        vip: Option<SocketAddr>,
+    },
+    /// Accept what has come and close the listener.
+    Unlisten {
+        /// Names the listener.
+        key: ListenerKey,
+    },
+    /// End the connections on these backends.
+    EndBackends {
+        /// The backends, in order.
+        backends: Vec<BackendId>,
+        /// The reason in counters and logs.
+        reason: EndReason,
+    },
+    /// Say which connections are open.
+    List {
+        /// Which of them.
+        filter: ConnectionFilter,
+        /// Where to; the worker sends one list.
+        reply: Sender<Vec<OpenConnection>>,
+    },
+    /// Say which flows the packet path has.
+    Flows {
+        /// Which of them.
+        filter: ConnectionFilter,
+        /// Where to; the worker sends one list.
+        reply: Sender<Vec<OpenFlow>>,
+    },
+    /// Say who the heaviest clients of a service are.
+    Talkers {
+        /// The service.
+        service: ServiceId,
+        /// Where to; the worker sends one answer.
+        reply: Sender<ServiceTalkers>,
+    },
+    /// Carry packets of this interface.
+    Attach(PacketPort),
+    /// Let go of the interface with this number.
+    Detach(u16),
+    /// Close all listeners; connections go on.
+    StopAccepting,
+    /// End every connection and the worker.
+    Stop,
+}
