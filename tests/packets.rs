@@ -601,3 +601,46 @@ fn clients_of_one_family_reach_backends_of_the_other() {
         net.on(Host::Client, || upload(at(vip, 80), 300_000));
     }
 }
+
+#[test]
+fn captures_show_frames_and_what_became_of_them() {
+    let Some(net) = net() else { return };
+    let servers = servers(&net, 1, false);
+    let fields = "denySourceRanges: [10.77.0.77]";
+    let fairway = Fairway::start(&net, &document("nat", VIP4, &addresses(&servers), fields));
+    let vip = at(VIP4, 80);
+    let file = fairway.folder().join("capture.pcapng");
+    let path = file.display().to_string();
+    let capture = |more: &[&str]| {
+        let words = ["capture", "--write", &path, "--for", "8s"];
+        let arguments = [&words[..], more].concat();
+        std::thread::scope(|scope| {
+            let capture = scope.spawn(|| fairway.cli(&arguments));
+            net.on(Host::Client, || {
+                while !capture.is_finished() {
+                    get(vip, "/").unwrap();
+                    // Nobody is let in from there.
+                    let denied =
+                        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+                    let denied = denied.unwrap();
+                    denied.set_nonblocking(true).unwrap();
+                    denied.bind(&at("10.77.0.77", 0).into()).unwrap();
+                    let _ = denied.connect(&vip.into());
+                }
+            });
+            let output = capture.join().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        });
+        std::fs::read(&file).unwrap()
+    };
+    net.exec(Host::Client, "ip address add 10.77.0.77/24 dev lb");
+    let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|w| w == text.as_bytes());
+    let all = capture(&["--port", "8080", "--count", "12"]);
+    assert_eq!(all[..4], [0x0a, 0x0d, 0x0d, 0x0a]);
+    assert!(has(&all, "clients") && has(&all, "sent by interface 1"), "both directions");
+    assert!(has(&all, "GET / HTTP/1.1") || has(&all, "HTTP/1.1 200"));
+    let dropped = capture(&["--dropped", "--net", "10.77.0.77", "--count", "3"]);
+    assert!(has(&dropped, "dropped: denied") && !has(&dropped, "sent by"));
+    let none = fairway.cli(&["capture", "-w", &path, "--net", "nonsense"]);
+    assert_eq!(none.status.code(), Some(2), "{}", String::from_utf8_lossy(&none.stderr));
+}

@@ -7,7 +7,7 @@ use fairway_core::{BackendId, EndReason, Protocol, ServiceId};
 use socket2::Socket;
 
 use crate::ListenerKey;
-use crate::packets::PacketPort;
+use crate::packets::{Capture, PacketPort};
 use crate::report::{ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers};
 
 /// What the control plane asks of a worker.
@@ -51,6 +51,8 @@ pub enum Command {
         /// Where to; the worker sends one list.
         reply: Sender<Vec<OpenFlow>>,
     },
+    /// Copy frames of the packet path.
+    Capture(Capture),
     /// Say who the heaviest clients of a service are.
     Talkers {
         /// The service.

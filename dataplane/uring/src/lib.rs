@@ -38,7 +38,10 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 pub use command::Command;
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
-pub use packets::{Inboxes, PacketPort, PacketSetup, PortControl, PortError, open_port};
+pub use packets::{
+    Capture, CaptureFilter, Captured, Inboxes, PacketPort, PacketSetup, PortControl, PortError,
+    open_port,
+};
 pub use report::{
     Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, OpenFlow,
     PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,

@@ -410,6 +410,11 @@ impl<'r> Worker<'r> {
                     Some(packets) => packets.list(filter, reply),
                     None => _ = reply.send(Vec::new()),
                 },
+                Command::Capture(capture) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.capture(capture);
+                    }
+                }
                 Command::Talkers { service, reply } => {
                     // Nobody waits any more when the caller has gone.
                     let _ =

@@ -19,6 +19,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::capture::capture;
 use super::explain::{Question, explain_flow};
 use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
 use super::{metrics_text, packet_metrics};
@@ -116,7 +117,7 @@ impl Admin {
     }
 
     /// Has the control loop answer.
-    async fn ask<T: Send + 'static>(
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&mut Control) -> T + Send + 'static,
     ) -> Result<T, Response> {
@@ -145,6 +146,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/explain", get(explain))
         .route("/v1/connections", get(connections))
         .route("/v1/flows", get(flows))
+        .route("/v1/capture", get(capture))
         .route("/v1/talkers", get(talkers))
         .route("/v1/reload", post(reload))
         .with_state(admin)

@@ -1,9 +1,11 @@
 //! Seeing and steering: the admin API on a unix socket, metrics and health on TCP.
 
 mod api;
+mod capture;
 pub(crate) mod explain;
 mod metrics_text;
 mod packet_metrics;
+mod pcapng;
 pub(crate) mod views;
 
 use std::io;

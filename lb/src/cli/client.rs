@@ -68,12 +68,36 @@ impl<'a> Client<'a> {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
+        let mut text = Vec::new();
+        self.stream(method, path, body, |part| {
+            text.extend(part);
+            Ok(())
+        })?;
+        serde_json::from_slice(&text).map_err(|error| ClientError::Failed(error.to_string()))
+    }
+
+    /// Asks for `path`, and has `take` take the answer as it comes, until it fails.
+    pub(crate) fn follow(
+        &self,
+        path: &str,
+        take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        self.stream(Method::GET, path, Bytes::new(), take)
+    }
+
+    fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
         let failed = |error: &dyn std::error::Error| ClientError::Failed(error.to_string());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| failed(&error))?;
-        let text = runtime.block_on(async {
+        runtime.block_on(async {
             let stream = UnixStream::connect(self.socket)
                 .await
                 .map_err(|error| ClientError::Unreachable { socket: self.socket.into(), error })?;
@@ -91,11 +115,10 @@ impl<'a> Client<'a> {
                 .map_err(|error| failed(&error))?;
             let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
             let status = response.status();
-            let body = response.into_body().collect().await.map_err(|error| failed(&error))?;
-            let text = body.to_bytes();
+            let mut body = response.into_body();
             if status != StatusCode::OK {
-                let text = String::from_utf8_lossy(&text);
-                let text = text.trim().to_owned();
+                let body = body.collect().await.map_err(|error| failed(&error))?;
+                let text = String::from_utf8_lossy(&body.to_bytes()).trim().to_owned();
                 return Err(match status {
                     StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
                         ClientError::Wrong(text)
@@ -104,9 +127,14 @@ impl<'a> Client<'a> {
                     _ => ClientError::Failed(format!("{status}: {text}")),
                 });
             }
-            Ok(text)
-        })?;
-        serde_json::from_slice(&text).map_err(|error| failed(&error))
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| failed(&error))?;
+                if let Ok(part) = frame.into_data() {
+                    take(&part).map_err(|error| failed(&error))?;
+                }
+            }
+            Ok(())
+        })
     }
 }
 

@@ -193,6 +193,29 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Write packets that are forwarded to a file, with what became of each as a comment
+    Capture {
+        /// To this file, in pcapng; `-` is the standard output
+        #[arg(long, short, value_name = "FILE")]
+        write: PathBuf,
+        /// To or from this address or network
+        #[arg(long, value_name = "ADDRESS")]
+        net: Option<String>,
+        /// To or from this port
+        #[arg(long)]
+        port: Option<u16>,
+        /// Only those that went no further
+        #[arg(long)]
+        dropped: bool,
+        /// At most so many
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+        /// For so long; until interrupted by default
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        length: Option<Duration>,
+        #[arg(long, env = "FAIRWAY_SOCKET", default_value = DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
     /// The clients with the most ended connections, or the most bytes of them
     Talkers {
         /// A service: `web`, or one port of it: `web/http`
@@ -343,6 +366,19 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Flows { which, remote } => {
             list::<FlowView>(&remote, &which, "/v1/flows", table::flows)
+        }
+        Command::Capture { write, net, port, dropped, count, length, socket } => {
+            let path = query(
+                "/v1/capture",
+                &[
+                    ("net", net.as_deref()),
+                    ("port", port.map(|port| port.to_string()).as_deref()),
+                    ("dropped", dropped.then_some("true")),
+                    ("count", count.map(|count| count.to_string()).as_deref()),
+                    ("seconds", length.map(|time| time.as_secs_f64().to_string()).as_deref()),
+                ],
+            );
+            steer::capture(&socket, &path, &write)
         }
         Command::Talkers { service, by, top, remote } => {
             steer::talkers(&remote, service.as_deref(), by, top)

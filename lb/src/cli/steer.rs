@@ -1,6 +1,6 @@
 //! Commands that ask more than a table: explain, plan, drain --wait.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -115,6 +115,29 @@ pub(super) fn again(interval: Option<Duration>, show: impl Fn() -> ExitCode) -> 
             return outcome;
         }
         thread::sleep(interval.max(SOONEST));
+    }
+}
+
+/// Writes what `path` sends to a file, as it comes.
+pub(super) fn capture(socket: &Path, path: &str, file: &Path) -> ExitCode {
+    let opened: std::io::Result<Box<dyn Write>> = match file.as_os_str() == "-" {
+        true => Ok(Box::new(std::io::stdout())),
+        false => std::fs::File::create(file).map(|file| Box::new(file) as Box<dyn Write>),
+    };
+    let mut out = match opened {
+        Ok(out) => out,
+        Err(error) => {
+            eprintln!("fairway: {}: {error}", file.display());
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let written = Client::new(socket).follow(path, |part| {
+        out.write_all(part)?;
+        out.flush()
+    });
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
     }
 }
 

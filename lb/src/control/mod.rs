@@ -24,6 +24,7 @@ mod vip;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,7 +33,8 @@ use fairway_config::{ChangeSet, Config, Desired, Problems, Process, Query, Servi
 use fairway_core::publish::Publisher;
 use fairway_core::{EndReason, Frontend, Service, ServiceId, SnapshotBuilder, Tick};
 use fairway_uring::{
-    Clock, Command, ConnectionFilter, Event, OpenConnection, OpenFlow, ServiceTalkers, WorkerHandle,
+    Capture, CaptureFilter, Captured, Clock, Command, ConnectionFilter, Event, OpenConnection,
+    OpenFlow, ServiceTalkers, WorkerHandle,
 };
 
 use self::events::eject;
@@ -366,6 +368,22 @@ impl Control {
             worker.send(Command::Flows { filter: filter.clone(), reply: reply.clone() });
         }
         self.workers.len()
+    }
+
+    /// Has every worker copy frames for `sender`; returns the frames that found no room there. None
+    /// when there is no packet path.
+    pub(crate) fn capture(
+        &self,
+        filter: &CaptureFilter,
+        sender: &Sender<Captured>,
+    ) -> Option<Arc<AtomicU64>> {
+        self.packets.as_ref()?;
+        let lost = Arc::new(AtomicU64::new(0));
+        for worker in &self.workers {
+            let (filter, sender) = (filter.clone(), sender.clone());
+            worker.send(Command::Capture(Capture { filter, sender, lost: Arc::clone(&lost) }));
+        }
+        Some(lost)
     }
 
     /// Has every worker name the heaviest clients of the services that `name` means; returns

@@ -4,6 +4,7 @@
 //! io_uring says when frames are there (a poll) and tells the kernel that frames are to go (an empty
 //! send), on the worker's one ring; as long as frames come, nothing waits.
 
+mod capture;
 mod listing;
 mod passing;
 mod port;
@@ -22,6 +23,8 @@ use fairway_core::packet::{
 };
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
+use self::capture::{Before, offer};
+pub use self::capture::{Capture, CaptureFilter, Captured};
 use self::listing::Listing;
 pub use self::passing::Inboxes;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
@@ -94,6 +97,9 @@ struct Way {
     senders: Vec<Option<Sender>>,
     inboxes: Arc<Inboxes>,
     stats: Arc<PacketStats>,
+    /// Who wants copies; nearly always nobody.
+    captures: Vec<Capture>,
+    worker: u16,
 }
 
 /// What a turn of the packet path needs of its worker.
@@ -126,7 +132,13 @@ impl<'r> Packets<'r> {
             steering,
             passed: false,
             passed_polled: false,
-            way: Way { senders: (0..count).map(|_| None).collect(), inboxes, stats },
+            way: Way {
+                senders: (0..count).map(|_| None).collect(),
+                inboxes,
+                stats,
+                captures: Vec::new(),
+                worker: steering.worker,
+            },
         })
     }
 
@@ -151,6 +163,11 @@ impl<'r> Packets<'r> {
         if let Some(sender) = self.way.senders.get_mut(place) {
             *sender = None;
         }
+    }
+
+    /// Copies frames for somebody.
+    pub(crate) fn capture(&mut self, capture: Capture) {
+        self.way.captures.push(capture);
     }
 
     /// Lets no new flows in.
@@ -347,6 +364,7 @@ impl<'r> Packets<'r> {
         loop {
             let mut frame = Frame::new(&mut self.scratch[..PLACE], HEADROOM, HEADROOM);
             let Some(verdict) = self.engine.due(&mut frame, &cx) else { break };
+            self.way.copy(None, &frame, verdict);
             self.way.carry_out(&frame, verdict);
         }
         for failure in self.engine.failures() {
@@ -388,13 +406,26 @@ fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
 /// A burst through the engine and on.
 fn pass(engine: &mut Engine<'_>, way: &mut Way, frames: &mut [Frame<'_>], cx: &Context<'_>) {
     let mut verdicts = [Verdict::Punt; BURST];
+    let copies = match way.captures.is_empty() {
+        true => Vec::new(),
+        false => frames.iter().map(Before::of).collect(),
+    };
     engine.process(frames, &mut verdicts, cx);
+    let mut copies = copies.into_iter();
     for (frame, verdict) in frames.iter().zip(verdicts) {
+        way.copy(copies.next(), frame, verdict);
         way.carry_out(frame, verdict);
     }
 }
 
 impl Way {
+    /// Copies a frame for those who want it.
+    fn copy(&mut self, before: Option<Before>, frame: &Frame<'_>, verdict: Verdict) {
+        if !self.captures.is_empty() {
+            offer(&mut self.captures, self.worker, before, frame, verdict);
+        }
+    }
+
     /// What is punted the kernel has already: a packet socket sees copies.
     fn carry_out(&mut self, frame: &Frame<'_>, verdict: Verdict) {
         match verdict {

@@ -1,4 +1,5 @@
-//! The way of most packets: plain IPv4, TCP or UDP, of an established flow that is rewritten.
+//! The way of most packets: plain IPv4, TCP or UDP, of an established flow that is rewritten, or goes
+//! to its backend's station as it is.
 //!
 //! Everything that this way needs lies at places that are known beforehand, so that a packet is read
 //! once and costs two cache lines of the table. What is not so plain goes the other way, from the
@@ -124,15 +125,21 @@ impl Engine<'_> {
         }
         let (direction, mut cell) = self.flows.plain(guess, ends, ports, number)?;
         let established = State::Established as u8;
-        let plain = cell.is_rewritten()
+        let plain = cell.is_plain()
             && cell.state() == established
             && cell.expires() >= burst.step
             && (direction == Direction::Reply || cell.generation() == burst.generation);
         if !plain {
             return None;
         }
-        let (new_ends, new_ports) = cell.ends(direction);
-        let hop = self.hops.next_hop4(cx.snapshot.routes(), new_ends[1]);
+        let ((new_ends, new_ports), to) = match cell.is_direct() {
+            false => {
+                let new = cell.ends(direction);
+                (new, new.0[1])
+            }
+            true => ((ends, ports), cell.backend()),
+        };
+        let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
         let NextHop::Known(link, mac) = hop else { return None };
         if total > usize::from(link.mtu) {
             return None;

@@ -243,6 +243,7 @@ const SYNS: u16 = 3 << 9;
 const MODE: u16 = 0xff;
 const NAT: u16 = 1;
 const FULL_NAT: u16 = 2;
+const DSR: u16 = 3;
 
 /// Mode and tracking in the flags of a cell.
 fn flags_of(flow: &Flow) -> u16 {
@@ -250,7 +251,7 @@ fn flags_of(flow: &Flow) -> u16 {
         Mode::Proxy => 0,
         Mode::Nat => NAT,
         Mode::FullNat => FULL_NAT,
-        Mode::Dsr => 3,
+        Mode::Dsr => DSR,
         Mode::Tunnel(Tunnel::Ipip) => 4,
         Mode::Tunnel(Tunnel::Gue) => 5,
         Mode::Tunnel(Tunnel::GueWithHeader) => 6,
@@ -263,7 +264,7 @@ fn mode_of(flags: u16) -> Mode {
     match flags & MODE {
         NAT => Mode::Nat,
         FULL_NAT => Mode::FullNat,
-        3 => Mode::Dsr,
+        DSR => Mode::Dsr,
         4 => Mode::Tunnel(Tunnel::Ipip),
         5 => Mode::Tunnel(Tunnel::Gue),
         6 => Mode::Tunnel(Tunnel::GueWithHeader),

@@ -3,7 +3,7 @@
 use super::cells::Cell4;
 use super::key::folded_plain;
 use super::table::{FlowTable, Guess, REPLY, WIDE, index_of};
-use super::{Direction, FULL_NAT, MODE, NAT};
+use super::{DSR, Direction, FULL_NAT, MODE, NAT};
 use crate::ServiceId;
 
 /// The hash of a tuple of IPv4 addresses and ports in network order, as [`super::Tuple`]'s.
@@ -64,10 +64,22 @@ fn both(from: u16, to: u16) -> u32 {
 }
 
 impl PlainCell<'_> {
-    /// Whether its packets are rewritten.
+    /// Whether its packets are rewritten, or only sent to another station.
     #[inline]
-    pub(in crate::packet) fn is_rewritten(&self) -> bool {
-        matches!(self.0.common.flags & MODE, NAT | FULL_NAT)
+    pub(in crate::packet) fn is_plain(&self) -> bool {
+        matches!(self.0.common.flags & MODE, NAT | FULL_NAT | DSR)
+    }
+
+    /// Whether they are only sent to another station.
+    #[inline]
+    pub(in crate::packet) fn is_direct(&self) -> bool {
+        self.0.common.flags & MODE == DSR
+    }
+
+    /// Its backend's address.
+    #[inline]
+    pub(in crate::packet) fn backend(&self) -> u32 {
+        u32::from_be_bytes(self.0.addresses[2])
     }
 
     #[inline]
