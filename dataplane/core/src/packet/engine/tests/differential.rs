@@ -82,6 +82,9 @@ fn long_way(world: &World, engine: &mut Engine<'_>, bytes: &[u8]) -> (Verdict, V
     (verdict, frame.bytes().to_vec())
 }
 
+/// Frames by client and VIP.
+type Sent = BTreeMap<(u16, usize), Vec<Vec<u8>>>;
+
 fn steps() -> impl Strategy<Value = Vec<(u16, usize, u8, Vec<u8>)>> {
     let data = prop::collection::vec(any::<u8>(), 0..60);
     prop::collection::vec((0_u16..12, 0_usize..5, 0_u8..14, data), 1..120)
@@ -123,7 +126,7 @@ proptest! {
 
     #[test]
     fn one_worker_and_four_send_the_same_packets_of_a_flow(steps in steps()) {
-        let mut outputs: Vec<BTreeMap<(u16, usize), Vec<Vec<u8>>>> = Vec::new();
+        let mut outputs: Vec<Sent> = Vec::new();
         for workers in [1, 4] {
             let mut regions: Vec<_> = (0..workers).map(|_| HeapRegion::new(SHAPE.bytes())).collect();
             let mut engines: Vec<_> = (0..)
@@ -134,7 +137,7 @@ proptest! {
             serve(&mut world);
             let steering = Steering { worker: 0, workers };
             // As the kernel divides them: by the end that is not the VIP's or the backend's.
-            let mut sent: BTreeMap<(u16, usize), Vec<Vec<u8>>> = BTreeMap::new();
+            let mut sent = Sent::new();
             for (n, which, step, data) in &steps {
                 // Ports of our own are the worker's, and differ by right.
                 let which = which % 4;
