@@ -39,12 +39,15 @@ pub(super) async fn capture(
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Response> {
     let bad = |why: String| (StatusCode::BAD_REQUEST, why + "\n").into_response();
-    let net = wanted.net.as_ref().map(|text| {
-        let net = text.parse::<IpPrefix>();
-        net.map_err(|_| bad(format!("`{text}` is no address or network")))
-    });
+    let net = match &wanted.net {
+        Some(text) => match text.parse::<IpPrefix>() {
+            Ok(net) => Some(net),
+            Err(_) => return Err(bad(format!("`{text}` is no address or network"))),
+        },
+        None => None,
+    };
     let dropped = wanted.dropped.unwrap_or(false);
-    let filter = CaptureFilter { net: net.transpose()?, port: wanted.port, dropped };
+    let filter = CaptureFilter { net, port: wanted.port, dropped };
     let (sender, frames) = bounded(QUEUE);
     let lost = admin.ask(move |control| control.capture(&filter, &sender)).await?;
     let none = || bad("there is no packet path: `dataplane.packet` names no interfaces".into());
