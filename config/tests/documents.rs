@@ -194,9 +194,23 @@ fn packet_modes_have_their_own_conditions() {
         ("mode: nat\ngueVariant: 1", "8:17: `gueVariant` is 0 or 1, and goes with `mode: gue`"),
         ("mode: gue\ngueVariant: 2", "8:17: `gueVariant` is 0 or 1"),
         (
-            "mode: nat\nproxyProtocol: {send: v2}",
-            "8:20: `proxyProtocol` does not go with mode `nat`",
+            "mode: dsr\nproxyProtocol: {send: v2}",
+            "8:20: `proxyProtocol` does not go with mode `dsr`, which adds nothing",
         ),
+        (
+            "mode: nat\nproxyProtocol: {accept: optional, trustedSources: [10.0.0.0/8]}",
+            "8:29: `accept` needs mode `proxy`",
+        ),
+        ("mode: nat\nproxyProtocol: {send: v1}", "8:27: mode `nat` sends headers of version 2"),
+        (
+            "mode: nat\nproxyProtocol: {send: v2, uniqueId: true}",
+            "8:41: `uniqueId` does not go with mode `nat`",
+        ),
+        (
+            "mode: fullNat\nproxyProtocol: {send: v2}\nsource: {addresses: [10.0.0.9], toa: true}",
+            "9:42: `toa` or `proxyProtocol`: one of them",
+        ),
+        ("source: {addresses: [10.0.0.9], toa: true}", "7:42: `toa` goes with `fullNat`"),
         ("mode: dsr\nretry: {hedgeAfter: 1s}", "8:25: `hedgeAfter` does not go with mode `dsr`"),
         (
             "mode: nat\nsource: 10.0.0.1",

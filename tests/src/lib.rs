@@ -13,6 +13,7 @@
 mod fairway;
 pub mod http;
 mod other;
+pub mod packets;
 mod servers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +27,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use fairway::Fairway;
 pub use other::Other;
-pub use servers::Nginx;
+pub use servers::{Nginx, TOLD};
 
 pub const VIP4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 pub const VIP6: Ipv6Addr = Ipv6Addr::new(0xfd70, 0, 0, 0, 0, 0, 0, 0x100);

@@ -6,6 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use crate::{Host, Net, http, wait_for};
 
+/// The port where clients are known by a header of the PROXY protocol; `/` answers who they are.
+pub const TOLD: u16 = 8081;
+
 pub struct Nginx {
     pub addr: SocketAddr,
     pub name: String,
@@ -26,6 +29,7 @@ impl Nginx {
         let path = folder.path().display();
         std::fs::File::create(folder.path().join("big")).unwrap().set_len(64 << 20).unwrap();
         let kib = format!("{name} {}", "x".repeat(900));
+        let told = SocketAddr::new(addr.ip(), TOLD);
         let mut config = String::new();
         write!(
             config,
@@ -42,6 +46,12 @@ impl Nginx {
                  location = /kib {{ return 200 '{kib}\n'; }}
                  location = /healthz {{ return 200 'ok\n'; }}
                  location = /peer {{ return 200 '$remote_addr\n'; }}
+               }}
+               server {{
+                 listen {told} proxy_protocol; root {path};
+                 location = / {{
+                   return 200 '$proxy_protocol_addr:$proxy_protocol_port $proxy_protocol_server_addr\n';
+                 }}
                }}
              }}"
         )

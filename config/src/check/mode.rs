@@ -7,7 +7,7 @@ use fairway_core::{Mode, MssClamp};
 
 use super::service::Means;
 use super::{Findings, backends};
-use crate::document::{BackendDoc, ModeDoc, ServiceDoc};
+use crate::document::{BackendDoc, HeaderVersionDoc, ModeDoc, ServiceDoc};
 use crate::values::{At, Auto};
 
 /// The word of the document.
@@ -51,6 +51,7 @@ pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) 
         );
     }
     foreign(doc, word, findings);
+    told(doc, mode, word, findings);
     source(doc, mode, word, findings);
     if !mode.is_two_way() {
         ports(doc, word, findings);
@@ -95,7 +96,6 @@ pub(super) fn mss_clamp(
 /// Fields of connections that are ended here.
 fn foreign(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
     let only_proxy = [
-        ("proxyProtocol", doc.proxy_protocol.as_ref().map(|at| at.place)),
         ("hedgeAfter", doc.retry.hedge_after.as_ref().map(|at| at.place)),
         ("replayBuffer", doc.retry.replay_buffer.as_ref().map(|at| at.place)),
         ("responses", doc.udp.responses.as_ref().map(|at| at.place)),
@@ -104,6 +104,28 @@ fn foreign(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
         if let Some(place) = place {
             findings.add(place, format!("`{name}` does not go with mode `{word}`; remove it"));
         }
+    }
+}
+
+/// What backends can be told of the client within the client's own packets.
+fn told(doc: &ServiceDoc, mode: Mode, word: &str, findings: &mut Findings<'_>) {
+    let Some(At { place, value: header }) = &doc.proxy_protocol else { return };
+    if !mode.is_two_way() {
+        let why = format!(
+            "`proxyProtocol` does not go with mode `{word}`, which adds nothing to connections; \
+             remove it"
+        );
+        return findings.add(*place, why);
+    }
+    if let Some(accept) = header.accept {
+        let what = "`accept` needs mode `proxy`, which ends connections; remove it";
+        findings.add(accept.place, what);
+    }
+    if let Some(send) = header.send.filter(|send| send.value != HeaderVersionDoc::V2) {
+        findings.add(send.place, format!("mode `{word}` sends headers of version 2: `send: v2`"));
+    }
+    if let Some(id) = header.unique_id.filter(|id| id.value) {
+        findings.add(id.place, format!("`uniqueId` does not go with mode `{word}`; remove it"));
     }
 }
 

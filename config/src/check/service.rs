@@ -15,7 +15,7 @@ use fairway_core::{
 use super::{Findings, backends, health, mode};
 use crate::Problems;
 use crate::document::{
-    AcceptDoc, AffinityDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc, PortDoc,
+    AcceptDoc, AffinityDoc, EjectionDoc, FieldsDoc, HeaderVersionDoc, ListenDoc, ModeDoc, PortDoc,
     ProtocolDoc, RetryOnDoc, SchedulerDoc, ServiceDoc,
 };
 use crate::spec::{Origin, Outliers, ServiceKey, ServiceSpec, SlowStart};
@@ -325,11 +325,24 @@ fn source_address(doc: &ServiceDoc, findings: &mut Findings<'_>) -> SourceAddres
     if source.interface.as_ref().is_some_and(|at| at.value.is_empty() || at.value.len() > 15) {
         findings.add(*place, "an interface has a name of 1 to 15 bytes");
     }
+    if let Some(toa) = source.toa.filter(|at| at.value) {
+        let packets = doc.mode.is_some_and(|mode| mode.value != ModeDoc::Proxy);
+        if !packets {
+            findings.add(
+                toa.place,
+                "`toa` goes with `fullNat`, or `nat` between families; in mode `proxy`, \
+                 `proxyProtocol` tells backends of the client, or `source: transparent`",
+            );
+        } else if doc.proxy_protocol.is_some() {
+            findings.add(toa.place, "`toa` or `proxyProtocol`: one of them tells of the client");
+        }
+    }
     SourceAddress {
         transparent: source.transparent,
         addresses: source.addresses.iter().map(|at| at.value.0.to_canonical()).collect(),
         ports,
         interface: source.interface.as_ref().map(|at| at.value.as_str().into()),
+        toa: source.toa.is_some_and(|at| at.value),
     }
 }
 

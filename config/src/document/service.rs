@@ -437,6 +437,8 @@ pub struct SourceAddressDoc {
     pub ports: Option<At<Ports>>,
     /// Through this interface.
     pub interface: Option<At<String>>,
+    /// With the client's address in a TCP option.
+    pub toa: Option<At<bool>>,
 }
 
 /// Where connections to backends come from.
@@ -450,6 +452,9 @@ struct SourceAddressMap {
     ports: Option<At<Ports>>,
     /// Through this interface.
     interface: Option<At<String>>,
+    /// In packet modes: with the client's address and port in the TCP option 254, which backends read
+    /// with the kernel module `toa`. Default: false.
+    toa: Option<At<bool>>,
 }
 
 impl<'de> Deserialize<'de> for SourceAddressDoc {
@@ -476,8 +481,8 @@ impl<'de> Deserialize<'de> for SourceAddressDoc {
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceAddressDoc, A::Error> {
                 let map =
                     SourceAddressMap::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                let SourceAddressMap { addresses, ports, interface } = map;
-                Ok(SourceAddressDoc { transparent: false, addresses, ports, interface })
+                let SourceAddressMap { addresses, ports, interface, toa } = map;
+                Ok(SourceAddressDoc { transparent: false, addresses, ports, interface, toa })
             }
         }
         deserializer.deserialize_any(Either)

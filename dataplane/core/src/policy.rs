@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::net::IpAddr;
 use core::time::Duration;
 
-use crate::packet::Tunnel;
+use crate::packet::{Head, Tunnel};
 use crate::proxy_header::HeaderFormat;
 use crate::{AddrSet, HashPolicy, TableSize};
 
@@ -107,6 +107,8 @@ pub struct SourceAddress {
     pub ports: Option<(u16, u16)>,
     /// Through this interface.
     pub interface: Option<Box<str>>,
+    /// In packet modes: the client's address goes with it in a TCP option.
+    pub toa: bool,
 }
 
 /// Headers of the PROXY protocol on TCP connections.
@@ -214,6 +216,19 @@ pub struct Policy {
     pub deny: AddrSet,
     /// How long connections of a draining backend may go on; none means as long as they like.
     pub drain_timeout: Option<Duration>,
+}
+
+impl Policy {
+    /// How backends of a packet service whose sources are ours are told of the client.
+    #[must_use]
+    pub fn head(&self) -> Option<Head> {
+        match self.proxy_protocol.send {
+            Some(SendHeader { format: HeaderFormat::V2 { crc32c }, .. }) => {
+                Some(Head::Proxy { crc32c })
+            }
+            _ => self.source.toa.then_some(Head::Toa),
+        }
+    }
 }
 
 /// What a document says that says nothing.

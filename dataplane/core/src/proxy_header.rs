@@ -23,6 +23,8 @@ const CRC32C: u8 = 0x03;
 const UNIQUE_ID: u8 = 0x05;
 /// Longest unique id that the protocol allows.
 const UNIQUE_ID_MOST: usize = 128;
+/// Longest header of version 2 that is written: IPv6 addresses, a unique id and a checksum.
+pub(crate) const V2_MOST: usize = V2_FIXED + 36 + 3 + UNIQUE_ID_MOST + 7;
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -226,7 +228,11 @@ pub fn write(
     let unique_id = unique_id.filter(|_| addresses.is_some());
     match format {
         HeaderFormat::V1 => write_v1(addresses),
-        HeaderFormat::V2 { crc32c } => write_v2(addresses, unique_id, crc32c),
+        HeaderFormat::V2 { crc32c } => {
+            let mut out = [0; V2_MOST];
+            let len = write_v2(&mut out, addresses, unique_id, crc32c);
+            out[..len].to_vec()
+        }
     }
 }
 
@@ -257,44 +263,49 @@ fn write_v1(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn write_v2(
+/// Writes a header of version 2 into `out`; its length.
+pub(crate) fn write_v2(
+    out: &mut [u8; V2_MOST],
     addresses: Option<(SocketAddr, SocketAddr)>,
     unique_id: Option<&[u8]>,
     with_crc32c: bool,
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(V2_FIXED + 36 + 7 + 3 + UNIQUE_ID_MOST);
-    out.extend_from_slice(&SIGNATURE);
+) -> usize {
+    let mut len = 0;
+    let mut put = |bytes: &[u8]| {
+        out[len..len + bytes.len()].copy_from_slice(bytes);
+        len += bytes.len();
+    };
+    put(&SIGNATURE);
     let (command, family) = match addresses {
         None => (0x20, 0x00),
         Some((source, _)) if source.is_ipv4() => (0x21, 0x11),
         Some(_) => (0x21, 0x21),
     };
-    out.extend_from_slice(&[command, family, 0, 0]);
+    put(&[command, family, 0, 0]);
     if let Some((source, target)) = addresses {
         for ip in [source.ip(), target.ip()] {
             match ip {
-                IpAddr::V4(ip) => out.extend_from_slice(&ip.octets()),
-                IpAddr::V6(ip) => out.extend_from_slice(&ip.octets()),
+                IpAddr::V4(ip) => put(&ip.octets()),
+                IpAddr::V6(ip) => put(&ip.octets()),
             }
         }
-        out.extend_from_slice(&source.port().to_be_bytes());
-        out.extend_from_slice(&target.port().to_be_bytes());
+        put(&source.port().to_be_bytes());
+        put(&target.port().to_be_bytes());
     }
     if let Some(id) = unique_id.filter(|id| !id.is_empty() && id.len() <= UNIQUE_ID_MOST) {
-        out.extend_from_slice(&[UNIQUE_ID, 0, id.len() as u8]);
-        out.extend_from_slice(id);
+        put(&[UNIQUE_ID, 0, id.len() as u8]);
+        put(id);
     }
-    let checksum_at = with_crc32c.then(|| {
-        out.extend_from_slice(&[CRC32C, 0, 4, 0, 0, 0, 0]);
-        out.len() - 4
-    });
-    let len = (out.len() - V2_FIXED) as u16;
-    out[V2_FIXED - 2..V2_FIXED].copy_from_slice(&len.to_be_bytes());
-    if let Some(at) = checksum_at {
-        let sum = crc32c(out.iter());
-        out[at..at + 4].copy_from_slice(&sum.to_be_bytes());
+    if with_crc32c {
+        put(&[CRC32C, 0, 4, 0, 0, 0, 0]);
     }
-    out
+    let body = (len - V2_FIXED) as u16;
+    out[V2_FIXED - 2..V2_FIXED].copy_from_slice(&body.to_be_bytes());
+    if with_crc32c {
+        let sum = crc32c(out[..len].iter());
+        out[len - 4..len].copy_from_slice(&sum.to_be_bytes());
+    }
+    len
 }
 
 /// CRC-32C (Castagnoli), RFC 3720 section 12.1. Bit by bit: headers are short and rare.

@@ -12,6 +12,7 @@ mod family;
 pub mod flow;
 mod fragments;
 mod frame;
+mod head;
 mod header;
 mod held;
 mod icmp;
@@ -30,6 +31,7 @@ mod waiting;
 pub use counters::PacketCounters;
 pub use engine::{BURST, BackendFailure, Context, Engine, Verdict};
 pub use frame::{Frame, TransportChecksum, VlanTag};
+pub use head::Head;
 pub use parse::{
     Addresses, ETHERNET, Fragment, Packet, Parsed, Transport, ether, parse, parse_ip, protocol,
     tcp_flags,

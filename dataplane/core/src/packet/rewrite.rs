@@ -171,36 +171,6 @@ pub(super) fn lower_ttl(bytes: &mut [u8], packet: &Packet) {
     }
 }
 
-/// Lowers the largest segment that a TCP header offers to take to `most` bytes, if it offers more.
-pub(super) fn clamp_mss(frame: &mut Frame<'_>, packet: &Packet, most: u16) {
-    const END: u8 = 0;
-    const PADDING: u8 = 1;
-    const MSS: [u8; 2] = [2, 4];
-    let Transport::Tcp { header, .. } = packet.transport else { return };
-    complete(frame, packet);
-    let l4 = usize::from(packet.l4);
-    let bytes = frame.bytes_mut();
-    let (mut at, end) = (l4 + 20, l4 + usize::from(header));
-    while at + 4 <= end {
-        match [bytes[at], bytes[at + 1]] {
-            [END, _] => return,
-            [PADDING, _] => at += 1,
-            MSS => {
-                let offered = u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]);
-                if offered > most {
-                    bytes[at + 2..at + 4].copy_from_slice(&most.to_be_bytes());
-                    // At an odd place the word's halves lie in two words of the sum.
-                    let swap = (at - l4) % 2 == 1;
-                    let word = |word: u16| if swap { word.swap_bytes() } else { word };
-                    Change::NONE.word(word(offered), word(most)).write(bytes, l4 + 16);
-                }
-                return;
-            }
-            [_, length] => at += usize::from(length.max(2)),
-        }
-    }
-}
-
 /// Whether the transport checksum of a TCP or UDP packet is right.
 pub(super) fn is_summed(frame: &Frame<'_>, packet: &Packet) -> bool {
     let body = &frame.bytes()[usize::from(packet.l4)..usize::from(packet.end)];

@@ -60,6 +60,7 @@ impl Engine<'_> {
                 {
                     return verdict;
                 }
+                self.quote_client(frame, &quoted, found.handle);
                 let from = if sender == flow.backend.ip() { flow.vip.ip() } else { sender };
                 let inner = (flow.client, flow.vip);
                 self.tell(frame, packet, &quoted, inner, (from, flow.client.ip()), cx)

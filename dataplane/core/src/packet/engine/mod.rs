@@ -6,6 +6,7 @@ mod begin;
 mod cut;
 mod errors;
 mod fast;
+mod headed;
 mod later;
 mod odd;
 mod retry;

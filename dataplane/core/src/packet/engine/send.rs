@@ -8,6 +8,7 @@ use super::{Context, ERRORS_A_SECOND, Engine, Verdict, over};
 use crate::packet::family;
 use crate::packet::flow::{Direction, Found, State, step};
 use crate::packet::frame::Frame;
+use crate::packet::head;
 use crate::packet::icmp::{self, Error};
 use crate::packet::parse::{Addresses, Packet, Transport, protocol, tcp_flags};
 use crate::packet::reason::DropReason;
@@ -43,6 +44,15 @@ impl Engine<'_> {
                 None => return Verdict::Drop(DropReason::NoFlow),
             }
         }
+        let with_head;
+        let packet = match self.headed(frame, packet, (handle, direction), &brief) {
+            Ok(None) => packet,
+            Ok(Some(changed)) => {
+                with_head = changed;
+                &with_head
+            }
+            Err(reason) => return Verdict::Drop(reason),
+        };
         let state = match packet.transport {
             Transport::Tcp { flags, .. } => brief.state.after_tcp(flags, direction, two_way),
             // What follows the first fragment of a segment says nothing more.
@@ -108,7 +118,7 @@ impl Engine<'_> {
                 }
             }
         };
-        rewrite::clamp_mss(frame, packet, most);
+        head::change_mss(frame, packet, |offered| offered.min(most));
     }
 
     /// Sends a packet on in the other family.

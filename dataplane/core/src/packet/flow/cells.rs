@@ -48,7 +48,8 @@ pub(super) struct Common {
     pub generation: u32,
     /// When it began, in steps of the wheel.
     pub began: u32,
-    /// In both directions.
+    /// In both directions; while something is to go before the client's first byte, the upper half is
+    /// that byte's number ([`super::head`]).
     pub bytes: u64,
 }
 

@@ -12,6 +12,7 @@
 //! goes round again. So a packet that refreshes its flow writes one number.
 
 mod cells;
+mod head;
 mod index;
 mod key;
 mod plain;
@@ -22,9 +23,10 @@ use core::net::SocketAddr;
 use core::num::NonZeroU32;
 
 pub use cells::HeapRegion;
+pub(super) use head::Expected;
 pub use key::Tuple;
 pub(super) use plain::plain_hash;
-pub(super) use table::Guess;
+pub(super) use table::{Brief, Guess};
 pub use table::{Ended, FlowTable, Found, Handle, RegionError, Shape};
 
 use super::parse::tcp_flags;
@@ -238,6 +240,10 @@ const TRACKED: u16 = 1 << 8;
 const PAID: u16 = 1 << 11;
 /// First segments that were seen, up to three.
 const SYNS: u16 = 3 << 9;
+/// What goes before the client's first byte.
+const HEAD: u16 = 3 << 12;
+/// The backend has that.
+const HEAD_TAKEN: u16 = 1 << 14;
 
 /// The mode in the flags of a cell.
 const MODE: u16 = 0xff;

@@ -3,7 +3,7 @@
 use super::cells::Cell4;
 use super::key::folded_plain;
 use super::table::{FlowTable, Guess, REPLY, WIDE, index_of};
-use super::{DSR, Direction, FULL_NAT, MODE, NAT};
+use super::{DSR, Direction, FULL_NAT, HEAD, MODE, NAT};
 use crate::ServiceId;
 
 /// The hash of a tuple of IPv4 addresses and ports in network order, as [`super::Tuple`]'s.
@@ -67,7 +67,7 @@ impl PlainCell<'_> {
     /// Whether its packets are rewritten, or only sent to another station.
     #[inline]
     pub(in crate::packet) fn is_plain(&self) -> bool {
-        matches!(self.0.common.flags & MODE, NAT | FULL_NAT | DSR)
+        matches!(self.0.common.flags & (MODE | HEAD), NAT | FULL_NAT | DSR)
     }
 
     /// Whether they are only sent to another station.

@@ -9,8 +9,8 @@ use super::index::REACH;
 use super::key::{mapped, unmapped, v4};
 use super::room::SLOTS;
 use super::{
-    Direction, Flow, FlowView, PAID, SYNS, State, TRACKED, Tuple, backend_id, flags_of, mode_of,
-    step, tick,
+    Direction, Flow, FlowView, HEAD, PAID, SYNS, State, TRACKED, Tuple, backend_id, flags_of,
+    mode_of, step, tick,
 };
 use crate::hash::mixed;
 use crate::packet::prefetch::prefetch;
@@ -102,6 +102,8 @@ pub(in crate::packet) struct Brief {
     pub(in crate::packet) backend_slot: u32,
     pub(in crate::packet) generation: u32,
     pub(in crate::packet) expires: u32,
+    /// Something goes, or went, before the client's first byte.
+    pub(in crate::packet) headed: bool,
 }
 
 /// Why a flow is no longer in the table.
@@ -353,7 +355,7 @@ impl<'r> FlowTable<'r> {
             state: State::from_byte(common.state),
             began: tick(common.began),
             expires: tick(common.expires),
-            bytes: common.bytes,
+            bytes: common.counted(),
             paid: common.flags & PAID != 0,
         }
     }
@@ -369,6 +371,7 @@ impl<'r> FlowTable<'r> {
             backend_slot: common.backend_slot,
             generation: common.generation,
             expires: common.expires,
+            headed: common.flags & HEAD != 0,
         }
     }
 
