@@ -210,6 +210,7 @@ fn packet_modes_have_their_own_conditions() {
             "mode: fullNat\nproxyProtocol: {send: v2}\nsource: {addresses: [10.0.0.9], toa: true}",
             "9:42: `toa` or `proxyProtocol`: one of them",
         ),
+        ("echo: whileHealthy", "7:11: `echo` goes with packet modes"),
         ("source: {addresses: [10.0.0.9], toa: true}", "7:42: `toa` goes with `fullNat`"),
         ("mode: dsr\nretry: {hedgeAfter: 1s}", "8:25: `hedgeAfter` does not go with mode `dsr`"),
         (

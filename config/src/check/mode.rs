@@ -7,20 +7,8 @@ use fairway_core::{Mode, MssClamp};
 
 use super::service::Means;
 use super::{Findings, backends};
-use crate::document::{BackendDoc, HeaderVersionDoc, ModeDoc, ServiceDoc};
+use crate::document::{BackendDoc, EchoDoc, HeaderVersionDoc, ModeDoc, ServiceDoc};
 use crate::values::{At, Auto};
-
-/// The word of the document.
-fn word(mode: ModeDoc) -> &'static str {
-    match mode {
-        ModeDoc::Proxy => "proxy",
-        ModeDoc::Nat => "nat",
-        ModeDoc::FullNat => "fullNat",
-        ModeDoc::Dsr => "dsr",
-        ModeDoc::Ipip => "ipip",
-        ModeDoc::Gue => "gue",
-    }
-}
 
 /// The mode of a service, with findings about all that does not go with it.
 pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) -> Mode {
@@ -40,7 +28,7 @@ pub(super) fn mode(doc: &ServiceDoc, means: Means, findings: &mut Findings<'_>) 
         }
         ModeDoc::Gue => Mode::Tunnel(Tunnel::Gue),
     };
-    let word = word(written);
+    let word = &mode.to_string();
     if !means.packets {
         findings.add(
             place,
@@ -91,6 +79,15 @@ pub(super) fn mss_clamp(
             }
         },
     })
+}
+
+/// Whether echo requests are answered only while there are backends.
+pub(super) fn echo(doc: &ServiceDoc, mode: Mode, findings: &mut Findings<'_>) -> bool {
+    let Some(At { place, value: echo }) = doc.echo else { return false };
+    if mode == Mode::Proxy {
+        findings.add(place, "`echo` goes with packet modes; in mode `proxy` the kernel answers");
+    }
+    echo == EchoDoc::WhileHealthy
 }
 
 /// Fields of connections that are ended here.

@@ -280,6 +280,7 @@ fn policy(doc: &ServiceDoc, mode: Mode, findings: &mut Findings<'_>) -> Policy {
         source: source_address(doc, findings),
         proxy_protocol: proxy_protocol(doc, findings),
         mss_clamp: mode::mss_clamp(doc, mode, findings),
+        echo_while_healthy: mode::echo(doc, mode, findings),
         udp: udp(doc, findings),
         limits: limits(doc, findings),
         passive: PassiveEjection {

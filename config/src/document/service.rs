@@ -29,6 +29,9 @@ pub struct ServiceDoc {
     /// so many bytes; `auto` is what the links carry. Default: they are left alone.
     #[serde(default)]
     pub mss_clamp: Option<At<Auto>>,
+    /// In packet modes: when echo requests to the addresses are answered. Default: `always`.
+    #[serde(default)]
+    pub echo: Option<At<EchoDoc>>,
     /// How a backend is chosen. Default: `maglev`.
     #[serde(default)]
     pub scheduler: Option<At<SchedulerDoc>>,
@@ -129,6 +132,16 @@ pub enum ProtocolDoc {
     Tcp,
     Udp,
     Sctp,
+}
+
+/// When echo requests (ping) are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum EchoDoc {
+    /// Whatever happens.
+    Always,
+    /// While a backend of a service there takes flows.
+    WhileHealthy,
 }
 
 /// How flows are carried.

@@ -104,6 +104,8 @@ reasons! {
         NoBackend = "no_backend",
         /// The backend's drain timeout ended the connection.
         DrainTimeout = "drain_timeout",
+        /// Its service is carried in another way now.
+        ModeChanged = "mode_changed",
         /// An allow or deny list refused the client.
         Denied = "denied",
         /// A limit refused the connection.

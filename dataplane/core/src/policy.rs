@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::IpAddr;
 use core::time::Duration;
 
@@ -30,6 +31,20 @@ impl Mode {
     #[must_use]
     pub fn is_two_way(self) -> bool {
         matches!(self, Self::Proxy | Self::Nat | Self::FullNat)
+    }
+}
+
+/// The word of the document.
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Proxy => "proxy",
+            Self::Nat => "nat",
+            Self::FullNat => "fullNat",
+            Self::Dsr => "dsr",
+            Self::Tunnel(Tunnel::Ipip) => "ipip",
+            Self::Tunnel(Tunnel::Gue | Tunnel::GueWithHeader) => "gue",
+        })
     }
 }
 
@@ -204,6 +219,8 @@ pub struct Policy {
     pub proxy_protocol: ProxyProtocol,
     /// Bound of segments, in packet modes; none leaves them.
     pub mss_clamp: Option<MssClamp>,
+    /// In packet modes: echo requests are answered only while a backend is admitted.
+    pub echo_while_healthy: bool,
     /// Sessions of datagrams.
     pub udp: Udp,
     /// Upper bounds.
@@ -258,6 +275,7 @@ impl Default for Policy {
             source: SourceAddress::default(),
             proxy_protocol: ProxyProtocol::default(),
             mss_clamp: None,
+            echo_while_healthy: false,
             udp: Udp { idle: seconds(30), responses: None },
             limits: Limits::default(),
             passive: PassiveEjection { failures: 5, base: seconds(10), max: seconds(300) },

@@ -56,6 +56,8 @@ enum Key {
     /// Of packet services: ours to answer for, and ours to dial.
     Answered(IpPrefix),
     Vip(IpPrefix),
+    /// Of those to dial, where echo requests are answered.
+    Echoed(IpPrefix),
 }
 
 #[derive(Clone)]
@@ -137,6 +139,14 @@ impl Snapshot {
     #[must_use]
     pub fn answers_for(&self, ip: IpAddr) -> bool {
         self.nets(ip.to_canonical()).any(|net| self.entry(Key::Answered(net)).is_some())
+    }
+
+    /// Whether echo requests to `ip`, which is ours to answer for, are answered: to a VIP, unless all
+    /// its services are without backends and say that it is silent then.
+    #[must_use]
+    pub fn echoes(&self, ip: IpAddr) -> bool {
+        let mut nets = self.nets(ip.to_canonical());
+        nets.any(|net| self.entry(Key::Echoed(net)).is_some()) || !self.is_vip(ip)
     }
 
     /// Whether `ip` is dialled by clients of a service of a packet mode.
@@ -223,25 +233,25 @@ impl SnapshotBuilder {
             let net = canonical(frontend.net);
             if let Some(key) = single(frontend) {
                 let before = self.shard(&key).insert(key, Entry::One(Arc::clone(service)));
-                let before = matches!(before, Some(Entry::One(before)) if is_answered(&before));
-                self.dial(net, u32::from(before), u32::from(is_answered(service)));
+                let before = match before {
+                    Some(Entry::One(before)) => Some(before),
+                    _ => None,
+                };
+                self.dial(net, before.as_slice(), Some(service));
                 continue;
             }
             self.next.has_ranges = true;
             self.know_length(net);
             let key = Key::Ranges(net, frontend.protocol);
             let entry = self.shard(&key).entry(key).or_insert_with(|| Entry::Ranges(Vec::new()));
-            let mut before = 0;
+            let mut before = Vec::new();
             if let Entry::Ranges(ranges) = entry {
-                ranges.retain(|(range, there)| {
-                    let goes = range.overlaps(&frontend.ports);
-                    before += u32::from(goes && is_answered(there));
-                    !goes
-                });
+                let there = ranges.extract_if(.., |(range, _)| range.overlaps(&frontend.ports));
+                before.extend(there.map(|(_, there)| there));
                 let place = ranges.partition_point(|(range, _)| *range < frontend.ports);
                 ranges.insert(place, (frontend.ports, Arc::clone(service)));
             }
-            self.dial(net, before, u32::from(is_answered(service)));
+            self.dial(net, &before, Some(service));
         }
         let ids = Arc::make_mut(&mut self.next.ids[service.id.0 as usize % SHARDS]);
         let before = ids.insert(service.id, Arc::clone(service));
@@ -277,7 +287,7 @@ impl SnapshotBuilder {
                 if matches!(shard.get(&key), Some(Entry::One(here)) if here.id == id)
                     && let Some(Entry::One(gone)) = shard.remove(&key)
                 {
-                    self.dial(net, u32::from(is_answered(&gone)), 0);
+                    self.dial(net, &[gone], None);
                 }
                 continue;
             }
@@ -286,23 +296,26 @@ impl SnapshotBuilder {
             let Some(Entry::Ranges(ranges)) = shard.get_mut(&key) else {
                 continue;
             };
-            let mut gone = 0;
-            ranges.retain(|(range, here)| {
-                let goes = *range == frontend.ports && here.id == id;
-                gone += u32::from(goes && is_answered(here));
-                !goes
-            });
+            let goes = |(range, here): &mut (PortRange, Arc<Service>)| {
+                *range == frontend.ports && here.id == id
+            };
+            let gone: Vec<_> = ranges.extract_if(.., goes).map(|(_, gone)| gone).collect();
             if ranges.is_empty() {
                 shard.remove(&key);
             }
-            self.dial(net, gone, 0);
+            self.dial(net, &gone, None);
         }
     }
 
-    /// So many frontends of packet modes have gone from `net`, and so many have come.
-    fn dial(&mut self, net: IpPrefix, gone: u32, come: u32) {
-        self.count(Key::Vip(net), gone, come);
-        self.count(Key::Answered(net), gone, come);
+    /// The frontends of `gone` have left `net`, and that of `come` is there.
+    fn dial(&mut self, net: IpPrefix, gone: &[Arc<Service>], come: Option<&Arc<Service>>) {
+        type Counts = fn(&Service) -> bool;
+        let (answered, echoed): (Counts, Counts) = (is_answered, is_echoed);
+        let keys = [Key::Vip(net), Key::Answered(net), Key::Echoed(net)];
+        for (key, counts) in keys.into_iter().zip([answered, answered, echoed]) {
+            let gone = gone.iter().filter(|service| counts(service)).count() as u32;
+            self.count(key, gone, u32::from(come.is_some_and(|service| counts(service))));
+        }
     }
 
     /// There may be networks of this length from now on.
@@ -357,6 +370,12 @@ fn single(frontend: &Frontend) -> Option<Key> {
 /// Whether a service's addresses are for us to answer for.
 fn is_answered(service: &Service) -> bool {
     service.policy.mode != Mode::Proxy
+}
+
+/// Whether a service has its addresses answer echo requests.
+fn is_echoed(service: &Service) -> bool {
+    let well = || service.groups.iter().any(|group| group.admission.admitted() > 0);
+    is_answered(service) && (!service.policy.echo_while_healthy || well())
 }
 
 #[cfg(test)]

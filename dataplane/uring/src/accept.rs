@@ -9,7 +9,7 @@ use fairway_core as core;
 use fairway_core::{EndReason, Entrant, Service, ServiceCounters};
 
 use crate::held::HeldBackend;
-use crate::report::ConnectionRecord;
+use crate::report::{Carried, ConnectionRecord};
 use crate::session::{Admitted, Cx};
 
 /// Lets the client at `peer` in to `service`, which it dialled, or counts why not.
@@ -44,9 +44,8 @@ pub(crate) fn not_admitted(
         vip,
         backend: None,
         reason,
-        attempts: 0,
-        rx_bytes: 0,
-        tx_bytes: 0,
+        attempts: Some(0),
+        carried: Carried::Payload { rx: 0, tx: 0 },
         connect: None,
         first_byte: None,
         duration: Duration::ZERO,

@@ -43,8 +43,9 @@ pub use packets::{
     open_port,
 };
 pub use report::{
-    Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection, OpenFlow,
-    PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink, WorkerStats,
+    Carried, Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,
+    OpenFlow, PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink,
+    WorkerStats,
 };
 pub use sys::{Feature, Features, SetupError};
 

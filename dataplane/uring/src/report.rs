@@ -128,18 +128,41 @@ pub struct ConnectionRecord {
     pub backend: Option<BackendAddr>,
     /// Why it ended.
     pub reason: EndReason,
-    /// Candidates that were tried.
-    pub attempts: u32,
-    /// Bytes that reached the backend.
-    pub rx_bytes: u64,
-    /// Bytes that reached the client.
-    pub tx_bytes: u64,
+    /// Candidates that were tried; of packet flows it is not known.
+    pub attempts: Option<u32>,
+    /// What it has carried.
+    pub carried: Carried,
     /// Time that the last connect took; none when none succeeded.
     pub connect: Option<Duration>,
     /// From accept to the first byte of the reply.
     pub first_byte: Option<Duration>,
     /// From accept to close.
     pub duration: Duration,
+}
+
+/// Bytes that a connection has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carried {
+    /// Payload by direction.
+    Payload {
+        /// Bytes that reached the backend.
+        rx: u64,
+        /// Bytes that reached the client.
+        tx: u64,
+    },
+    /// Bytes of IP packets, both directions together.
+    Packets(u64),
+}
+
+impl Carried {
+    /// Both directions together.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Payload { rx, tx } => rx + tx,
+            Self::Packets(bytes) => bytes,
+        }
+    }
 }
 
 /// An open connection or session of datagrams, for people.
@@ -307,6 +330,8 @@ pub struct PacketStats {
     pub flows: AtomicU64,
     /// Those of them that are open.
     pub open: AtomicU64,
+    /// Flows that it has room for.
+    pub room: AtomicU64,
     /// Frames that the worker that has their flow had no room for.
     pub unpassed: Counter,
     /// Its interfaces, in the order of the configuration.
@@ -318,8 +343,8 @@ impl PacketStats {
     #[must_use]
     pub fn new(ports: usize) -> Self {
         let ports = (0..ports).map(|_| PortStats::default()).collect();
-        let (flows, open) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { counters: Arc::default(), flows, open, unpassed: Counter::default(), ports }
+        let [flows, open, room] = [0; 3].map(AtomicU64::new);
+        Self { counters: Arc::default(), flows, open, room, unpassed: Counter::default(), ports }
     }
 }
 

@@ -24,7 +24,9 @@ use socket2::SockRef;
 use crate::direction::Direction;
 use crate::greeting::Greeting;
 use crate::held::{Held, HeldBackend, HeldService};
-use crate::report::{ConnectionRecord, OpenConnection, ServiceTalkers, Shared, WorkerStats};
+use crate::report::{
+    Carried, ConnectionRecord, OpenConnection, ServiceTalkers, Shared, WorkerStats,
+};
 use crate::sys::Ring;
 use crate::token::{Leg, Op, Token};
 use crate::wheel::{Timer, Wheel};
@@ -395,8 +397,8 @@ impl Session {
         if admitted.tracked {
             cx.shared.clients.table.close(service.id, admitted.peer.ip());
         }
-        let bytes = self.up.bytes + self.down.bytes;
-        note_talker(cx.talkers, service.id, admitted.peer, bytes);
+        let carried = Carried::Payload { rx: self.up.bytes, tx: self.down.bytes };
+        note_talker(cx.talkers, service.id, admitted.peer, carried.bytes());
         let in_order = matches!(reason, EndReason::Client | EndReason::Backend);
         cx.shared.connection_ended(in_order, admitted.start, || ConnectionRecord {
             service: Arc::clone(&service.name),
@@ -404,9 +406,8 @@ impl Session {
             vip: admitted.dialled,
             backend: self.backend.as_ref().map(|backend| backend.addr),
             reason,
-            attempts: self.tried.len() as u32,
-            rx_bytes: self.up.bytes,
-            tx_bytes: self.down.bytes,
+            attempts: Some(self.tried.len() as u32),
+            carried,
             connect: self.connect_us.map(Duration::from_micros),
             first_byte: self.first_byte.map(|at| at.since(self.began)),
             duration: cx.now.since(self.began),

@@ -148,8 +148,8 @@ impl<'r> Worker<'r> {
             self.feed_starved(snapshot);
             self.datagrams.feed(&mut self.parts.cx(0, self.now, snapshot));
             if let Some(packets) = &mut self.packets {
-                let Parts { ring, shared, .. } = &mut self.parts;
-                packets.turn(Turn { ring, snapshot, shared, now: self.now });
+                let Parts { ring, shared, talkers, .. } = &mut self.parts;
+                packets.turn(Turn { ring, snapshot, shared, talkers, now: self.now });
             }
             if std::mem::take(&mut self.parts.exhausted) {
                 self.resume_at = self.now.plus(PAUSE);

@@ -6,12 +6,29 @@ use core::time::Duration;
 
 use super::flow::{Direction, Flow, FlowView, State, step};
 use crate::{
-    Backend, BackendId, Clients, EndReason, Policy, Protocol, Service, ServiceId, ServiceState,
-    Tick,
+    Backend, BackendAddr, BackendId, Clients, EndReason, Policy, Protocol, Service, ServiceId,
+    ServiceState, Tick,
 };
+
+/// Ended flows that are kept for the log at a time.
+const MOST_ENDED: usize = 1024;
+
+/// A flow that has ended, for the log.
+#[derive(Debug, Clone)]
+pub struct EndedFlow {
+    /// Who it was between, and what it has carried.
+    pub view: FlowView,
+    /// `name/port` of its service.
+    pub service: Arc<str>,
+    /// Its backend.
+    pub backend: BackendAddr,
+    /// Why it ended.
+    pub reason: EndReason,
+}
 
 /// A service with flows.
 pub(super) struct HeldService {
+    name: Arc<str>,
     pub(super) policy: Arc<Policy>,
     pub(super) state: Arc<ServiceState>,
     /// How long its flows live without a packet, by state, in steps of the wheel.
@@ -106,6 +123,8 @@ pub(super) struct Held {
     backends: Vec<Option<HeldBackend>>,
     /// Flows that hold places.
     pub(super) flows: u64,
+    /// Those that have ended since they were asked for.
+    pub(super) ended: Vec<EndedFlow>,
 }
 
 impl Held {
@@ -113,6 +132,7 @@ impl Held {
     pub(super) fn begin(&mut self, service: &Service, backend: &Arc<Backend>) {
         let place = place(&mut self.services, service.id.0 as usize);
         let held = place.get_or_insert_with(|| HeldService {
+            name: Arc::clone(&service.name),
             policy: Arc::clone(&service.policy),
             state: Arc::clone(&service.state),
             timeouts: timeouts(&service.policy, service.protocol),
@@ -141,6 +161,15 @@ impl Held {
         }
         self.flows -= 1;
         let Flow { service, id, client, tracked, .. } = view.flow;
+        // A flood of what never came about makes room for itself, and is counted.
+        let flood = reason == EndReason::Evicted && view.state == State::Opening;
+        if !flood
+            && self.ended.len() < MOST_ENDED
+            && let (Some(held), Some(backend)) = (self.service(service), self.backend(id))
+        {
+            let (view, name, backend) = (*view, Arc::clone(&held.name), backend.addr);
+            self.ended.push(EndedFlow { view, service: name, backend, reason });
+        }
         if tracked {
             clients.table.close(service, client.ip());
         }

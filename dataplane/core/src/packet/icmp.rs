@@ -16,6 +16,9 @@ const HEADER: usize = 8;
 /// Largest ICMP error, in bytes (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
 const LARGEST: [usize; 2] = [576, 1280];
 
+/// Extension headers that are passed over in a quoted packet.
+const EXTENSIONS: usize = 4;
+
 /// Errors that Fairway sends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Error {
@@ -23,6 +26,10 @@ pub(super) enum Error {
     TooBig(u16),
     /// Its time to live is over.
     TimeExceeded,
+    /// Nobody serves there.
+    NoPort,
+    /// Nobody is there.
+    NoHost,
 }
 
 impl Error {
@@ -33,6 +40,10 @@ impl Error {
             (Self::TooBig(mtu), false) => (2, 0, mtu.into()),
             (Self::TimeExceeded, true) => (11, 0, 0),
             (Self::TimeExceeded, false) => (3, 0, 0),
+            (Self::NoPort, true) => (3, 3, 0),
+            (Self::NoPort, false) => (1, 4, 0),
+            (Self::NoHost, true) => (3, 1, 0),
+            (Self::NoHost, false) => (1, 3, 0),
         }
     }
 }
@@ -114,21 +125,27 @@ pub(super) struct Carried {
     pub(super) tuple: Tuple,
     /// Where it starts.
     pub(super) l3: u16,
-    /// What would have fitted, without the tunnel.
-    pub(super) mtu: u16,
+    /// What its sender is to be told.
+    pub(super) error: Error,
 }
 
-/// Finds the packet that was in the tunnel's packet which the error `packet` quotes, if that was too
-/// large for its way.
+/// Finds the packet that was in the tunnel's packet which the error `packet` quotes. Whatever is
+/// wrong on the tunnel's way, to the sender of what is in it nobody is there (RFC 2003, section 4);
+/// but a size it can mend.
 pub(super) fn carried(frame: &[u8], packet: &Packet) -> Option<Carried> {
     let l4 = usize::from(packet.l4);
     let message: &[u8; HEADER] = frame.get(l4..)?.first_chunk()?;
     let mtu = u32::from_be_bytes([message[4], message[5], message[6], message[7]]);
     let outer = frame.get(l4 + HEADER..usize::from(packet.end))?;
-    let (number, mut overhead) = match (packet.addresses, message[0], message[1]) {
-        (Addresses::V4(..), 3, 4) => (*outer.get(9)?, usize::from(*outer.first()? & 0xf) * 4),
-        (Addresses::V6(..), 2, _) => (*outer.get(6)?, 40),
+    let sized = match (packet.addresses, message[0], message[1]) {
+        (Addresses::V4(..), 3, 4) | (Addresses::V6(..), 2, _) => true,
+        // Unreachable, and time exceeded.
+        (Addresses::V4(..), 3 | 11, _) | (Addresses::V6(..), 1 | 3, _) => false,
         _ => return None,
+    };
+    let (number, mut overhead) = match packet.addresses {
+        Addresses::V4(..) => (*outer.get(9)?, usize::from(*outer.first()? & 0xf) * 4),
+        Addresses::V6(..) => (*outer.get(6)?, 40),
     };
     match number {
         protocol::IPIP | protocol::IPV6 => {}
@@ -147,8 +164,11 @@ pub(super) fn carried(frame: &[u8], packet: &Packet) -> Option<Carried> {
     let ports: &[u8; 4] = inner.get(length..)?.first_chunk()?;
     let [from, to] = [[ports[0], ports[1]], [ports[2], ports[3]]].map(u16::from_be_bytes);
     let tuple = Tuple { addresses, ports: (from, to), protocol: number };
-    let mtu = u16::try_from(mtu & 0xffff).ok()?.checked_sub(overhead as u16)?;
-    Some(Carried { tuple, l3: (l4 + HEADER + overhead) as u16, mtu })
+    let error = match sized {
+        true => Error::TooBig(u16::try_from(mtu & 0xffff).ok()?.checked_sub(overhead as u16)?),
+        false => Error::NoHost,
+    };
+    Some(Carried { tuple, l3: (l4 + HEADER + overhead) as u16, error })
 }
 
 /// Addresses, transport protocol and length of the IP header of a packet of which the end may be
@@ -167,7 +187,22 @@ fn addresses(packet: &[u8]) -> Option<(Addresses, u8, usize)> {
         return None;
     }
     let ip = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).ok();
-    Some((Addresses::V6(ip(8)?.into(), ip(24)?.into()), header[6], 40))
+    let (mut number, mut length) = (header[6], 40);
+    for _ in 0..EXTENSIONS {
+        let extension = packet.get(length..)?;
+        match number {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION => {
+                (number, length) =
+                    (*extension.first()?, length + (usize::from(*extension.get(1)?) + 1) * 8);
+            }
+            protocol::FRAGMENT => {
+                let first = u16::from_be_bytes([*extension.get(2)?, *extension.get(3)?]) >> 3 == 0;
+                (number, length) = (*extension.first().filter(|_| first)?, length + 8);
+            }
+            _ => break,
+        }
+    }
+    Some((Addresses::V6(ip(8)?.into(), ip(24)?.into()), number, length))
 }
 
 /// Turns an error into one with the addresses of `outer` about a packet with those of `inner`;

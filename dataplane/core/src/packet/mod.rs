@@ -12,6 +12,7 @@ mod family;
 pub mod flow;
 mod fragments;
 mod frame;
+pub mod golden;
 mod head;
 mod header;
 mod held;
@@ -32,6 +33,7 @@ pub use counters::PacketCounters;
 pub use engine::{BURST, BackendFailure, Context, Engine, Verdict};
 pub use frame::{Frame, TransportChecksum, VlanTag};
 pub use head::Head;
+pub use held::EndedFlow;
 pub use parse::{
     Addresses, ETHERNET, Fragment, Packet, Parsed, Transport, ether, parse, parse_ip, protocol,
     tcp_flags,

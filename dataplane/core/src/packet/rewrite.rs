@@ -214,10 +214,21 @@ pub(super) fn write_reset(frame: &mut Frame<'_>, packet: &Packet) -> bool {
     let mut reset = [0; TCP];
     reset[..2].copy_from_slice(&segment[2..4]);
     reset[2..4].copy_from_slice(&segment[..2]);
-    // It acknowledges something: that is where we would be.
-    reset[4..8].copy_from_slice(&segment[8..12]);
     reset[12] = (TCP as u8 / 4) << 4;
     reset[13] = tcp_flags::RST;
+    let flags = segment[13];
+    if flags & tcp_flags::ACK != 0 {
+        // It acknowledges something: that is where we would be.
+        reset[4..8].copy_from_slice(&segment[8..12]);
+    } else {
+        let header = u16::from(segment[12] >> 4) * 4;
+        let data = (packet.end - packet.l4).saturating_sub(header);
+        let marks = (flags & (tcp_flags::SYN | tcp_flags::FIN)).count_ones();
+        let number = u32::from_be_bytes([segment[4], segment[5], segment[6], segment[7]]);
+        let next = number.wrapping_add(u32::from(data) + marks);
+        reset[8..12].copy_from_slice(&next.to_be_bytes());
+        reset[13] |= tcp_flags::ACK;
+    }
     let (from, to) = (packet.addresses.destination(), packet.addresses.source());
     // Turned round, the addresses have the same sum.
     fill(&mut reset, 16, packet.addresses.pseudo_header(protocol::TCP, TCP));

@@ -170,13 +170,22 @@ impl Routes {
         &self.links
     }
 
+    /// The router on the way to `ip`; none when it is on a link, or nowhere.
+    #[must_use]
+    pub fn router(&self, ip: IpAddr) -> Option<IpAddr> {
+        self.target(ip)?.0
+    }
+
+    fn target(&self, ip: IpAddr) -> Option<&(Option<IpAddr>, u16)> {
+        let by_length = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
+        by_length.iter().find_map(|(length, of)| of.get(&first_bits(ip, *length)))
+    }
+
     /// Who takes packets to `ip`. Costs a look-up for each length of prefix that there is, and one
     /// among the neighbours.
     #[must_use]
     pub fn next_hop(&self, ip: IpAddr) -> NextHop<'_> {
-        let by_length = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
-        let target = by_length.iter().find_map(|(length, of)| of.get(&first_bits(ip, *length)));
-        let Some((via, link)) = target else { return NextHop::None };
+        let Some((via, link)) = self.target(ip) else { return NextHop::None };
         let station = via.unwrap_or(ip);
         let neighbour = self.neighbours.get(&(*link, station));
         let link = &self.links[usize::from(*link)];

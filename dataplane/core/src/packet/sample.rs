@@ -67,6 +67,12 @@ pub fn sctp(source: SocketAddr, destination: SocketAddr) -> Sample {
     Sample::new(source.ip(), destination.ip(), protocol::SCTP, header, None)
 }
 
+/// A packet in an IP packet of this protocol number.
+#[must_use]
+pub fn ip_in_ip(source: IpAddr, destination: IpAddr, number: u8, packet: &[u8]) -> Sample {
+    Sample::new(source, destination, number, packet.to_vec(), None)
+}
+
 /// An ICMP or ICMPv6 message: type, code, and the four bytes after the checksum.
 #[must_use]
 pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, code: u8, rest: [u8; 4]) -> Sample {

@@ -19,7 +19,8 @@ use std::time::Duration;
 use crossbeam_channel::Sender as Reply;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::{
-    BURST, Context, Engine, Frame, Segments, Steering, TransportChecksum, Verdict,
+    BURST, Context, EndedFlow, Engine, Frame, Segments, Steering, TransportChecksum, Verdict,
+    protocol,
 };
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
@@ -29,7 +30,10 @@ use self::listing::Listing;
 pub use self::passing::Inboxes;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
 use crate::SetupError;
-use crate::report::{ConnectionFilter, Event, OpenFlow, PacketStats, Shared};
+use crate::report::{
+    Carried, ConnectionFilter, ConnectionRecord, Event, OpenFlow, PacketStats, Shared,
+};
+use crate::session::{Heaviest, note_talker};
 use crate::sys::{After, HEADROOM, Receiver, Region, Ring, Sender};
 use crate::token::{Op, Token};
 
@@ -107,6 +111,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) ring: &'a mut Ring,
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) shared: &'a Shared,
+    pub(crate) talkers: &'a mut Heaviest,
     pub(crate) now: Tick,
 }
 
@@ -118,6 +123,7 @@ impl<'r> Packets<'r> {
         shared: &Shared,
     ) -> Result<Self, SetupError> {
         let PacketSetup { flows, seeds, steering, stats, inboxes } = setup;
+        stats.room.store(u64::from(flows.ipv4) + u64::from(flows.ipv6), Relaxed);
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
         let counters = Arc::clone(&stats.counters);
@@ -217,6 +223,7 @@ impl<'r> Packets<'r> {
         }
         self.take_passed(&turn);
         self.tend(&turn);
+        self.note_ended(&mut turn);
         let Turn { snapshot, now, .. } = turn;
         self.listings.retain_mut(|listing| !listing.go_on(&self.engine, snapshot, now));
         for (index, port) in self.ports.iter_mut().enumerate() {
@@ -257,6 +264,34 @@ impl<'r> Packets<'r> {
                 stats.lost.add(port.receiver.lost());
                 stats.cut.add(std::mem::take(&mut port.receiver.cut));
             }
+        }
+    }
+
+    /// Counts and logs the flows that have ended.
+    fn note_ended(&mut self, turn: &mut Turn<'_>) {
+        for EndedFlow { view, service, backend, reason } in self.engine.ended() {
+            let (client, port) = (view.flow.client, view.flow.client.port());
+            note_talker(turn.talkers, view.flow.service, client, view.bytes);
+            let in_order = match view.flow.protocol {
+                // Who answers past us finishes unseen.
+                protocol::TCP if !view.flow.mode.is_two_way() => {
+                    matches!(reason, EndReason::Client | EndReason::HalfClosedTimeout)
+                }
+                protocol::TCP => matches!(reason, EndReason::Client | EndReason::Backend),
+                _ => reason == EndReason::IdleTimeout,
+            };
+            turn.shared.connection_ended(in_order, port.into(), || ConnectionRecord {
+                service,
+                client,
+                vip: view.flow.vip,
+                backend: Some(backend),
+                reason,
+                attempts: None,
+                carried: Carried::Packets(view.bytes),
+                connect: None,
+                first_byte: None,
+                duration: turn.now.since(view.began),
+            });
         }
     }
 

@@ -447,15 +447,7 @@ impl Sender {
         let place = self.slots.inside(index, SEND_AT);
         // SAFETY: an available slot is ours, and has room for the frame behind its header.
         let out = unsafe { std::slice::from_raw_parts_mut(place.as_ptr(), length) };
-        match tag {
-            None => out.copy_from_slice(frame),
-            Some(VlanTag(tag)) => {
-                out[..STATIONS].copy_from_slice(stations);
-                out[STATIONS..STATIONS + 2].copy_from_slice(&ether::VLAN.to_be_bytes());
-                out[STATIONS + 2..STATIONS + TAG].copy_from_slice(&tag.to_be_bytes());
-                out[STATIONS + TAG..].copy_from_slice(rest);
-            }
-        }
+        write_tagged(out, stations, rest, tag);
         let header: *mut tpacket2_hdr = self.slots.start(index).cast().as_ptr();
         // SAFETY: as above; the header is at the start of the slot.
         unsafe { (*header).tp_len = length as u32 };
@@ -472,6 +464,20 @@ impl AsFd for Sender {
     }
 }
 
+/// Writes a frame, in two parts, with the tag between them.
+fn write_tagged(out: &mut [u8], stations: &[u8; STATIONS], rest: &[u8], tag: Option<VlanTag>) {
+    let (head, body) = out.split_at_mut(STATIONS);
+    head.copy_from_slice(stations);
+    match tag {
+        None => body.copy_from_slice(rest),
+        Some(VlanTag(tag)) => {
+            body[..2].copy_from_slice(&ether::VLAN.to_be_bytes());
+            body[2..TAG].copy_from_slice(&tag.to_be_bytes());
+            body[TAG..].copy_from_slice(rest);
+        }
+    }
+}
+
 fn is_for_us(kind: u8) -> bool {
     // PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST; not those of other stations, nor our own.
     kind <= libc::PACKET_MULTICAST
@@ -480,4 +486,21 @@ fn is_for_us(kind: u8) -> bool {
 fn tag_of(header: &tpacket2_hdr) -> Option<VlanTag> {
     let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0;
     tagged.then_some(VlanTag(header.tp_vlan_tci))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_stands_behind_the_stations() {
+        let (stations, rest) = ([1; STATIONS], [8, 0, 69]);
+        let mut out = [0; STATIONS + 3];
+        write_tagged(&mut out, &stations, &rest, None);
+        assert_eq!(out[STATIONS..], rest);
+        let mut out = [0; STATIONS + TAG + 3];
+        write_tagged(&mut out, &stations, &rest, Some(VlanTag(0x600a)));
+        assert_eq!(out[..STATIONS], stations);
+        assert_eq!(out[STATIONS..], [0x81, 0, 0x60, 10, 8, 0, 69]);
+    }
 }

@@ -11,7 +11,7 @@ use super::{Datagrams, Outlet};
 use crate::accept::admit;
 use crate::connect::{cause_of, count_failure};
 use crate::held::HeldBackend;
-use crate::report::ConnectionRecord;
+use crate::report::{Carried, ConnectionRecord};
 use crate::session::{Admitted, Cx, End, FURTHEST, keep_affinity, note_talker};
 use crate::token::GENERATIONS;
 use crate::wheel::Timer;
@@ -221,21 +221,20 @@ impl Datagrams {
         if let Outlet::Own { users, .. } = &mut self.outlets[session.outlet as usize] {
             *users -= 1;
         }
+        let carried = Carried::Payload { rx: session.rx_bytes, tx: session.tx_bytes };
         let record = |backend| ConnectionRecord {
             service: Arc::clone(&admitted.service.name),
             client: admitted.peer,
             vip: admitted.dialled,
             backend,
             reason,
-            attempts: session.attempts,
-            rx_bytes: session.rx_bytes,
-            tx_bytes: session.tx_bytes,
+            attempts: Some(session.attempts),
+            carried,
             connect: None,
             first_byte: session.first_reply.map(|at| at.since(session.began)),
             duration: cx.now.since(session.began),
         };
-        let bytes = session.rx_bytes + session.tx_bytes;
-        note_talker(cx.talkers, admitted.service.id, admitted.peer, bytes);
+        note_talker(cx.talkers, admitted.service.id, admitted.peer, carried.bytes());
         let backend = session.backend.as_ref().map(|backend| backend.addr);
         let in_order = Session::is_in_order(reason);
         cx.shared.connection_ended(in_order, admitted.start, || record(backend));

@@ -7,8 +7,10 @@ use super::{Context, Engine, Verdict};
 use crate::packet::checksum::{Change, Sum, fill};
 use crate::packet::frame::{Frame, VlanTag};
 use crate::packet::header::IpHeader;
-use crate::packet::parse::{Addresses, ETHERNET, Packet, Transport, protocol};
+use crate::packet::icmp::Error;
+use crate::packet::parse::{Addresses, ETHERNET, Packet, Transport, protocol, tcp_flags};
 use crate::packet::reason::DropReason;
+use crate::packet::rewrite::write_reset;
 use crate::packet::routes::{Link, Mac, NextHop};
 
 /// Time to live of answers.
@@ -64,8 +66,14 @@ impl Engine<'_> {
         let Transport::Icmp { kind, code: 0 } = packet.transport else { return None };
         match (packet.protocol, kind) {
             (protocol::ICMP, 8) | (protocol::ICMPV6, 128) if packet.fragment.is_none() => {
-                let ours = cx.snapshot.answers_for(packet.addresses.destination());
-                ours.then(|| self.echo(frame, packet, cx))
+                let to = packet.addresses.destination();
+                if !cx.snapshot.answers_for(to) {
+                    return None;
+                }
+                Some(match cx.snapshot.echoes(to) {
+                    true => self.echo(frame, packet, cx),
+                    false => Verdict::Drop(DropReason::NoBackend),
+                })
             }
             (protocol::ICMPV6, SOLICITATION) => self.advertise(frame, packet, cx),
             _ => None,
@@ -96,6 +104,27 @@ impl Engine<'_> {
             };
             fill(&mut bytes[l4..], 2, pseudo);
         })
+    }
+
+    /// Tells a client that nobody serves, as a host does with no server.
+    pub(super) fn nobody(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        cx: &Context<'_>,
+    ) -> Verdict {
+        let Transport::Tcp { flags, .. } = packet.transport else {
+            return self.error(frame, packet, Error::NoPort, cx);
+        };
+        // A connection that is under way may have its flow at another load balancer.
+        let begins = flags & (tcp_flags::SYN | tcp_flags::RST) == tcp_flags::SYN;
+        let silent = !begins || packet.fragment.is_some();
+        if silent || !write_reset(frame, packet) {
+            return Verdict::Drop(DropReason::NoBackend);
+        }
+        self.counters.dropped[DropReason::NoBackend as usize].inc();
+        let hop = self.hops.next_hop(cx.snapshot.routes(), packet.addresses.source());
+        self.depart(frame, hop, cx)
     }
 
     fn advertise(

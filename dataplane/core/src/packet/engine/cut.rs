@@ -41,7 +41,9 @@ impl Engine<'_> {
         for cell in next..end {
             let Some(handle) = self.flows.at(cell) else { continue };
             let view = self.flows.view(handle);
-            if view.began <= ordered && backends.binary_search(&view.flow.id).is_ok() {
+            // What is over has nobody to be told.
+            let open = !view.paid && view.began <= ordered;
+            if open && backends.binary_search(&view.flow.id).is_ok() {
                 self.cut_flow(handle, reason, cx);
             }
         }

@@ -68,8 +68,7 @@ impl Engine<'_> {
         }
     }
 
-    /// An error about a packet in a tunnel of ours: the client that sent what is in it is told of what
-    /// would fit.
+    /// An error about a packet in a tunnel of ours: the client that sent what is in it is told.
     fn of_tunnel(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
         let Some(carried) = icmp::carried(frame.bytes(), packet) else { return Verdict::Punt };
         let found = self.flows.find(&carried.tuple, self.flows.hash(&carried.tuple));
@@ -81,11 +80,14 @@ impl Engine<'_> {
         let client = carried.tuple.addresses.source();
         let hop = self.hops.next_hop(cx.snapshot.routes(), client);
         let from = hop.link().and_then(|link| link.address_for(client));
-        let Some(from) = from.filter(|_| self.may_tell(Error::TooBig(carried.mtu), cx.now)) else {
-            return Verdict::Drop(DropReason::TooBig);
+        let Some(from) = from.filter(|_| self.may_tell(carried.error, cx.now)) else {
+            return Verdict::Drop(match carried.error {
+                Error::TooBig(_) => DropReason::TooBig,
+                _ => DropReason::NoNeighbour,
+            });
         };
         frame.narrow(carried.l3, packet.end);
-        if !icmp::write_about(frame, from, client, Error::TooBig(carried.mtu)) {
+        if !icmp::write_about(frame, from, client, carried.error) {
             return Verdict::Drop(DropReason::NoRoom);
         }
         self.counters.told.inc();

@@ -26,7 +26,7 @@ use crate::packet::counters::PacketCounters;
 use crate::packet::flow::{Direction, FlowTable, Found, Handle, State, Tuple, step};
 use crate::packet::fragments::Fragments;
 use crate::packet::frame::Frame;
-use crate::packet::held::Held;
+use crate::packet::held::{EndedFlow, Held};
 use crate::packet::icmp::Error;
 use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
 use crate::packet::pending::Pending;
@@ -89,8 +89,9 @@ pub struct Engine<'r> {
     worker: usize,
     steering: Steering,
     seed: u64,
-    /// Errors of our own that may still be sent, and since when: of sizes, and of times to live.
-    errors: [(u32, Tick); 2],
+    /// Errors of our own that may still be sent, and since when: of sizes, of times to live, of those
+    /// that are not there.
+    errors: [(u32, Tick); 3],
     /// Flows are left whose time may be over.
     behind: bool,
     /// When what was counted is shown next.
@@ -108,7 +109,7 @@ impl<'r> Engine<'r> {
         steering: Steering,
         seed: u64,
     ) -> Self {
-        let errors = [(ERRORS_A_SECOND, Tick(0)); 2];
+        let errors = [(ERRORS_A_SECOND, Tick(0)); 3];
         Self {
             flows,
             held: Held::default(),
@@ -139,6 +140,11 @@ impl<'r> Engine<'r> {
     #[must_use]
     pub fn open_flows(&self) -> u64 {
         self.held.flows
+    }
+
+    /// Flows that have ended since this was asked last; of many at once some are left out.
+    pub fn ended(&mut self) -> impl Iterator<Item = EndedFlow> + '_ {
+        self.held.ended.drain(..)
     }
 
     /// Lets no new flows in from now on; those that there are go on.
@@ -233,6 +239,9 @@ impl<'r> Engine<'r> {
             Ok(handle) => {
                 let found = Found { handle, direction: Direction::Forward };
                 self.forward(frame, packet, found, cx)
+            }
+            Err(Without::Verdict(Verdict::Drop(DropReason::NoBackend))) => {
+                self.nobody(frame, packet, cx)
             }
             Err(Without::Verdict(verdict)) => verdict,
             Err(Without::Stateless(mode, to)) => {

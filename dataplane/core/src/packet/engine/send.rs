@@ -232,6 +232,8 @@ impl Engine<'_> {
         let reason = match error {
             Error::TooBig(_) => DropReason::TooBig,
             Error::TimeExceeded => DropReason::TtlExceeded,
+            Error::NoPort => DropReason::NoBackend,
+            Error::NoHost => DropReason::NoNeighbour,
         };
         // Errors are not told of errors (RFC 1122, section 3.2.2).
         let later = packet.fragment.is_some_and(|fragment| !fragment.is_first());
@@ -242,7 +244,12 @@ impl Engine<'_> {
         let to = packet.addresses.source();
         let hop = cx.snapshot.routes().next_hop(to);
         let Some(link) = hop.link() else { return Verdict::Drop(reason) };
-        let Some(from) = link.address_for(to) else { return Verdict::Drop(reason) };
+        let from = match error {
+            // Of its own ports the VIP itself speaks.
+            Error::NoPort => Some(packet.addresses.destination()),
+            _ => link.address_for(to),
+        };
+        let Some(from) = from else { return Verdict::Drop(reason) };
         if !icmp::write_error(frame, packet, from, error) {
             return Verdict::Drop(DropReason::NoRoom);
         }
@@ -257,6 +264,7 @@ impl Engine<'_> {
         let (left, since) = match error {
             Error::TooBig(_) => &mut self.errors[0],
             Error::TimeExceeded => &mut self.errors[1],
+            Error::NoPort | Error::NoHost => &mut self.errors[2],
         };
         if now.since(*since) >= Duration::from_secs(1) {
             (*left, *since) = (ERRORS_A_SECOND, now);

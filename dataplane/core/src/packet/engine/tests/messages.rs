@@ -1,6 +1,7 @@
 //! ICMP, ARP and NDP.
 
 use super::*;
+use crate::packet::icmp;
 
 #[test]
 fn errors_reach_the_end_that_they_are_for() {
@@ -165,10 +166,122 @@ fn clients_hear_that_their_packets_are_too_large_for_a_tunnels_way() {
                     assert_eq!(told[l4..l4 + 2], want);
                     let mtu = u32::from_be_bytes(*told[l4 + 4..].first_chunk().unwrap());
                     assert_eq!(mtu as usize, 1300 - tunnel.overhead(ip(outer)));
-                    let quoted = crate::packet::icmp::quoted(&told, &packet).unwrap();
+                    let quoted = icmp::quoted(&told, &packet).unwrap();
                     assert_eq!(quoted.tuple, Tuple::new(client, vip, protocol::TCP).unwrap());
                 });
             }
         }
     }
+}
+
+#[test]
+fn clients_of_services_without_backends_are_told_so() {
+    for (client, dialled, backend) in CASES {
+        let (client, vip) = (addr(client), addr(dialled));
+        let failed = addr(backend).ip().to_string();
+        with_engine(|world, engine| {
+            world.serve(Protocol::Tcp, dialled, Mode::Nat, &[backend], |_| {});
+            world.fail(0, &[&failed]);
+            let asks = syn(client, vip).numbers(77, 0).payload(b"early");
+            let (verdict, got) = world.pass(engine, &asks.frame());
+            let reset = tcp(vip, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 77 + 1 + 5);
+            assert_eq!(verdict, Verdict::Send(0));
+            verify(&got);
+            let l4 = if client.is_ipv4() { 34 } else { 54 };
+            let want = reset.macs(US[0], ROUTER).frame();
+            assert_eq!(got[l4..l4 + 14], want[l4..l4 + 14], "ports, numbers and flags");
+            // A connection that is under way may go on elsewhere, and hears nothing.
+            world.services.clear();
+            world.serve(Protocol::Tcp, dialled, Mode::Nat, &[], |_| {});
+            let later = tcp(client, vip, tcp_flags::ACK).numbers(78, 5);
+            let (verdict, _) = world.pass(engine, &later.frame());
+            assert_eq!(verdict, Verdict::Drop(DropReason::NoBackend));
+        });
+        with_engine(|world, engine| {
+            world.serve(Protocol::Udp, dialled, Mode::Nat, &[backend], |_| {});
+            world.fail(0, &[&failed]);
+            let asks = udp(client, vip).payload(b"anybody?");
+            let (verdict, got) = world.pass(engine, &asks.frame());
+            assert_eq!(verdict, Verdict::Send(0));
+            verify(&got);
+            let Parsed::Ip(packet) = parse(&got).unwrap() else { panic!() };
+            let ends = (packet.addresses.source(), packet.addresses.destination());
+            assert_eq!(ends, (vip.ip(), client.ip()));
+            let (kind, code) = if client.is_ipv4() { (3, 3) } else { (1, 4) };
+            assert_eq!(packet.transport, Transport::Icmp { kind, code });
+            let quoted = icmp::quoted(&got, &packet).unwrap();
+            assert_eq!(quoted.tuple, Tuple::new(client, vip, protocol::UDP).unwrap());
+        });
+    }
+}
+
+#[test]
+fn a_vip_may_be_silent_while_nobody_serves() {
+    with_engine(|world, engine| {
+        let (client, vip) = (ip("203.0.113.7"), ip("192.0.2.10"));
+        let asks = message(client, vip, 8, 0, [0, 7, 0, 1]);
+        let wishes = |policy: &mut Policy| policy.echo_while_healthy = true;
+        world.serve(Protocol::Tcp, "192.0.2.10:80", Mode::Nat, &["10.78.0.11:80"], wishes);
+        world.serve(Protocol::Tcp, "192.0.2.10:81", Mode::Nat, &["10.78.0.12:80"], wishes);
+        let mut answer = |world: &mut World| world.pass(engine, &asks.frame()).0;
+        assert_eq!(answer(world), Verdict::Send(0));
+        world.fail(0, &["10.78.0.11"]);
+        assert_eq!(answer(world), Verdict::Send(0), "the other one serves");
+        world.fail(1, &["10.78.0.12"]);
+        assert_eq!(answer(world), Verdict::Drop(DropReason::NoBackend));
+        world.serve(Protocol::Tcp, "192.0.2.10:82", Mode::Nat, &[], |_| {});
+        assert_eq!(answer(world), Verdict::Send(0), "one that answers whatever happens");
+        world.services.pop();
+        world.fail(0, &[]);
+        assert_eq!(answer(world), Verdict::Send(0));
+    });
+}
+
+#[test]
+fn clients_hear_that_nobody_is_at_a_tunnels_end() {
+    for (client, vip, _) in CASES {
+        for outer in ["10.78.0.11", "fd78::11"] {
+            with_engine(|world, engine| {
+                let at = SocketAddr::new(ip(outer), 443).to_string();
+                let tunnel = Mode::Tunnel(Tunnel::Ipip);
+                world.serve(Protocol::Tcp, vip, tunnel, &[&at], |_| {});
+                let (client, vip) = (addr(client), addr(vip));
+                let sent = tcp(client, vip, tcp_flags::ACK).payload(&[7; 64]);
+                let (_, there) = world.pass(engine, &sent.frame());
+                let own = ip(if outer.contains(':') { "fd78::1" } else { "10.78.0.1" });
+                let router = ip(if outer.contains(':') { "fd78::99" } else { "10.78.0.99" });
+                for (kind, code) in if own.is_ipv4() { [(3, 1), (11, 0)] } else { [(1, 3), (3, 0)] }
+                {
+                    let error = message(router, own, kind, code, [0; 4]).payload(&there[14..]);
+                    let (verdict, told) = world.pass(engine, &error.frame());
+                    assert_eq!(verdict, Verdict::Send(0));
+                    verify(&told);
+                    let Parsed::Ip(packet) = parse(&told).unwrap() else { panic!() };
+                    let (kind, code) = if client.is_ipv4() { (3, 1) } else { (1, 3) };
+                    assert_eq!(packet.transport, Transport::Icmp { kind, code });
+                    assert_eq!(packet.addresses.destination(), client.ip());
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn packets_quoted_with_extension_headers_are_known() {
+    with_engine(|world, engine| {
+        let (client, vip, backend) = CASES[1];
+        world.serve(Protocol::Udp, vip, Mode::Nat, &[backend], |_| {});
+        let (client, vip, backend) = (addr(client), addr(vip), addr(backend));
+        world.pass(engine, &udp(client, vip).payload(b"x").frame());
+        // Hop-by-hop options, then a first fragment.
+        let options = [protocol::FRAGMENT, 0, 1, 4, 0, 0, 0, 0, protocol::UDP, 0, 0, 1, 0, 0, 0, 9];
+        let about = udp(client, backend).payload(b"x").options(&options).packet();
+        let error = message(ip("fd78::254"), client.ip(), 1, 0, [0; 4]).payload(&about);
+        let (verdict, got) = world.pass(engine, &error.frame());
+        assert_eq!(verdict, Verdict::Send(0));
+        verify(&got);
+        let Parsed::Ip(packet) = parse(&got).unwrap() else { panic!() };
+        let quoted = icmp::quoted(&got, &packet).unwrap();
+        assert_eq!(quoted.tuple, Tuple::new(client, vip, protocol::UDP).unwrap());
+    });
 }

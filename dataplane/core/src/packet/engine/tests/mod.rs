@@ -3,6 +3,7 @@
 mod differential;
 mod families;
 mod flows;
+mod golden;
 mod headed;
 mod messages;
 mod modes;
