@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use fairway_config::LogTarget;
-use fairway_uring::ConnectionRecord;
+use fairway_uring::{Carried, ConnectionRecord};
 use serde::Serialize;
 
 /// How often a file is looked at, whether it is still where it was.
@@ -30,9 +30,11 @@ struct Line<'a> {
     vip: SocketAddr,
     backend: Option<String>,
     reason: &'static str,
-    attempts: u32,
-    rx_bytes: u64,
-    tx_bytes: u64,
+    attempts: Option<u32>,
+    /// Of payload, where that is known by direction.
+    rx_bytes: Option<u64>,
+    tx_bytes: Option<u64>,
+    bytes: u64,
     connect_ms: Option<f64>,
     first_byte_ms: Option<f64>,
     duration_ms: f64,
@@ -41,6 +43,10 @@ struct Line<'a> {
 impl<'a> Line<'a> {
     fn of(record: &'a ConnectionRecord) -> Self {
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let (rx_bytes, tx_bytes) = match record.carried {
+            Carried::Payload { rx, tx } => (Some(rx), Some(tx)),
+            Carried::Packets(_) => (None, None),
+        };
         Self {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             service: &record.service,
@@ -49,8 +55,9 @@ impl<'a> Line<'a> {
             backend: record.backend.map(|addr| addr.to_string()),
             reason: record.reason.label(),
             attempts: record.attempts,
-            rx_bytes: record.rx_bytes,
-            tx_bytes: record.tx_bytes,
+            rx_bytes,
+            tx_bytes,
+            bytes: record.carried.bytes(),
             connect_ms: record.connect.map(millis),
             first_byte_ms: record.first_byte.map(millis),
             duration_ms: millis(record.duration),
@@ -200,6 +207,7 @@ fn event(line: &Line<'_>) {
         attempts = line.attempts,
         rx_bytes = line.rx_bytes,
         tx_bytes = line.tx_bytes,
+        bytes = line.bytes,
         connect_ms = line.connect_ms,
         first_byte_ms = line.first_byte_ms,
         duration_ms = line.duration_ms,
@@ -279,9 +287,8 @@ mod tests {
             vip: "198.51.100.1:80".parse().unwrap(),
             backend: None,
             reason: EndReason::Client,
-            attempts: 1,
-            rx_bytes,
-            tx_bytes: 7,
+            attempts: Some(1),
+            carried: Carried::Payload { rx: rx_bytes, tx: 7 },
             connect: Some(Duration::from_micros(1234)),
             first_byte: None,
             duration: Duration::from_millis(12),

@@ -163,7 +163,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 let _ = network.send(Input::Network(news));
             });
             let (watch, news) = watch?;
-            Some(PacketPath::new(configured, watch, news, &workers))
+            Some(PacketPath::new(configured, watch, news, &workers)?)
         }
         None => None,
     };
@@ -236,6 +236,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let unknown = control.unknown_names(&config.services);
     let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
     control.begin(config, &names);
+    control.await_workers();
     ready.store(true, Relaxed);
     Ok(Started { control, inputs, socket, log })
 }
@@ -273,6 +274,12 @@ fn describe_metrics() {
         "fairway_dns_names_failing",
         "Names of backends that cannot be resolved now."
     );
+    metrics::describe_gauge!("fairway_port_up", "Whether an interface carries packets.");
+    metrics::describe_gauge!(
+        "fairway_packet_guard_up",
+        "Whether the kernel is kept from packets of packet services."
+    );
+    metrics::describe_gauge!("fairway_packet_flows_limit", "Flows that there is room for.");
     metrics::describe_gauge!("fairway_info", "The running version.");
     metrics::gauge!("fairway_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

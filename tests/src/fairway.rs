@@ -173,9 +173,12 @@ impl Fairway {
     }
 }
 
-/// Adds what every document here has in common.
+/// Adds what every document here has in common, and lacks.
 fn whole(folder: &Path, document: &str) -> String {
-    let mut text = format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
+    let mut text = String::new();
+    if !document.contains("admin:") {
+        text += &format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
+    }
     let older = std::env::var("FAIRWAY_TEST_SHAPE").is_ok_and(|shape| shape == "6.1");
     if older && !document.contains("dataplane:") {
         text += "dataplane: {uring: {disable: [cappedReceive]}}\n";

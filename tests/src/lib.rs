@@ -15,6 +15,7 @@ pub mod http;
 mod other;
 pub mod packets;
 mod servers;
+pub mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
@@ -159,7 +160,7 @@ fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("network namespaces need root".into());
     }
-    for program in ["ip", "nginx", "nft", "sysctl", "dnsmasq", "iperf3", "haproxy"] {
+    for program in ["ip", "nginx", "nft", "sysctl", "dnsmasq", "iperf3", "haproxy", "traceroute"] {
         if Command::new(program).arg("-V").output().is_err() {
             return Some(format!("`{program}` is not installed; tests/run installs it"));
         }

@@ -16,7 +16,7 @@ use fairway_uring::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Change, Control, Live, LiveBackend, is_backend, names, waiting_text};
+use crate::control::{Change, Control, InterfaceView, Live, LiveBackend, is_backend, names};
 
 /// The state of the process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub(crate) struct Status {
     pub(crate) per_backend_metrics: bool,
     pub(crate) uring_features: Vec<String>,
     pub(crate) workers: Vec<WorkerView>,
+    /// Those of the packet path.
+    #[serde(default)]
+    pub(crate) interfaces: Vec<InterfaceView>,
     /// What the operator's orders make different from the file, in words.
     #[serde(default)]
     pub(crate) orders: Vec<String>,
@@ -358,42 +361,8 @@ pub(crate) struct Fixed {
     pub(crate) features: Features,
 }
 
-/// Most words of trouble that a status shows.
-const MOST_TROUBLES: usize = 50;
-
 impl Control {
     pub(crate) fn status(&self, fixed: &Fixed, per_backend: bool) -> Status {
-        let mut troubles: Vec<String> = Vec::new();
-        if !self.config.problems.is_empty() {
-            troubles.push("the newest configuration has errors and was not applied".into());
-        }
-        if !self.config.waiting.is_empty() {
-            troubles.push(waiting_text(&self.config.waiting));
-        }
-        for (key, live) in &self.services {
-            if troubles.len() > MOST_TROUBLES {
-                troubles.push("…".into());
-                break;
-            }
-            let own = self.troubles_of(live).into_iter();
-            troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
-        }
-        let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
-        if unbound > 0 {
-            troubles.push(format!(
-                "{unbound} sockets to backends could not be given the `source` of their service: \
-                 the address must be on this machine, `transparent` and `interface` need \
-                 CAP_NET_ADMIN, `ports` needs Linux 6.3"
-            ));
-        }
-        troubles.extend(self.routing_trouble());
-        troubles.extend(self.packet_troubles());
-        let names = self.name_troubles();
-        let more = names.len().saturating_sub(MOST_TROUBLES);
-        troubles.extend(names.into_iter().take(MOST_TROUBLES));
-        if more > 0 {
-            troubles.push(format!("{more} more names cannot be resolved"));
-        }
         let mut orders = self.order_words();
         orders.extend(
             self.rolled_back.map(|number| {
@@ -441,23 +410,10 @@ impl Control {
             per_backend_metrics: per_backend,
             uring_features: fixed.features.names().map(Into::into).collect(),
             workers: workers.collect(),
+            interfaces: self.interface_views(),
             orders,
-            troubles,
+            troubles: self.troubles(),
         }
-    }
-
-    /// What is wrong with a service, in words.
-    fn troubles_of(&self, live: &Live) -> Vec<String> {
-        let serving = live.grouped().find(|(_, live)| live.standing().admits());
-        let pool = match serving {
-            _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
-            None if live.all().next().is_none() => Some("no backends"),
-            None => Some("no backend takes new connections"),
-            Some((0, _)) => None,
-            Some(_) => Some("no backend of the first priority takes connections; others serve"),
-        };
-        let listeners = self.listeners.troubles(&live.spec.frontends);
-        pool.map(Into::into).into_iter().chain(listeners).collect()
     }
 
     pub(crate) fn service_views(&self, name: Option<&str>) -> Vec<ServiceView> {

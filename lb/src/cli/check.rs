@@ -96,9 +96,14 @@ fn notes(config: &Config) -> Vec<String> {
             ));
         }
         if spec.protocol == Protocol::Udp && spec.check.is_none() {
+            let noticed = match spec.policy.mode.is_two_way() {
+                true => "ICMP errors are noticed all the same",
+                false => {
+                    "what answers past this box tells it nothing: a dead backend is not noticed"
+                }
+            };
             notes.push(format!(
-                "service {key} has no health check: a UDP port needs one of its own kind; ICMP \
-                 errors are noticed all the same"
+                "service {key} has no health check: a UDP port needs one of its own kind; {noticed}"
             ));
         }
         if spec.backends.is_empty() && spec.named.is_empty() {

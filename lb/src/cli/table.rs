@@ -127,6 +127,20 @@ pub(crate) fn status(status: &Status) -> String {
         out.push('\n');
         out += &table(&head, &packets);
     }
+    let interfaces = status.interfaces.iter().map(|view| {
+        let state = match (view.carries, &view.trouble) {
+            (true, None) => "carries packets",
+            (_, Some(trouble)) => trouble,
+            (false, None) => "down",
+        };
+        let mtu = view.mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string());
+        vec![view.name.clone(), mtu, state.into()]
+    });
+    let interfaces: Vec<_> = interfaces.collect();
+    if !interfaces.is_empty() {
+        out.push('\n');
+        out += &table(&["interface", "mtu#", "state"], &interfaces);
+    }
     if !status.config.problems.is_empty() {
         out += "\nThe newest configuration was not applied:\n";
         status.config.problems.iter().for_each(|problem| out = format!("{out}  {problem}\n"));

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use fairway_config::{ChangeSet, ServiceKey, ServiceSpec};
-use fairway_core::{BackendId, Frontend, Mode, ServiceId};
+use fairway_core::{BackendId, EndReason, Frontend, Mode, ServiceId};
+use fairway_uring::Command;
 
 use super::live::{Replaced, followed_at};
 use super::retire::Retired;
@@ -31,6 +32,7 @@ impl Control {
     /// Puts a service, whose names are followed already, in the place of what it was.
     pub(super) fn upsert(&mut self, spec: &Arc<ServiceSpec>) {
         let key = spec.key.clone();
+        self.leave_mode(&key, spec.policy.mode);
         let previous = self.services.remove(&key);
         let mut spec = self.resolved(spec);
         // Names of which nothing is known yet leave a service with what it has.
@@ -102,6 +104,25 @@ impl Control {
             self.rebuilt.insert(key.clone());
         }
         self.dirty.insert(key);
+    }
+
+    /// Ends a service that is about to be carried in another way: sockets know nothing of flows, and
+    /// flows nothing of sockets.
+    fn leave_mode(&mut self, key: &ServiceKey, to: Mode) {
+        let Some(live) = self.services.get(key) else { return };
+        let from = live.spec.policy.mode;
+        if from == to || (from != Mode::Proxy && to != Mode::Proxy) {
+            return;
+        }
+        let open = live.state.active();
+        tracing::warn!(service = %key, connections = open, "mode {from} → {to}: cutting connections");
+        let cut: Vec<BackendId> = live.all().map(|live| live.backend.id).collect();
+        self.remove(key);
+        for worker in &self.workers {
+            let (mut backends, reason) = (cut.clone(), EndReason::ModeChanged);
+            backends.sort_unstable();
+            worker.send(Command::EndBackends { backends, reason });
+        }
     }
 
     fn remove(&mut self, key: &ServiceKey) {

@@ -11,12 +11,12 @@ use std::net::IpAddr;
 use fairway_config::ServiceSpec;
 use fairway_core::{Frontend, IpPrefix, Mode, PortRange, Protocol, Tick};
 
-use super::vip::run;
+use super::nft::Nft;
 
 /// Name of the nftables table, of the family `netdev`.
 const TABLE: &str = "fairway";
-/// From one look whether our table is still there, or one try after a failure, to the next.
-const VERIFY_MS: u64 = 5000;
+/// From one try after a failure to the next.
+const AGAIN_MS: u64 = 5000;
 
 /// Ports by address or network, and protocol.
 type Places = BTreeMap<(IpPrefix, Protocol), Vec<PortRange>>;
@@ -129,13 +129,14 @@ impl Hidden {
 
     /// The table in nftables' words.
     fn text(&self) -> String {
-        let mut text = format!("table netdev {TABLE} {{}}\ndelete table netdev {TABLE}\n");
+        let owned = format!("table netdev {TABLE} {{\n  flags owner;\n");
+        let mut text = format!("{owned}}}\ndelete table netdev {TABLE}\n");
         if self.interfaces.is_empty() {
             return text;
         }
         let devices: Vec<String> =
             self.interfaces.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        let _ = writeln!(text, "table netdev {TABLE} {{");
+        text += &owned;
         for (suffix, kind, is_v4) in [("4", "ipv4_addr", true), ("6", "ipv6_addr", false)] {
             let ours = |net: &IpPrefix| net.is_ipv4() == is_v4;
             let nets = |nets: Vec<IpPrefix>| -> Vec<String> {
@@ -229,6 +230,8 @@ fn disjoint(places: &Places) -> Places {
 #[derive(Default)]
 pub(super) struct Fence {
     wanted: Hidden,
+    /// Who owns the table.
+    nft: Option<Nft>,
     /// The kernel has what is wanted.
     stands: bool,
     trouble: Option<String>,
@@ -246,34 +249,49 @@ impl Fence {
 
     /// Looks whether the table is still there, and makes it anew if not.
     pub(super) fn tend(&mut self, now: Tick) {
-        if now < self.look_at || self.wanted.interfaces.is_empty() {
-            return;
+        if self.nft.as_mut().is_some_and(Nft::is_gone) {
+            tracing::warn!(
+                "`nft` has ended, and our table `netdev {TABLE}` with it; making it again"
+            );
+            (self.nft, self.stands, self.look_at) = (None, false, now);
         }
-        self.look_at = Tick(now.0 + VERIFY_MS);
-        if self.stands && run("nft", &["-t", "list", "table", "netdev", TABLE], "").is_err() {
-            tracing::warn!("our nftables table `netdev {TABLE}` is gone; making it again");
-            self.stands = false;
-        }
-        if !self.stands {
+        if !self.stands && now >= self.look_at && !self.wanted.interfaces.is_empty() {
             self.build(now);
         }
     }
 
     fn build(&mut self, now: Tick) {
-        self.look_at = Tick(now.0 + VERIFY_MS);
-        match run("nft", &["-f", "-"], &self.wanted.text()) {
-            Ok(_) => (self.stands, self.trouble) = (true, None),
+        self.look_at = Tick(now.0 + AGAIN_MS);
+        match self.apply() {
+            Ok(()) => (self.stands, self.trouble) = (true, None),
             Err(why) => {
+                let other = match why.contains("Operation not permitted") {
+                    true => "; is another Fairway serving here?",
+                    false => "",
+                };
                 let why = format!(
                     "the kernel's own stack is not kept from answering for packet services, and \
-                     may cut their connections: nftables refused our table: {why}"
+                     may cut their connections: nftables refused our table: {why}{other}"
                 );
                 if self.trouble.is_none() {
                     tracing::error!("{why}; trying again");
                 }
-                (self.stands, self.trouble) = (false, Some(why));
+                (self.nft, self.stands, self.trouble) = (None, false, Some(why));
             }
         }
+    }
+
+    fn apply(&mut self) -> Result<(), String> {
+        let nft = match &mut self.nft {
+            Some(nft) => nft,
+            None => self.nft.insert(Nft::start()?),
+        };
+        nft.apply(&self.wanted.text())
+    }
+
+    /// Whether the kernel has what is wanted.
+    pub(super) fn stands(&self) -> bool {
+        self.stands
     }
 
     /// What is wrong, in words.
@@ -283,7 +301,7 @@ impl Fence {
 
     /// Takes the table away.
     pub(super) fn clean_up(&mut self) {
-        forget();
+        (self.nft, self.stands) = (None, false);
     }
 }
 
@@ -293,11 +311,6 @@ pub(super) fn forwards() -> [bool; 2] {
         let text = std::fs::read_to_string(format!("/proc/sys/net/{switch}"));
         text.is_ok_and(|text| text.trim() != "0")
     })
-}
-
-/// Takes away a table that an earlier process may have left. What is not there is no error.
-pub(crate) fn forget() {
-    let _ = run("nft", &["delete", "table", "netdev", TABLE], "");
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod ids;
 mod listeners;
 mod live;
 mod names;
+mod nft;
 mod orders;
 mod outlier;
 mod packets;
@@ -19,6 +20,7 @@ mod ramp;
 mod retire;
 mod tproxy;
 mod transparent;
+mod troubles;
 mod vip;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -50,7 +52,7 @@ pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::{Live, LiveBackend};
 pub(crate) use self::orders::{Order, is_backend};
-pub(crate) use self::packets::PacketPath;
+pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;
@@ -239,6 +241,15 @@ impl Control {
         self.tend_packets(self.clock.now());
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
         tracing::info!(services = self.services.len(), "serving");
+    }
+
+    /// Waits until every worker serves what was published, for a second at most.
+    pub(crate) fn await_workers(&self) {
+        let end = Instant::now() + LOOK;
+        let published = self.publisher.current().generation;
+        while self.publisher.oldest_seen() < published && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Serves until stopped; an error is the cause of a worker's death.

@@ -11,7 +11,9 @@ use fairway_core::{IpPrefix, Mode, Tick};
 use fairway_uring::{Command, PortControl, WorkerHandle, open_port};
 
 use super::Control;
-use super::fence::{Fence, Hidden, forget, forwards};
+use super::fence::{Fence, Hidden, forwards};
+use serde::{Deserialize, Serialize};
+
 use crate::network::{Device, News, Watch};
 
 /// An interface of the packet path.
@@ -20,6 +22,18 @@ struct Port {
     device: Option<Device>,
     open: Option<PortControl>,
     trouble: Option<String>,
+}
+
+/// An interface of the packet path, for people.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct InterfaceView {
+    pub(crate) name: String,
+    /// It is open, and up.
+    pub(crate) carries: bool,
+    /// Largest IP packet, in bytes.
+    pub(crate) mtu: Option<u16>,
+    pub(crate) trouble: Option<String>,
 }
 
 /// The packet path; there is none when the document names no interfaces.
@@ -37,13 +51,13 @@ pub(crate) struct PacketPath {
 }
 
 impl PacketPath {
-    /// Opens the interfaces that are there.
+    /// Opens the interfaces that are there; an error when none of them can be.
     pub(crate) fn new(
         configured: &Configured,
         watch: Watch,
         news: News,
         workers: &[WorkerHandle],
-    ) -> Self {
+    ) -> Result<Self, String> {
         let port =
             |name: &String| Port { name: name.clone(), device: None, open: None, trouble: None };
         let mut packets = Self {
@@ -55,9 +69,29 @@ impl PacketPath {
             changed: true,
             trouble: None,
         };
-        forget();
         packets.take(news, workers);
-        packets
+        let refused = packets.ports.iter().filter(|port| port.device.is_some());
+        // One that is not there may come.
+        let why = match refused.clone().all(|port| port.open.is_none()) {
+            true => refused.filter_map(|port| port.trouble.clone()).next(),
+            false => None,
+        };
+        why.map_or(Ok(packets), Err)
+    }
+
+    /// The interfaces, for people.
+    pub(super) fn views(&self) -> impl Iterator<Item = InterfaceView> + '_ {
+        self.ports.iter().map(|port| InterfaceView {
+            name: port.name.clone(),
+            carries: port.carries(),
+            mtu: port.device.as_ref().map(|device| device.mtu),
+            trouble: port.trouble.clone(),
+        })
+    }
+
+    /// Whether the kernel is kept from what is ours.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.fence.stands()
     }
 
     /// Interfaces have come, gone or changed.
@@ -115,7 +149,14 @@ impl Port {
         self.say(trouble);
     }
 
+    fn carries(&self) -> bool {
+        self.open.is_some() && self.device.as_ref().is_some_and(|device| device.up)
+    }
+
     fn say(&mut self, trouble: Option<String>) {
+        if trouble.is_none() && self.trouble.is_some() {
+            tracing::info!(interface = self.name, "carrying packets again");
+        }
         if let Some(why) = trouble.as_ref().filter(|_| self.trouble != trouble) {
             tracing::warn!("{why}");
         }
@@ -166,7 +207,8 @@ impl Control {
     pub(super) fn tend_packets(&mut self, now: Tick) {
         let Some(packets) = &mut self.packets else { return };
         if !std::mem::take(&mut packets.changed) {
-            return packets.fence.tend(now);
+            packets.fence.tend(now);
+            return self.show_packets();
         }
         let specs = self.services.values().map(|live| &*live.spec);
         let there = packets.ports.iter();
@@ -186,6 +228,17 @@ impl Control {
         let backends = ours.flat_map(|spec| spec.backends.iter().map(|backend| backend.addr.ip()));
         let backends: BTreeSet<IpAddr> = backends.collect();
         packets.watch.keep(backends.into_iter().collect());
+        self.show_packets();
+    }
+
+    /// Whether any interface carries packets.
+    pub(super) fn carries_packets(&self) -> bool {
+        self.packets.iter().flat_map(|packets| &packets.ports).any(Port::carries)
+    }
+
+    /// The interfaces of the packet path, for people.
+    pub(crate) fn interface_views(&self) -> Vec<InterfaceView> {
+        self.packets.iter().flat_map(PacketPath::views).collect()
     }
 
     /// What is wrong with the packet path, in words.

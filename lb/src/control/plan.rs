@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use fairway_config::{BackendSpec, Desired, Priority, ServiceKey, ServiceSpec};
-use fairway_core::{Backend, BackendAddr, BackendId, Member, Pool, Scheduler, TableSize};
+use fairway_core::{Backend, BackendAddr, BackendId, Member, Mode, Pool, Scheduler, TableSize};
 use serde::{Deserialize, Serialize};
 
 use super::Live;
@@ -72,6 +72,13 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
         }
     };
     let (before, after) = (&old.policy, &new.policy);
+    if before.mode != after.mode {
+        let cuts = match before.mode == Mode::Proxy || after.mode == Mode::Proxy {
+            true => ": open connections are cut",
+            false => "",
+        };
+        differs(&format!("mode {} → {}{cuts}", before.mode, after.mode), false);
+    }
     differs(
         &format!("addresses or ports {} → {}", listed(old), listed(new)),
         old.frontends == new.frontends,
@@ -85,6 +92,8 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec, live: Option<&Live>) -> Change 
     differs("agentCheck", old.agent == new.agent);
     differs("trafficDistribution", old.prefer_same_zone == new.prefer_same_zone);
     differs("proxyProtocol", before.proxy_protocol == after.proxy_protocol);
+    differs("mssClamp", before.mss_clamp == after.mss_clamp);
+    differs("echo", before.echo_while_healthy == after.echo_while_healthy);
     differs("udp", before.udp == after.udp);
     differs("limits", before.limits == after.limits);
     differs("source ranges", (&before.allow, &before.deny) == (&after.allow, &after.deny));

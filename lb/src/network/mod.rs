@@ -162,6 +162,7 @@ impl Follower {
                 _ = uses.tick() => self.find_kept().await,
                 wish = self.wishes.recv() => match wish {
                     None => return Ok(()),
+                    Some(Wish::Find(Unresolved { interface, station })) if self.network.is_fixed(interface, station) => {}
                     Some(Wish::Find(Unresolved { interface, station })) => {
                         find(&self.handle, interface, station).await;
                     }

@@ -38,6 +38,8 @@ pub(crate) struct Network {
     links: Vec<Link>,
     routes: Vec<Route>,
     neighbours: BTreeMap<(u16, IpAddr), Mac>,
+    /// Those that the operator has set: by interface.
+    fixed: BTreeSet<(u32, IpAddr)>,
 }
 
 impl Network {
@@ -81,7 +83,12 @@ impl Network {
         network.routes = ranked.into_iter().map(|(_, route)| route).collect();
         network.routes.dedup_by_key(|route| route.prefix);
         let known = neighbours.iter().filter_map(|message| neighbour_of(message, &by_interface));
-        network.neighbours = known.collect();
+        for (link, ip, mac, is_fixed) in known {
+            network.neighbours.insert((link, ip), mac);
+            if is_fixed {
+                network.fixed.insert((network.links[usize::from(link)].interface, ip));
+            }
+        }
         network
     }
 
@@ -108,7 +115,13 @@ impl Network {
             NextHop::Unresolved(link, station) => Some((link.interface, station)),
             NextHop::Known(..) | NextHop::None => None,
         };
-        ips.iter().filter_map(station).collect()
+        ips.iter().filter_map(station).filter(|(at, ip)| !self.is_fixed(*at, *ip)).collect()
+    }
+
+    /// Whether the operator has said whose station an address is: to ask the kernel for it would make
+    /// it one that can be forgotten.
+    pub(super) fn is_fixed(&self, interface: u32, ip: IpAddr) -> bool {
+        self.fixed.contains(&(interface, ip))
     }
 
     fn add_link(&mut self, port: u16, link: &LinkMessage, tag: Option<VlanTag>) {
@@ -255,11 +268,12 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// A neighbour whose station is known, also when that is to be asked again.
+/// A neighbour whose station is known, also when that is to be asked again: its link, address and
+/// station, and whether it was set by hand.
 fn neighbour_of(
     message: &NeighbourMessage,
     links: &BTreeMap<u32, u16>,
-) -> Option<((u16, IpAddr), Mac)> {
+) -> Option<(u16, IpAddr, Mac, bool)> {
     let link = *links.get(&message.header.ifindex)?;
     use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
     if !matches!(message.header.state, Reachable | Stale | Delay | Probe | Permanent | Noarp) {
@@ -281,5 +295,5 @@ fn neighbour_of(
         }
     }
     let ip = ip.filter(|ip| !ip.is_multicast())?;
-    Some(((link, ip), mac?))
+    Some((link, ip, mac?, matches!(message.header.state, Permanent | Noarp)))
 }

@@ -1,0 +1,118 @@
+//! What needs a person, in words.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use fairway_core::{BackendTotals, FailureCause, Mode};
+
+use super::{Control, Live, waiting_text};
+
+/// Most words of trouble that a status shows.
+const MOST: usize = 50;
+/// Connects without an answer that are more than chance.
+const UNANSWERED: u64 = 5;
+
+impl Control {
+    /// What is wrong with everything.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        let mut troubles: Vec<String> = Vec::new();
+        if !self.config.problems.is_empty() {
+            troubles.push("the newest configuration has errors and was not applied".into());
+        }
+        if !self.config.waiting.is_empty() {
+            troubles.push(waiting_text(&self.config.waiting));
+        }
+        for (key, live) in &self.services {
+            if troubles.len() > MOST {
+                troubles.push("…".into());
+                break;
+            }
+            let own = self.troubles_of(live).into_iter();
+            troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
+        }
+        let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
+        if unbound > 0 {
+            troubles.push(format!(
+                "{unbound} sockets to backends could not be given the `source` of their service: \
+                 the address must be on this machine, `transparent` and `interface` need \
+                 CAP_NET_ADMIN, `ports` needs Linux 6.3"
+            ));
+        }
+        troubles.extend(self.routing_trouble());
+        troubles.extend(self.packet_troubles());
+        let names = self.name_troubles();
+        let more = names.len().saturating_sub(MOST);
+        troubles.extend(names.into_iter().take(MOST));
+        if more > 0 {
+            troubles.push(format!("{more} more names cannot be resolved"));
+        }
+        troubles
+    }
+
+    /// What is wrong with a service.
+    pub(crate) fn troubles_of(&self, live: &Live) -> Vec<String> {
+        let serving = live.grouped().find(|(_, live)| live.standing().admits());
+        let pool = match serving {
+            _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
+            None if live.all().next().is_none() => Some("no backends"),
+            None => Some("no backend takes new connections"),
+            Some((0, _)) => None,
+            Some(_) => Some("no backend of the first priority takes connections; others serve"),
+        };
+        let way = match live.spec.policy.mode {
+            Mode::Proxy => self.listeners.troubles(&live.spec.frontends),
+            mode => self.way_troubles(live, mode),
+        };
+        pool.map(Into::into).into_iter().chain(way).collect()
+    }
+
+    /// What keeps packets from their backends, or answers from coming back.
+    fn way_troubles(&self, live: &Live, mode: Mode) -> Vec<String> {
+        let mut troubles = Vec::new();
+        if !self.carries_packets() {
+            troubles.push("no interface of `dataplane.packet` carries packets".into());
+        }
+        let snapshot = self.publisher.current();
+        if mode == Mode::Dsr {
+            for live in live.all() {
+                let ip = live.backend.addr.ip();
+                if let Some(router) = snapshot.routes().router(ip) {
+                    troubles.push(format!(
+                        "backend {ip} is behind the router {router}, which knows nothing of direct \
+                         return: `dsr` reaches backends on its own links; use `ipip` or `gue`"
+                    ));
+                }
+            }
+        }
+        let mut totals = BackendTotals::default();
+        live.all().for_each(|live| totals.add(&live.backend.counters.totals()));
+        let unanswered = totals.failures[FailureCause::Timeout as usize];
+        let well = live.all().any(|live| live.down.is_none());
+        let tcp = live.spec.protocol == fairway_core::Protocol::Tcp;
+        if mode.is_two_way() && tcp && well && totals.connections == 0 && unanswered >= UNANSWERED {
+            let checked = if live.spec.check.is_some() { ", and checks are good" } else { "" };
+            let to = match mode {
+                Mode::Nat => "clients",
+                _ => "the addresses of `source`",
+            };
+            troubles.push(format!(
+                "no backend has answered a connection here, of {unanswered} that were asked\
+                 {checked}: their route to {to} must lead through this machine"
+            ));
+        }
+        troubles
+    }
+
+    /// The state of what keeps packets going, as gauges.
+    pub(super) fn show_packets(&self) {
+        let Some(packets) = &self.packets else { return };
+        for view in packets.views() {
+            let up = if view.carries { 1.0 } else { 0.0 };
+            metrics::gauge!("fairway_port_up", "interface" => view.name).set(up);
+        }
+        let stands = if packets.is_guarded() { 1.0 } else { 0.0 };
+        metrics::gauge!("fairway_packet_guard_up").set(stands);
+        let flows = self.workers.iter().filter_map(|worker| worker.packets.as_ref());
+        let room: u64 = flows.map(|stats| stats.room.load(Relaxed)).sum();
+        metrics::gauge!("fairway_packet_flows_limit").set(room as f64);
+    }
+}
