@@ -191,11 +191,10 @@ impl Snapshot {
     }
 
     fn entry(&self, key: Key) -> Option<&Entry> {
-        self.shards[self.shard_of(&key)].get(&key)
-    }
-
-    fn shard_of(&self, key: &Key) -> usize {
-        (self.hasher.hash_one(key) >> 48) as usize % SHARDS
+        // Shards hash as the whole does: once is enough.
+        let hash = self.hasher.hash_one(key);
+        let found = self.shards[shard_of(hash)].raw_entry().from_key_hashed_nocheck(hash, &key);
+        found.map(|(_, entry)| entry)
     }
 }
 
@@ -350,9 +349,14 @@ impl SnapshotBuilder {
     }
 
     fn shard(&mut self, key: &Key) -> &mut Shard {
-        let shard = self.next.shard_of(key);
+        let shard = shard_of(self.next.hasher.hash_one(key));
         Arc::make_mut(&mut self.next.shards[shard])
     }
+}
+
+/// The shard of keys with this hash.
+fn shard_of(hash: u64) -> usize {
+    (hash >> 48) as usize % SHARDS
 }
 
 /// An address in its own family.

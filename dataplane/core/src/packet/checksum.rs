@@ -13,12 +13,14 @@ impl Sum {
 
     /// Adds a 16-bit word.
     #[must_use]
+    #[inline]
     pub fn word(self, word: u16) -> Self {
         Self(self.0 + u64::from(word))
     }
 
     /// Takes a 16-bit word away that was added before.
     #[must_use]
+    #[inline]
     pub fn without(self, word: u16) -> Self {
         self.word(!word)
     }
@@ -72,6 +74,7 @@ impl Sum {
 
     /// What a checksum field holds.
     #[must_use]
+    #[inline]
     pub fn checksum(self) -> u16 {
         !self.folded()
     }
@@ -140,6 +143,7 @@ impl Change {
     /// The field `old` of a UDP header after the change: zero stands for "none" and stays, and a
     /// checksum of zero is written as all ones (RFC 768).
     #[must_use]
+    #[inline]
     pub fn apply_udp(self, old: u16) -> u16 {
         match (old, self.apply(old)) {
             (0, _) => 0,

@@ -47,12 +47,14 @@ impl<'b> Frame<'b> {
 
     /// Its bytes, from the Ethernet header on.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
     /// Its bytes, to be changed.
     #[must_use]
+    #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.buffer[self.start..self.end]
     }
@@ -60,6 +62,7 @@ impl<'b> Frame<'b> {
     /// Number of bytes.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "an empty frame is none")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.end - self.start
     }
@@ -107,6 +110,7 @@ impl<'b> Frame<'b> {
     }
 
     /// Cuts it to `n` bytes.
+    #[inline]
     pub fn truncate(&mut self, n: usize) {
         self.end = self.end.min(self.start + n);
     }

@@ -40,10 +40,8 @@ pub(super) struct HeldService {
 /// What was counted since it was last shown: memory of the worker's own, as each packet touches it.
 #[derive(Default)]
 struct Traffic {
-    /// Bytes of IP packets from the client.
-    forward: u64,
-    /// And to it.
-    reply: u64,
+    /// Of IP packets, by direction.
+    bytes: [u64; 2],
     packets: [u64; 2],
 }
 
@@ -83,18 +81,17 @@ struct HeldBackend {
 }
 
 impl Traffic {
+    #[inline]
     fn add(&mut self, direction: Direction, bytes: u64) {
-        match direction {
-            Direction::Forward => self.forward += bytes,
-            Direction::Reply => self.reply += bytes,
-        }
+        self.bytes[direction as usize] += bytes;
         self.packets[direction as usize] += 1;
     }
 }
 
 impl HeldService {
     fn show(&mut self, worker: usize) {
-        let Traffic { forward, reply, packets: [from, to] } = core::mem::take(&mut self.traffic);
+        let Traffic { bytes: [forward, reply], packets: [from, to] } =
+            core::mem::take(&mut self.traffic);
         if from + to > 0 {
             let counters = self.state.counters.of(worker);
             counters.rx_bytes.add(forward);
@@ -107,7 +104,8 @@ impl HeldService {
 
 impl HeldBackend {
     fn show(&mut self, worker: usize) {
-        let Traffic { forward, reply, packets: [from, to] } = core::mem::take(&mut self.traffic);
+        let Traffic { bytes: [forward, reply], packets: [from, to] } =
+            core::mem::take(&mut self.traffic);
         if from + to > 0 {
             let counters = self.backend.counters.of(worker);
             counters.tx_bytes.add(forward);

@@ -197,70 +197,97 @@ impl Routes {
 }
 
 /// The newest answers of a worker's routes: for backends, nearly all of them.
-pub(super) struct HopCache(Box<[Remembered]>);
+pub(super) struct HopCache {
+    /// Of the routes that they come from.
+    version: u64,
+    v4: Box<[Remembered<u32>]>,
+    v6: Box<[Remembered<u128>]>,
+}
 
 #[derive(Clone, Copy)]
-struct Remembered {
-    ip: u128,
-    version: u64,
+struct Remembered<A> {
+    ip: A,
+    /// [`NO_LINK`] where nothing is remembered.
     link: u16,
     mac: Mac,
 }
 
-/// The version of no routes.
-const NO_ROUTES: u64 = u64::MAX;
-/// Places of the cache.
+const NO_LINK: u16 = u16::MAX;
+/// Places of the cache for a family: those of IPv4 fit into half of a first-level cache.
 const REMEMBERED: usize = 1024;
+
+impl<A: Copy + PartialEq> Remembered<A> {
+    fn nothing(ip: A) -> Box<[Self]> {
+        alloc::vec![Self { ip, link: NO_LINK, mac: [0; 6] }; REMEMBERED].into()
+    }
+
+    #[inline]
+    fn hop<'r>(&self, ip: A, routes: &'r Routes) -> Option<NextHop<'r>> {
+        let link = routes.links.get(usize::from(self.link))?;
+        (self.ip == ip).then_some(NextHop::Known(link, self.mac))
+    }
+
+    fn learn(&mut self, ip: A, routes: &Routes, hop: &NextHop<'_>) {
+        if let NextHop::Known(link, mac) = *hop
+            && let Some(link) = routes.links.iter().position(|other| core::ptr::eq(other, link))
+        {
+            *self = Self { ip, link: link as u16, mac };
+        }
+    }
+}
 
 impl Default for HopCache {
     fn default() -> Self {
-        let nothing = Remembered { ip: 0, version: NO_ROUTES, link: 0, mac: [0; 6] };
-        Self(alloc::vec![nothing; REMEMBERED].into())
+        let (v4, v6) = (Remembered::nothing(0), Remembered::nothing(0));
+        Self { version: u64::MAX, v4, v6 }
     }
+}
+
+/// The place of an address in the cache.
+#[inline]
+fn place(bits: u64) -> usize {
+    (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % REMEMBERED
 }
 
 impl HopCache {
     /// As [`Routes::next_hop`].
     #[inline]
     pub(super) fn next_hop<'r>(&mut self, routes: &'r Routes, ip: IpAddr) -> NextHop<'r> {
-        self.look(routes, u128::from_be_bytes(octets(ip)), ip)
+        match ip {
+            IpAddr::V4(ip) => self.next_hop4(routes, ip.into()),
+            IpAddr::V6(ip) => self.next_hop6(routes, ip.into()),
+        }
     }
 
     /// The same for an IPv4 address in a word.
     #[inline]
     pub(super) fn next_hop4<'r>(&mut self, routes: &'r Routes, ip: u32) -> NextHop<'r> {
-        self.look(routes, 0xffff << 32 | u128::from(ip), Ipv4Addr::from(ip).into())
+        let place = place(ip.into());
+        match self.v4[place].hop(ip, routes) {
+            Some(hop) if self.version == routes.version => hop,
+            _ => self.learn(routes, Ipv4Addr::from(ip).into(), place),
+        }
     }
 
-    /// `key` is the address with IPv4 mapped into IPv6.
-    #[inline]
-    fn look<'r>(&mut self, routes: &'r Routes, key: u128, ip: IpAddr) -> NextHop<'r> {
-        let bits = key as u64 ^ (key >> 64) as u64;
-        let place = (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 54) as usize % REMEMBERED;
-        let known = &self.0[place];
-        if known.version == routes.version
-            && known.ip == key
-            && let Some(link) = routes.links.get(usize::from(known.link))
-        {
-            return NextHop::Known(link, known.mac);
+    fn next_hop6<'r>(&mut self, routes: &'r Routes, ip: u128) -> NextHop<'r> {
+        let place = place(ip as u64 ^ (ip >> 64) as u64);
+        match self.v6[place].hop(ip, routes) {
+            Some(hop) if self.version == routes.version => hop,
+            _ => self.learn(routes, Ipv6Addr::from(ip).into(), place),
         }
-        self.learn(routes, key, ip, place)
     }
 
     #[cold]
-    fn learn<'r>(
-        &mut self,
-        routes: &'r Routes,
-        key: u128,
-        ip: IpAddr,
-        place: usize,
-    ) -> NextHop<'r> {
+    fn learn<'r>(&mut self, routes: &'r Routes, ip: IpAddr, place: usize) -> NextHop<'r> {
+        if self.version != routes.version {
+            self.v4.iter_mut().for_each(|known| known.link = NO_LINK);
+            self.v6.iter_mut().for_each(|known| known.link = NO_LINK);
+            self.version = routes.version;
+        }
         let hop = routes.next_hop(ip);
-        if let NextHop::Known(link, mac) = hop
-            && let Some(link) = routes.links.iter().position(|other| core::ptr::eq(other, link))
-        {
-            let (version, link) = (routes.version, link as u16);
-            self.0[place] = Remembered { ip: key, version, link, mac };
+        match ip {
+            IpAddr::V4(ip) => self.v4[place].learn(ip.into(), routes, &hop),
+            IpAddr::V6(ip) => self.v6[place].learn(ip.into(), routes, &hop),
         }
         hop
     }

@@ -13,7 +13,7 @@ mod retry;
 mod send;
 mod split;
 
-use begin::Without;
+use begin::Newcomer;
 use cut::Cutting;
 use fast::{Burst, Look};
 use odd::is_odd;
@@ -27,11 +27,9 @@ use crate::packet::flow::{Direction, FlowTable, Found, Handle, State, Tuple, ste
 use crate::packet::fragments::Fragments;
 use crate::packet::frame::Frame;
 use crate::packet::held::{EndedFlow, Held};
-use crate::packet::icmp::Error;
 use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
 use crate::packet::pending::Pending;
 use crate::packet::reason::DropReason;
-use crate::packet::rewrite::complete;
 use crate::packet::routes::HopCache;
 use crate::packet::steer::Steering;
 use crate::packet::waiting::Waiting;
@@ -187,16 +185,46 @@ impl<'r> Engine<'r> {
         }
         let burst = Burst::of(cx);
         let mut sent = 0;
-        for ((frame, look), verdict) in frames.iter_mut().zip(&looks).zip(verdicts) {
+        // One packet that begins a flow waits for the next one's first half.
+        let mut begun: [Option<(usize, Newcomer<'_>)>; 2] = [None, None];
+        let mut newest = 0;
+        for n in 0..frames.len().min(verdicts.len()) {
+            let (frame, look) = (&mut frames[n], &looks[n]);
             if let Some(fast) = self.fast(frame, look, &burst, cx) {
                 sent += 1;
-                *verdict = fast;
+                verdicts[n] = fast;
                 continue;
             }
-            *verdict = self.one(frame, cx);
-            self.counters.count(*verdict);
+            let last = newest;
+            newest = 1 - last;
+            let waits = begun[last].as_ref().is_some_and(|(_, before)| before.hash == look.hash);
+            if !waits && let Some(newcomer) = self.arrive(frame, look, cx) {
+                begun[newest] = Some((n, newcomer));
+            }
+            self.settle_one(&mut begun[last], frames, verdicts, cx);
+            if begun[newest].is_none() {
+                verdicts[n] = self.one(&mut frames[n], cx);
+                self.counters.count(verdicts[n]);
+            }
         }
+        self.settle_one(&mut begun[newest], frames, verdicts, cx);
         self.counters.sent.add(sent);
+    }
+
+    /// The second half of a packet that begins a flow.
+    fn settle_one(
+        &mut self,
+        begun: &mut Option<(usize, Newcomer<'_>)>,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut [Verdict],
+        cx: &Context<'_>,
+    ) {
+        if let Some((n, newcomer)) = begun {
+            let n = *n;
+            verdicts[n] = self.settle(&mut frames[n], newcomer, cx);
+            self.counters.count(verdicts[n]);
+            *begun = None;
+        }
     }
 
     /// A frame by itself.
@@ -233,25 +261,8 @@ impl<'r> Engine<'r> {
         } else if let Some(verdict) = self.of_abandoned(frame, packet, hash, cx) {
             return verdict;
         }
-        // What is kept of it is whole.
-        complete(frame, packet);
-        match self.begin(frame, packet, (tuple, hash), cx) {
-            Ok(handle) => {
-                let found = Found { handle, direction: Direction::Forward };
-                self.forward(frame, packet, found, cx)
-            }
-            Err(Without::Verdict(Verdict::Drop(DropReason::NoBackend))) => {
-                self.nobody(frame, packet, cx)
-            }
-            Err(Without::Verdict(verdict)) => verdict,
-            Err(Without::Stateless(mode, to)) => {
-                self.counters.stateless.inc();
-                match packet.ttl {
-                    0 | 1 => self.error(frame, packet, Error::TimeExceeded, cx),
-                    _ => self.one_way(frame, packet, mode, to, hash, cx),
-                }
-            }
-        }
+        let newcomer = self.newcomer(*packet, tuple, hash, cx);
+        self.settle(frame, &newcomer, cx)
     }
 
     /// Passes a packet of a flow on, unless it says that a backend takes no connections.

@@ -61,6 +61,7 @@ impl FlowTable<'_> {
         if free != NONE {
             let next = self.common(free | flag).next;
             *if wide { &mut self.header.free6 } else { &mut self.header.free4 } = next;
+            self.prefetch_cell(next | flag);
             return Some((free, false));
         }
         let victim = self.victim(wide)?;

@@ -229,12 +229,18 @@ impl<'r> FlowTable<'r> {
             return None;
         }
         let place = bucket.places[found.trailing_zeros() as usize];
-        if place & WIDE == 0 {
-            prefetch(self.cells4.get(index_of(place))?);
-        } else {
-            prefetch(self.cells6.get(index_of(place))?);
-        }
+        self.prefetch_cell(place);
         Some(Guess(place))
+    }
+
+    /// Has a cell fetched, if there is one in that place.
+    #[inline]
+    pub(super) fn prefetch_cell(&self, place: u32) {
+        if place & WIDE == 0 {
+            self.cells4.get(index_of(place)).inspect(|cell| prefetch(*cell));
+        } else {
+            self.cells6.get(index_of(place)).inspect(|cell| prefetch(*cell));
+        }
     }
 
     /// The flow that packets with `tuple`, whose hash is `hash`, belong to. Reads a bucket and a
