@@ -57,7 +57,7 @@ fn without_backends_clients_are_told_at_once() {
     for (v6, vip, _) in FAMILIES {
         let backend = server_ip(&net, 1, v6);
         let fields = "ports: [{port: 80}, {port: 53, protocol: UDP}]\n\
-                      healthCheck: {type: tcp, port: 9, interval: 50ms, timeout: 40ms, fall: 1}";
+                      healthCheck: {type: tcp, port: 9, interval: 50ms, fall: 1}";
         let text = document("nat", vip, &[], fields);
         let text = text.replace("backends: []", &format!("backends: [\"{backend}\"]"));
         let fairway = Fairway::start(&net, &text);

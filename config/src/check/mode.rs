@@ -185,7 +185,7 @@ fn ports(doc: &ServiceDoc, word: &str, findings: &mut Findings<'_>) {
             findings.add(
                 target.place,
                 format!(
-                    "mode `{word}` keeps the port: `targetPort` {} must be `port` {ports}, or go",
+                    "mode `{word}` keeps the port: `targetPort` {} must be `port` {ports}, or be left out",
                     target.value
                 ),
             );

@@ -127,14 +127,14 @@ impl Change {
     }
 
     /// Writes the checksum field at `at` anew.
-    #[inline]
+    #[inline(always)]
     pub fn write(self, bytes: &mut [u8], at: usize) {
         let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
         bytes[at..at + 2].copy_from_slice(&self.apply(old).to_be_bytes());
     }
 
     /// The same for a UDP header's.
-    #[inline]
+    #[inline(always)]
     pub fn write_udp(self, bytes: &mut [u8], at: usize) {
         let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
         bytes[at..at + 2].copy_from_slice(&self.apply_udp(old).to_be_bytes());

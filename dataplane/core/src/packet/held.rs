@@ -34,7 +34,6 @@ pub(super) struct HeldService {
     /// How long its flows live without a packet, by state, in steps of the wheel.
     pub(super) timeouts: [u32; State::COUNT],
     flows: u32,
-    traffic: Traffic,
 }
 
 /// What was counted since it was last shown: memory of the worker's own, as each packet touches it.
@@ -73,11 +72,15 @@ fn timeouts(policy: &Policy, protocol: Protocol) -> [u32; State::COUNT] {
     })
 }
 
-/// A backend with flows.
+/// A backend with flows: all that most of their packets touch beside the flow itself.
 struct HeldBackend {
-    backend: Arc<Backend>,
-    flows: u32,
     traffic: Traffic,
+    /// How long an established flow lives without a packet, in steps of the wheel.
+    lives: u32,
+    flows: u32,
+    backend: Arc<Backend>,
+    /// Of its service.
+    state: Arc<ServiceState>,
 }
 
 impl Traffic {
@@ -85,20 +88,6 @@ impl Traffic {
     fn add(&mut self, direction: Direction, bytes: u64) {
         self.bytes[direction as usize] += bytes;
         self.packets[direction as usize] += 1;
-    }
-}
-
-impl HeldService {
-    fn show(&mut self, worker: usize) {
-        let Traffic { bytes: [forward, reply], packets: [from, to] } =
-            core::mem::take(&mut self.traffic);
-        if from + to > 0 {
-            let counters = self.state.counters.of(worker);
-            counters.rx_bytes.add(forward);
-            counters.tx_bytes.add(reply);
-            counters.rx_packets.add(from);
-            counters.tx_packets.add(to);
-        }
     }
 }
 
@@ -110,6 +99,11 @@ impl HeldBackend {
             let counters = self.backend.counters.of(worker);
             counters.tx_bytes.add(forward);
             counters.rx_bytes.add(reply);
+            let counters = self.state.counters.of(worker);
+            counters.rx_bytes.add(forward);
+            counters.tx_bytes.add(reply);
+            counters.rx_packets.add(from);
+            counters.tx_packets.add(to);
         }
     }
 }
@@ -135,7 +129,6 @@ impl Held {
             state: Arc::clone(&service.state),
             timeouts: timeouts(&service.policy, service.protocol),
             flows: 0,
-            traffic: Traffic::default(),
         });
         if !Arc::ptr_eq(&held.policy, &service.policy) {
             held.policy = Arc::clone(&service.policy);
@@ -143,7 +136,8 @@ impl Held {
         }
         held.flows += 1;
         self.flows += 1;
-        self.join(backend);
+        let lives = held.timeouts[State::Established as usize];
+        self.join(backend, service, lives);
     }
 
     /// A flow has ended: its places are paid back.
@@ -178,26 +172,37 @@ impl Held {
             held.state.close();
             held.flows -= 1;
             if held.flows == 0 {
-                held.show(worker);
                 *place = None;
             }
         }
         self.leave(id, worker);
     }
 
-    /// A flow goes from the backend `old` to another one, on which a place is taken.
-    pub(super) fn rebind(&mut self, old: BackendId, backend: &Arc<Backend>, worker: usize) {
+    /// A flow goes from the backend `old` to another one of its service, on which a place is taken.
+    pub(super) fn rebind(
+        &mut self,
+        old: BackendId,
+        service: &Service,
+        backend: &Arc<Backend>,
+        worker: usize,
+    ) {
         self.leave(old, worker);
-        self.join(backend);
+        let held = self.service(service.id);
+        let lives = held.map_or_else(linger, |held| held.timeouts[State::Established as usize]);
+        self.join(backend, service, lives);
     }
 
-    fn join(&mut self, backend: &Arc<Backend>) {
+    fn join(&mut self, backend: &Arc<Backend>, service: &Service, lives: u32) {
         let place = place(&mut self.backends, backend.id.slot as usize);
         match place {
-            Some(held) if held.backend.id == backend.id => held.flows += 1,
+            Some(held) if held.backend.id == backend.id => {
+                held.flows += 1;
+                held.lives = lives;
+            }
             _ => {
-                let (backend, traffic) = (Arc::clone(backend), Traffic::default());
-                *place = Some(HeldBackend { backend, flows: 1, traffic });
+                let (backend, state) = (Arc::clone(backend), Arc::clone(&service.state));
+                let traffic = Traffic::default();
+                *place = Some(HeldBackend { traffic, lives, flows: 1, backend, state });
             }
         }
     }
@@ -217,31 +222,23 @@ impl Held {
         }
     }
 
-    /// Counts a packet of a flow of a service on the backend in `slot`; returns how long such a flow
-    /// lives without another one in `state`, in steps of the wheel.
-    #[inline]
-    pub(super) fn count(
-        &mut self,
-        service: ServiceId,
-        slot: u32,
-        direction: Direction,
-        bytes: u64,
-        state: State,
-    ) -> u32 {
-        if let Some(Some(held)) = self.backends.get_mut(slot as usize) {
-            held.traffic.add(direction, bytes);
-        }
-        // Flows hold their service until they are over.
-        let Some(Some(held)) = self.services.get_mut(service.0 as usize) else {
-            return linger();
-        };
+    /// Counts a packet of an established flow on the backend in `slot`; returns how long the flow
+    /// lives without another one, in steps of the wheel. None when nobody holds that backend.
+    #[inline(always)]
+    pub(super) fn count(&mut self, slot: u32, direction: Direction, bytes: u64) -> Option<u32> {
+        let held = self.backends.get_mut(slot as usize)?.as_mut()?;
         held.traffic.add(direction, bytes);
-        held.timeouts[state as usize]
+        Some(held.lives)
+    }
+
+    /// How long a flow of a service lives in `state` without a packet, in steps of the wheel.
+    pub(super) fn lives(&self, service: ServiceId, state: State) -> u32 {
+        // Flows hold their service until they are over.
+        self.service(service).map_or_else(linger, |held| held.timeouts[state as usize])
     }
 
     /// Shows what was counted.
     pub(super) fn show(&mut self, worker: usize) {
-        self.services.iter_mut().flatten().for_each(|held| held.show(worker));
         self.backends.iter_mut().flatten().for_each(|held| held.show(worker));
     }
 

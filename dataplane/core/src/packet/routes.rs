@@ -221,7 +221,7 @@ impl<A: Copy + PartialEq> Remembered<A> {
         alloc::vec![Self { ip, link: NO_LINK, mac: [0; 6] }; REMEMBERED].into()
     }
 
-    #[inline]
+    #[inline(always)]
     fn hop<'r>(&self, ip: A, routes: &'r Routes) -> Option<NextHop<'r>> {
         let link = routes.links.get(usize::from(self.link))?;
         (self.ip == ip).then_some(NextHop::Known(link, self.mac))
@@ -260,7 +260,7 @@ impl HopCache {
     }
 
     /// The same for an IPv4 address in a word.
-    #[inline]
+    #[inline(always)]
     pub(super) fn next_hop4<'r>(&mut self, routes: &'r Routes, ip: u32) -> NextHop<'r> {
         let place = place(ip.into());
         match self.v4[place].hop(ip, routes) {

@@ -4,7 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::fast::Look;
 use super::{Context, Engine, Verdict, is_odd};
-use crate::packet::flow::{Direction, Ended, Flow, FlowView, Found, State, Tuple, tick};
+use crate::packet::flow::{Direction, Ended, Flow, FlowView, Found, Guess, State, Tuple, tick};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::Error;
 use crate::packet::parse::{Packet, Parsed, Transport, parse, protocol, tcp_flags};
@@ -39,7 +39,7 @@ impl Engine<'_> {
         look: &Look,
         cx: &Context<'s>,
     ) -> Option<Newcomer<'s>> {
-        if look.hash == 0 || look.guess.is_some() {
+        if look.hash == 0 || look.guess != Guess::NONE {
             return None;
         }
         let Ok(Parsed::Ip(packet)) = parse(frame.bytes()) else { return None };

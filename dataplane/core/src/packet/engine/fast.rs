@@ -27,13 +27,13 @@ pub(super) struct Look {
     /// That of its tuple; zero when it has none.
     pub(super) hash: u64,
     /// The entry that is probably its flow's.
-    pub(super) guess: Option<Guess>,
+    pub(super) guess: Guess,
     /// It may go this way.
     plain: bool,
 }
 
 impl Look {
-    pub(super) const NONE: Self = Self { hash: 0, guess: None, plain: false };
+    pub(super) const NONE: Self = Self { hash: 0, guess: Guess::NONE, plain: false };
 }
 
 /// What is the same for all packets of a burst.
@@ -74,11 +74,11 @@ impl Engine<'_> {
     #[inline]
     pub(super) fn look(&self, frame: &Frame<'_>) -> Look {
         if let Some(hash) = plain(frame, self.flows.seeds()) {
-            return Look { hash, guess: None, plain: true };
+            return Look { hash, guess: Guess::NONE, plain: true };
         }
         let Ok(Parsed::Ip(packet)) = parse(frame.bytes()) else { return Look::NONE };
         let hash = Tuple::of(&packet).map_or(0, |tuple| self.flows.hash(&tuple));
-        Look { hash, guess: None, plain: false }
+        Look { hash, guess: Guess::NONE, plain: false }
     }
 
     /// Sends a frame on if it is as plain as it looked; else nothing has happened to it.
@@ -90,8 +90,7 @@ impl Engine<'_> {
         burst: &Burst,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
-        let guess = look.guess.filter(|_| look.plain)?;
-        if frame.checksum != TransportChecksum::Present {
+        if !look.plain || frame.checksum != TransportChecksum::Present {
             return None;
         }
         let length = frame.len();
@@ -100,11 +99,8 @@ impl Engine<'_> {
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
         let ttl = header[8];
         let number = header[9];
-        let source = header[12];
-        // Those of no single station, and one's own machine's.
-        let strange = source >= 224 || source == 127 || header[16] == 127 || header[16] == 0;
-        if L3 + total > length || ttl <= 1 || strange || Sum::ZERO.array(header).folded() != 0xffff
-        {
+        // The addresses are those of a flow, or it ends below: they were looked at when it began.
+        if L3 + total > length || ttl <= 1 || Sum::ZERO.array(header).folded() != 0xffff {
             return None;
         }
         let ports = word(head, L4);
@@ -123,7 +119,7 @@ impl Engine<'_> {
         if !sound {
             return None;
         }
-        let (direction, mut cell) = self.flows.plain(guess, ends, ports, number)?;
+        let (direction, mut cell) = self.flows.plain(look.guess, ends, ports, number)?;
         let established = State::Established as u8;
         let plain = cell.is_plain()
             && cell.state() == established
@@ -144,8 +140,7 @@ impl Engine<'_> {
         if total > usize::from(link.mtu) {
             return None;
         }
-        let (service, slot) = cell.owners();
-        let lives = self.held.count(service, slot, direction, total as u64, State::Established);
+        let lives = self.held.count(cell.backend_slot(), direction, total as u64)?;
         cell.note(burst.step + lives, total as u64);
 
         let bytes: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;

@@ -184,21 +184,42 @@ impl<'r> Engine<'r> {
             }
         }
         let burst = Burst::of(cx);
-        let mut sent = 0;
-        // One packet that begins a flow waits for the next one's first half.
+        // Those that do not go the fast way; nothing has happened to them.
+        let mut rest = 0_u32;
+        for (n, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
+            match self.fast(frame, &looks[n], &burst, cx) {
+                Some(sent) => *verdict = sent,
+                None => rest |= 1 << n,
+            }
+        }
+        let count = frames.len().min(verdicts.len()) as u64;
+        self.counters.sent.add(count - u64::from(rest.count_ones()));
+        if rest != 0 {
+            self.rest(rest, frames, &looks, verdicts, cx);
+        }
+    }
+
+    /// The frames of a burst whose bits are set in `rest`. One that begins a flow waits for the first
+    /// half of the next.
+    #[inline(never)]
+    fn rest(
+        &mut self,
+        mut rest: u32,
+        frames: &mut [Frame<'_>],
+        looks: &[Look; BURST],
+        verdicts: &mut [Verdict],
+        cx: &Context<'_>,
+    ) {
         let mut begun: [Option<(usize, Newcomer<'_>)>; 2] = [None, None];
         let mut newest = 0;
-        for n in 0..frames.len().min(verdicts.len()) {
+        while rest != 0 {
+            let n = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
             let (frame, look) = (&mut frames[n], &looks[n]);
-            if let Some(fast) = self.fast(frame, look, &burst, cx) {
-                sent += 1;
-                verdicts[n] = fast;
-                continue;
-            }
             let last = newest;
             newest = 1 - last;
-            let waits = begun[last].as_ref().is_some_and(|(_, before)| before.hash == look.hash);
-            if !waits && let Some(newcomer) = self.arrive(frame, look, cx) {
+            let same = begun[last].as_ref().is_some_and(|(_, before)| before.hash == look.hash);
+            if !same && let Some(newcomer) = self.arrive(frame, look, cx) {
                 begun[newest] = Some((n, newcomer));
             }
             self.settle_one(&mut begun[last], frames, verdicts, cx);
@@ -208,7 +229,6 @@ impl<'r> Engine<'r> {
             }
         }
         self.settle_one(&mut begun[newest], frames, verdicts, cx);
-        self.counters.sent.add(sent);
     }
 
     /// The second half of a packet that begins a flow.

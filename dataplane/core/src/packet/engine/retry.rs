@@ -181,7 +181,7 @@ impl Engine<'_> {
         let flow = self.flows.flow(handle);
         self.count_begun(backend, flow.protocol, flow.mode);
         self.flows.remove(handle);
-        self.held.rebind(flow.id, backend, self.worker);
+        self.held.rebind(flow.id, service, backend, self.worker);
         let mut next =
             Flow { backend: backend.addr.target(flow.vip.port()), id: backend.id, ..flow };
         let expires = tick(self.expires(flow.service, State::Opening, cx.now));

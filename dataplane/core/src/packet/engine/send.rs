@@ -60,8 +60,8 @@ impl Engine<'_> {
             _ => brief.state.after_datagram(direction),
         };
         let bytes = u64::from(packet.end - packet.l3);
-        let lives = self.held.count(brief.service, brief.backend_slot, direction, bytes, state);
-        let expires = step(cx.now) + lives;
+        self.held.count(brief.backend_slot, direction, bytes);
+        let expires = step(cx.now) + self.held.lives(brief.service, state);
         self.flows.note_step(handle, state, expires, bytes);
         if state == State::Closed && brief.state != State::Closed {
             self.pay(handle, over(state), cx);

@@ -4,7 +4,6 @@ use super::cells::Cell4;
 use super::key::folded_plain;
 use super::table::{FlowTable, Guess, REPLY, WIDE, index_of};
 use super::{DSR, Direction, FULL_NAT, HEAD, MODE, NAT};
-use crate::ServiceId;
 
 /// The hash of a tuple of IPv4 addresses and ports in network order, as [`super::Tuple`]'s.
 #[inline]
@@ -97,10 +96,10 @@ impl PlainCell<'_> {
         self.0.common.generation
     }
 
-    /// Its service, and the slot of its backend.
+    /// The slot of its backend.
     #[inline]
-    pub(in crate::packet) fn owners(&self) -> (ServiceId, u32) {
-        (ServiceId(self.0.common.service), self.0.common.backend_slot)
+    pub(in crate::packet) fn backend_slot(&self) -> u32 {
+        self.0.common.backend_slot
     }
 
     /// Addresses and ports of its packets in `direction` as they leave here.

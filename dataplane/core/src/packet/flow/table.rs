@@ -93,6 +93,11 @@ pub struct Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::packet) struct Guess(pub(super) u32);
 
+impl Guess {
+    /// There is none.
+    pub(in crate::packet) const NONE: Self = Self(NONE);
+}
+
 /// What is looked at of a flow for each of its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::packet) struct Brief {
@@ -218,7 +223,7 @@ impl<'r> FlowTable<'r> {
     /// Looks for the entry that a packet with this hash probably belongs to, and fetches its cell.
     #[must_use]
     #[inline]
-    pub(in crate::packet) fn guess(&self, hash: u64) -> Option<Guess> {
+    pub(in crate::packet) fn guess(&self, hash: u64) -> Guess {
         let bucket = &self.buckets[self.home(hash)];
         let tag = tag_of(hash);
         let mut found = 0_u32;
@@ -226,11 +231,11 @@ impl<'r> FlowTable<'r> {
             found |= u32::from(bucket.tags[way] == tag) << way;
         }
         if found == 0 {
-            return None;
+            return Guess::NONE;
         }
         let place = bucket.places[found.trailing_zeros() as usize];
         self.prefetch_cell(place);
-        Some(Guess(place))
+        Guess(place)
     }
 
     /// Has a cell fetched, if there is one in that place.
