@@ -126,7 +126,7 @@ fn datagrams_go_to_one_backend_and_leave_it_when_it_dies() {
             // A datagram to a port where nobody is comes back as an error.
             let fields = format!(
                 "ports: [{{port: 53, protocol: UDP}}]{more}\n\
-                 healthCheck: {{type: udp, send: hi, interval: 100ms, timeout: 80ms, fall: 1, rise: 1}}"
+                 healthCheck: {{type: udp, send: hi, interval: 200ms, timeout: 190ms, fall: 2, rise: 1}}"
             );
             let fairway = Fairway::start(&net, &document(mode, vip, &backends, &fields));
             wait_for("both are well", || {
