@@ -150,6 +150,10 @@ fn datagrams_go_to_one_backend_and_leave_it_when_it_dies() {
                 wait_for("the dead one is out", || {
                     fairway.state_of(&backends[0].to_string()).unwrap() == "down"
                 });
+                wait_for("workers know it", || {
+                    let status = fairway.status().unwrap();
+                    status["generationInUse"] == status["generation"]
+                });
                 for socket in &sockets {
                     assert_eq!(ask(socket, b"three").unwrap(), "b", "{mode} {vip}");
                 }
