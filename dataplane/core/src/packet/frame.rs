@@ -1,5 +1,11 @@
 //! A frame in a buffer with room before it, so that headers can grow.
 
+use super::parse::ether;
+
+/// Bytes of a VLAN tag, and of the two stations before it.
+const TAG: usize = 4;
+const STATIONS: usize = 12;
+
 /// A VLAN tag that the port has taken off, or is to put on: 802.1Q's tag control information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VlanTag(pub u16);
@@ -67,6 +73,30 @@ impl<'b> Frame<'b> {
         self.end - self.start
     }
 
+    /// Where it lies in its buffer.
+    #[must_use]
+    #[inline]
+    pub fn place(&self) -> core::ops::Range<usize> {
+        self.start..self.end
+    }
+
+    /// Puts its tag, if it has one, into its bytes, for ports that do not; false when there is no
+    /// room.
+    #[must_use]
+    #[inline]
+    pub fn insert_tag(&mut self) -> bool {
+        let Some(VlanTag(tag)) = self.tag else { return true };
+        if self.len() < STATIONS || !self.grow_front(TAG) {
+            return false;
+        }
+        let bytes = self.bytes_mut();
+        bytes.copy_within(TAG..TAG + STATIONS, 0);
+        bytes[STATIONS..STATIONS + 2].copy_from_slice(&ether::VLAN.to_be_bytes());
+        bytes[STATIONS + 2..STATIONS + TAG].copy_from_slice(&tag.to_be_bytes());
+        self.tag = None;
+        true
+    }
+
     /// Makes `n` bytes of room at its front, of any content; false when there is none.
     #[must_use]
     pub fn grow_front(&mut self, n: usize) -> bool {
@@ -119,6 +149,23 @@ impl<'b> Frame<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tag_stands_behind_the_stations() {
+        let mut buffer = [7; 24];
+        buffer[8..20].fill(1);
+        let mut frame = Frame::new(&mut buffer, 8, 24);
+        assert!(frame.insert_tag() && frame.place() == (8..24), "there is none");
+        frame.tag = Some(VlanTag(0x600a));
+        assert!(frame.insert_tag() && frame.tag.is_none());
+        assert_eq!(frame.place(), 4..24);
+        assert_eq!(frame.bytes()[..12], [1; 12]);
+        assert_eq!(frame.bytes()[12..], [0x81, 0, 0x60, 10, 7, 7, 7, 7]);
+        let mut tight = [1; 20];
+        let mut frame = Frame::new(&mut tight, 3, 20);
+        frame.tag = Some(VlanTag(1));
+        assert!(!frame.insert_tag(), "no room");
+    }
 
     #[test]
     fn frames_grow_within_their_buffers() {

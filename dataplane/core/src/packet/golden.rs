@@ -6,15 +6,21 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::num::{NonZeroU16, NonZeroU32};
 use core::ops::Range;
 
 use super::parse::{ETHERNET, protocol, tcp_flags};
-use super::routes::Mac;
+use super::routes::{Link, Mac, Route, Routes};
 use super::sample::{Sample, icmp, ip_in_ip, sctp, syn, tcp, udp};
 use super::tunnel::{GUE_PORT, Tunnel};
-use crate::{Mode, Protocol};
+use crate::{
+    Backend, BackendAddr, BackendId, Frontend, Group, IpPrefix, Member, Mode, Policy, Pool,
+    PortRange, Protocol, Scheduler, Service, ServiceId, ServiceState, Snapshot, SnapshotBuilder,
+    SourceAddress, Standing, Weight,
+};
 
 /// Our stations on the side of clients and on that of backends.
 pub const US: [Mac; 2] = [[2, 7, 7, 0, 0, 1], [2, 7, 8, 0, 0, 1]];
@@ -119,6 +125,75 @@ pub fn all() -> Vec<Golden> {
         }
     }
     all
+}
+
+/// The state of the world in which golden packets are what they are: one service each, and both
+/// sides.
+///
+/// # Panics
+/// Never with what [`all`] returns.
+#[must_use]
+pub fn snapshot(all: &[Golden]) -> Snapshot {
+    let mut builder = SnapshotBuilder::from(&Snapshot::empty());
+    let scheduler = Scheduler::Maglev { table_size: None, bounded_load_percent: None };
+    for (n, Golden { name, mode, protocol, vip, backend, .. }) in all.iter().enumerate() {
+        let slot = n as u32;
+        let id = BackendId { slot, epoch: NonZeroU32::MIN };
+        let addr = BackendAddr::new(backend.ip(), NonZeroU16::new(backend.port()));
+        let member = Member { backend: Backend::new(id, addr, 1), weight: Weight::ONE };
+        let source = SourceAddress {
+            addresses: alloc::vec![V4.own, V6.own],
+            ports: Some((OWN_PORT, OWN_PORT)),
+            ..SourceAddress::default()
+        };
+        let policy = Policy { mode: *mode, scheduler, source, ..Policy::default() };
+        let pool = Pool::build(alloc::vec![member], &scheduler).expect("one member");
+        let service = Service {
+            id: ServiceId(slot + 1),
+            name: name.as_str().into(),
+            protocol: *protocol,
+            policy: Arc::new(policy),
+            groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
+            previous: None,
+            state: ServiceState::new(1),
+        };
+        let port = NonZeroU16::new(vip.port()).expect("golden services have ports");
+        let (net, ports) = (vip.ip().into(), PortRange::single(port));
+        let frontend = Frontend { net, ports, protocol: *protocol };
+        builder.insert(&[frontend], &Arc::new(service));
+    }
+    builder.set_routes(&Arc::new(routes()));
+    builder.finish()
+}
+
+fn routes() -> Routes {
+    let link = |side: usize| Link {
+        port: side as u16,
+        interface: side as u32,
+        tag: None,
+        mac: US[side],
+        mtu: 1500,
+        ipv4: match V4.links[side] {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        },
+        ipv6: match V6.links[side] {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        },
+    };
+    let route = |ip: IpAddr, length, via, link| {
+        let prefix = IpPrefix::containing(ip, length);
+        Route { prefix, via, link }
+    };
+    let both = |at: Addresses| {
+        let length = if at.vip.is_ipv4() { 24 } else { 64 };
+        [route(at.vip, 0, Some(at.router), 0), route(at.backend, length, None, 1)]
+    };
+    let stations = [V4, V6]
+        .into_iter()
+        .flat_map(|at| [((0, at.router), ROUTER), ((1, at.backend), BACKEND)]);
+    Routes::new(alloc::vec![link(0), link(1)], [V4, V6].into_iter().flat_map(both), stations)
 }
 
 /// First and later packets of a protocol.

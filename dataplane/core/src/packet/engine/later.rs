@@ -32,6 +32,14 @@ impl Engine<'_> {
         Some(verdict)
     }
 
+    /// Whether [`Engine::due`] may have something: to be asked by those for whom a frame to write into
+    /// is not at hand.
+    #[must_use]
+    pub fn may_be_due(&self, now: Tick) -> bool {
+        let waits = self.waiting.due().or(self.fragments.due()).is_some();
+        waits || self.pending.next().is_some_and(|next| next <= now)
+    }
+
     /// Stations that somebody is to look for, since this was asked last.
     pub fn unresolved(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
         self.waiting.asked()
