@@ -190,9 +190,8 @@ fn routes() -> Routes {
         let length = if at.vip.is_ipv4() { 24 } else { 64 };
         [route(at.vip, 0, Some(at.router), 0), route(at.backend, length, None, 1)]
     };
-    let stations = [V4, V6]
-        .into_iter()
-        .flat_map(|at| [((0, at.router), ROUTER), ((1, at.backend), BACKEND)]);
+    let stations =
+        [V4, V6].into_iter().flat_map(|at| [((0, at.router), ROUTER), ((1, at.backend), BACKEND)]);
     Routes::new(alloc::vec![link(0), link(1)], [V4, V6].into_iter().flat_map(both), stations)
 }
 

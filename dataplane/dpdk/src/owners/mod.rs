@@ -1,0 +1,14 @@
+//! One owner for each thing of DPDK's. They are not `Clone`, live no longer than what they come
+//! from, and let no raw pointer out; their ends are in DPDK's order: packets, queues, ports, packet
+//! memory, the EAL. The only unsafe code beside the bindings.
+#![allow(unsafe_code, reason = "owners of what DPDK makes")]
+
+mod batch;
+mod eal;
+mod mempool;
+mod port;
+
+pub use batch::Batch;
+pub use eal::{Eal, EalError, EalOptions, Member, Memory};
+pub use mempool::{Mempool, MempoolError};
+pub use port::{LinkState, Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};

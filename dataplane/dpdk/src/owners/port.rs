@@ -1,0 +1,269 @@
+//! Ports: cards and virtual devices, and their queues.
+
+use std::ffi::CString;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use dpdk_sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_link, rte_eth_stats, rte_ether_addr};
+
+use super::batch::Batch;
+use super::eal::{Eal, error_text};
+use super::mempool::Mempool;
+
+/// How a port is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortSetup {
+    /// Queues in each direction: one for each worker.
+    pub queues: u16,
+    /// Packets that a queue holds, in either direction; rounded to what the port can.
+    pub descriptors: u16,
+    /// The largest IP packet; none leaves what it is.
+    pub mtu: Option<u16>,
+}
+
+/// Why a port cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// There is none.
+    #[error("DPDK has no port `{0}`; is the card bound to vfio-pci, and its address given?")]
+    Missing(String),
+    /// Fewer than are needed.
+    #[error("port `{name}` has {most} queues in a direction, and {wanted} workers need one each")]
+    Queues {
+        /// Its name.
+        name: String,
+        /// What it has.
+        most: u16,
+        /// What is wanted.
+        wanted: u16,
+    },
+    /// DPDK says no.
+    #[error("port `{name}`: {step} failed: {error}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// What failed.
+        step: &'static str,
+        /// DPDK's reason.
+        error: String,
+    },
+}
+
+/// A port that is open; closed when its owner and its queues are gone.
+#[derive(Debug)]
+struct Open<'p> {
+    id: u16,
+    memory: PhantomData<&'p Mempool<'p>>,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        // SAFETY: an open port whose queues nobody has any more.
+        let _ = unsafe { dpdk_sys::rte_eth_dev_stop(self.id) };
+        // SAFETY: as above.
+        let _ = unsafe { dpdk_sys::rte_eth_dev_close(self.id) };
+    }
+}
+
+/// A port, for who watches over it.
+#[derive(Debug)]
+pub struct Port<'p> {
+    open: Arc<Open<'p>>,
+    name: String,
+}
+
+/// A queue of packets that come.
+#[derive(Debug)]
+pub struct RxQueue<'p> {
+    open: Arc<Open<'p>>,
+    queue: u16,
+}
+
+/// A queue of packets that go.
+#[derive(Debug)]
+pub struct TxQueue<'p> {
+    open: Arc<Open<'p>>,
+    queue: u16,
+}
+
+impl<'p> Port<'p> {
+    /// Opens the port `name`, whose packets come into buffers of `pool`, and starts it.
+    pub fn open(
+        _eal: &'p Eal,
+        name: &str,
+        pool: &'p Mempool<'p>,
+        setup: PortSetup,
+    ) -> Result<(Self, Vec<(RxQueue<'p>, TxQueue<'p>)>), PortError> {
+        let missing = || PortError::Missing(name.into());
+        let text = CString::new(name).map_err(|_| missing())?;
+        let mut id = 0;
+        // SAFETY: the name ends with zero; `id` is written.
+        let found = unsafe { dpdk_sys::rte_eth_dev_get_port_by_name(text.as_ptr(), &mut id) };
+        if found != 0 {
+            return Err(missing());
+        }
+        let done = |step: &'static str, code: i32| match code {
+            0.. => Ok(()),
+            _ => Err(PortError::Refused { name: name.into(), step, error: error_text(code) }),
+        };
+        let mut info = rte_eth_dev_info::default();
+        // SAFETY: `info` is written.
+        done("asking what it can", unsafe { dpdk_sys::rte_eth_dev_info_get(id, &mut info) })?;
+        let (most, wanted) = (info.max_rx_queues.min(info.max_tx_queues), setup.queues);
+        if most < wanted {
+            return Err(PortError::Queues { name: name.into(), most, wanted });
+        }
+        let conf = rte_eth_conf::default();
+        // SAFETY: `conf` is read; the port is not started.
+        let code = unsafe { dpdk_sys::rte_eth_dev_configure(id, wanted, wanted, &conf) };
+        done("configuring", code)?;
+        // From here on it is closed again when something fails.
+        let open = Arc::new(Open { id, memory: PhantomData });
+        if let Some(mtu) = setup.mtu {
+            // SAFETY: a number.
+            done("setting the MTU", unsafe { dpdk_sys::rte_eth_dev_set_mtu(id, mtu) })?;
+        }
+        let (mut receive, mut send) = (setup.descriptors, setup.descriptors);
+        // SAFETY: both are read and written.
+        let code =
+            unsafe { dpdk_sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &mut receive, &mut send) };
+        done("asking for descriptors", code)?;
+        let (anywhere, memory) = (u32::MAX, pool.as_ptr());
+        for queue in 0..wanted {
+            let usual = std::ptr::null();
+            // SAFETY: a queue of those configured; the pool lives as long as the port.
+            let code = unsafe {
+                dpdk_sys::rte_eth_rx_queue_setup(id, queue, receive, anywhere, usual, memory)
+            };
+            done("setting a receive queue up", code)?;
+            // SAFETY: a queue of those configured.
+            let code = unsafe {
+                dpdk_sys::rte_eth_tx_queue_setup(id, queue, send, anywhere, std::ptr::null())
+            };
+            done("setting a send queue up", code)?;
+        }
+        // SAFETY: a configured port.
+        done("starting", unsafe { dpdk_sys::rte_eth_dev_start(id) })?;
+        let queues = (0..wanted).map(|queue| {
+            let (rx, tx) = (Arc::clone(&open), Arc::clone(&open));
+            (RxQueue { open: rx, queue }, TxQueue { open: tx, queue })
+        });
+        let queues = queues.collect();
+        Ok((Self { open, name: name.into() }, queues))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes packets to other stations, too: to VIPs that have none of their own. Some devices have
+    /// nothing else.
+    pub fn hear_all(&self) -> bool {
+        // SAFETY: an open port.
+        unsafe { dpdk_sys::rte_eth_promiscuous_enable(self.open.id) == 0 }
+    }
+
+    /// Takes packets to groups: solicitations of neighbours.
+    pub fn hear_groups(&self) -> bool {
+        // SAFETY: an open port.
+        unsafe { dpdk_sys::rte_eth_allmulticast_enable(self.open.id) == 0 }
+    }
+
+    /// Its station.
+    #[must_use]
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        let mut mac = rte_ether_addr::default();
+        // SAFETY: `mac` is written.
+        let done = unsafe { dpdk_sys::rte_eth_macaddr_get(self.open.id, &mut mac) };
+        (done == 0).then_some(mac.addr_bytes)
+    }
+
+    /// The largest IP packet.
+    #[must_use]
+    pub fn mtu(&self) -> Option<u16> {
+        let mut mtu = 0;
+        // SAFETY: `mtu` is written.
+        let done = unsafe { dpdk_sys::rte_eth_dev_get_mtu(self.open.id, &mut mtu) };
+        (done == 0).then_some(mtu)
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn stats(&self) -> Option<PortStats> {
+        let mut stats = rte_eth_stats::default();
+        // SAFETY: `stats` is written.
+        let done = unsafe { dpdk_sys::rte_eth_stats_get(self.open.id, &mut stats) };
+        (done == 0).then_some(PortStats {
+            received: stats.ipackets,
+            sent: stats.opackets,
+            missed: stats.imissed,
+            receive_errors: stats.ierrors,
+            send_errors: stats.oerrors,
+            without_memory: stats.rx_nombuf,
+        })
+    }
+
+    /// Whether its link is up, and bits a second in millions; none when it does not say.
+    #[must_use]
+    pub fn link(&self) -> Option<LinkState> {
+        let mut link = rte_eth_link::default();
+        // SAFETY: `link` is written.
+        let done = unsafe { dpdk_sys::rte_eth_link_get_nowait(self.open.id, &mut link) };
+        let up = || u32::from(link.link_status()) == dpdk_sys::RTE_ETH_LINK_UP;
+        (done == 0).then(|| LinkState { up: up(), megabits: link.link_speed })
+    }
+}
+
+/// What a port has counted since it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Packets that came.
+    pub received: u64,
+    /// Packets that went.
+    pub sent: u64,
+    /// Packets that came while their queue was full.
+    pub missed: u64,
+    /// Packets that came damaged.
+    pub receive_errors: u64,
+    /// Packets that could not be sent.
+    pub send_errors: u64,
+    /// Packets that came while there was no memory for them.
+    pub without_memory: u64,
+}
+
+/// How a link stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkState {
+    /// It carries packets.
+    pub up: bool,
+    /// Its speed, in Mbit/s.
+    pub megabits: u32,
+}
+
+impl<'p> RxQueue<'p> {
+    /// Adds packets that have come to `batch`, `most` of them, and as far as it has room; returns how
+    /// many were lost because they are too large for a buffer.
+    #[inline]
+    pub fn receive(&mut self, batch: &mut Batch<'p>, most: usize) -> u64 {
+        let (id, queue) = (self.open.id, self.queue);
+        // SAFETY: an open port's queue that nobody else has; there is room for so many.
+        batch.fill(most, |place, room| unsafe {
+            dpdk_sys::rte_eth_rx_burst(id, queue, place, room)
+        });
+        batch.join_segments()
+    }
+}
+
+impl<'p> TxQueue<'p> {
+    /// Sends packets of `batch`, from the first on; those that the queue has no room for stay.
+    #[inline]
+    pub fn send(&mut self, batch: &mut Batch<'p>) {
+        let (id, queue) = (self.open.id, self.queue);
+        // SAFETY: an open port's queue that nobody else has, which takes the packets over.
+        batch.hand_over(|first, count| unsafe {
+            dpdk_sys::rte_eth_tx_burst(id, queue, first, count)
+        });
+    }
+}

@@ -1,0 +1,94 @@
+//! Golden packets through DPDK's port over pcap files: byte for byte what the engine alone makes of
+//! them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
+use fairway_core::packet::golden::{self, Golden, Step};
+use fairway_core::packet::{Context, Engine, Steering};
+use fairway_core::{Clients, Tick};
+use fairway_dpdk::{Eal, EalOptions, Memory, Mempool, Port, PortSetup, Worker};
+
+/// A pcap file of Ethernet frames.
+fn pcap<'f>(frames: impl Iterator<Item = &'f [u8]>) -> Vec<u8> {
+    let words = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    // Magic, version 2.4, time zone, accuracy, longest frame, Ethernet.
+    let mut file = words(&[0xa1b2_c3d4, 0x0004_0002, 0, 0, 65_535, 1]);
+    for frame in frames {
+        let length = frame.len() as u32;
+        file.extend(words(&[0, 0, length, length]));
+        file.extend(frame);
+    }
+    file
+}
+
+fn frames(file: &Path) -> Vec<Vec<u8>> {
+    let bytes = std::fs::read(file).unwrap();
+    let mut rest = &bytes[24..];
+    let mut frames = Vec::new();
+    while let Some((head, body)) = rest.split_first_chunk::<16>() {
+        let length = u32::from_le_bytes(*head[8..12].first_chunk().unwrap()) as usize;
+        frames.push(body[..length].to_vec());
+        rest = &body[length..];
+    }
+    frames
+}
+
+#[test]
+fn a_port_makes_of_packets_what_the_engine_does() {
+    let all = golden::all();
+    let steps =
+        || all.iter().flat_map(|Golden { name, steps, .. }| steps.iter().map(move |s| (name, s)));
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let devices = [0, 1].map(|side: u16| {
+        let (rx, tx) = (file(&format!("rx{side}")), file(&format!("tx{side}")));
+        let sent = steps().filter(|(_, step)| step.side == side).map(|(_, step)| &step.sent[..]);
+        std::fs::write(&rx, pcap(sent)).unwrap();
+        format!("net_pcap{side},rx_pcap={},tx_pcap={}", rx.display(), tx.display())
+    });
+    let options = EalOptions {
+        memory: Memory::Ordinary,
+        mebibytes: 64,
+        prefix: format!("fw{}", std::process::id()),
+        pci: Vec::new(),
+        devices: devices.into(),
+        more: vec!["--log-level=4".into()],
+    };
+    let eal = Eal::start(&options).unwrap();
+    let pool = Mempool::new(&eal, "packets", 1023, 2048).unwrap();
+    let setup = PortSetup { queues: 1, descriptors: 256, mtu: None };
+    let ports =
+        ["net_pcap0", "net_pcap1"].map(|name| Port::open(&eal, name, &pool, setup).unwrap());
+    let queues = ports.into_iter().flat_map(|(_, queues)| queues);
+
+    let (snapshot, clients) = (golden::snapshot(&all), Clients::new(64));
+    let shape = Shape { ipv4: 256, ipv6: 256 };
+    let mut region = HeapRegion::new(shape.bytes());
+    let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();
+    let engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);
+    let mut worker = Worker::new(engine, queues, &pool);
+    let now = Tick(1000);
+    let cx = Context { snapshot: &snapshot, clients: &clients, now, micros: 0, random: 1 };
+    for (name, Step { name: step, side, .. }) in steps() {
+        assert_eq!(worker.burst(usize::from(*side), 1, &cx), 1, "{name}: {step}");
+    }
+    let stats = worker.stats();
+    assert_eq!((stats.sent, stats.full, stats.cut), (stats.received, 0, 0));
+    // Its files are whole when the ports are closed.
+    drop(worker);
+    assert_eq!(pool.available(), pool.size(), "no packet is lost");
+    let mut got = [0, 1].map(|side| frames(&file(&format!("tx{side}"))).into_iter());
+    for (name, Step { name: step, side, want, spread, .. }) in steps() {
+        let got = got[usize::from(1 - side)].next().unwrap();
+        let mut want = want.clone();
+        for bytes in spread {
+            want[bytes.clone()].copy_from_slice(&got[bytes.clone()]);
+        }
+        assert_eq!(got, want, "{name}: {step}");
+    }
+    assert!(got.iter_mut().all(|rest| rest.next().is_none()));
+    println!("{} packets by DPDK {}", stats.received, Eal::version());
+}
