@@ -3,6 +3,8 @@
 
 mod checks;
 mod datagrams;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod load;
 mod packets;
 mod ports;
@@ -22,7 +24,7 @@ struct Arguments {
     /// Carry packets as this file says: one of the rivals of `ports`
     #[arg(long, hide = true)]
     bounce: Option<String>,
-    /// Only these: tables, packets, ports, scale, traffic, datagrams, checks
+    /// Only these: tables, packets, dpdk, ports, scale, traffic, datagrams, checks
     only: Vec<String>,
 }
 
@@ -39,6 +41,10 @@ fn main() {
     }
     if wanted("packets") {
         packets::run(arguments.quick);
+    }
+    #[cfg(feature = "dpdk")]
+    if wanted("dpdk") {
+        dpdk::run(arguments.quick);
     }
     if wanted("ports") {
         ports::run(arguments.quick);

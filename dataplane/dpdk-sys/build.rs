@@ -30,15 +30,15 @@ const FUNCTIONS: &[&str] = &[
 
 /// What is read and written.
 const TYPES: &[&str] = &["rte_eth_.*", "rte_ether_addr", "rte_ring", "rte_mempool"];
-const CONSTANTS: &[&str] = &["RTE_ETH_.*", "RTE_MBUF_.*", "RTE_PKTMBUF_HEADROOM", "RTE_MAX_.*"];
+const CONSTANTS: &[&str] = &["RTE_ETH_.*", "RTE_MBUF_.*", "RTE_PKTMBUF_HEADROOM", "RING_F_.*"];
 
 /// Archives that register themselves when the program starts, and so are linked whole: drivers of
-/// buses, of packet memory and of cards. Those of cards that need further libraries are left out,
-/// but for mlx4 and mlx5.
+/// buses, of packet memory and of cards.
 const DRIVERS: &[&str] = &["librte_bus_", "librte_mempool_", "librte_net_"];
 /// Libraries of the system that these need.
 const NEEDED: &[&str] = &[
     "bpf", "xdp", "numa", "pcap", "ibverbs", "mlx5", "mlx4", "bsd", "mana", "elf", "z", "m", "dl",
+    "atomic",
 ];
 
 fn main() {

@@ -6,6 +6,6 @@ mod worker;
 
 pub use owners::{
     Batch, Eal, EalError, EalOptions, LinkState, Member, Memory, Mempool, MempoolError, Port,
-    PortError, PortSetup, PortStats, RxQueue, TxQueue,
+    PortError, PortSetup, PortStats, RxQueue, TxQueue, ring_ports,
 };
 pub use worker::{Worker, WorkerStats};

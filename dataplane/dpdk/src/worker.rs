@@ -59,6 +59,9 @@ impl<'p, 'r> Worker<'p, 'r> {
         for port in 0..self.wires.len() {
             any |= self.burst(port, BURST, cx) > 0;
         }
+        if !any {
+            self.engine.process(&mut [], &mut [], cx);
+        }
         self.tend(cx);
         any
     }
@@ -85,7 +88,6 @@ impl<'p, 'r> Worker<'p, 'r> {
 
     /// What is due though no packet came.
     fn tend(&mut self, cx: &Context<'_>) {
-        self.engine.process(&mut [], &mut [], cx);
         while self.engine.may_be_due(cx.now) {
             let mut batch = self.pool.take(1);
             if batch.is_empty() {

@@ -130,6 +130,23 @@ impl<'p> Batch<'p> {
         batch
     }
 
+    /// Writes `bytes` as packet `n`; false when there is no such packet, or no room in it.
+    pub fn write(&mut self, n: usize, bytes: &[u8]) -> bool {
+        let place = {
+            let frames = &mut self.frames(0);
+            let Some(frame) = frames.get_mut(n) else { return false };
+            if !frame.replace(bytes) {
+                return false;
+            }
+            frame.place()
+        };
+        // SAFETY: a packet of ours, of one segment, whose buffer has that place.
+        unsafe {
+            dpdk_sys::fairway_place(self.packets[n], place.start as u16, place.len() as u16);
+        }
+        true
+    }
+
     /// Moves packet `n` to the end of `to`, which has room; it lies at `place` of its buffer from now
     /// on.
     pub fn send(&mut self, n: usize, place: Range<usize>, to: &mut Batch<'p>) {

@@ -89,7 +89,7 @@ pub struct TxQueue<'p> {
 impl<'p> Port<'p> {
     /// Opens the port `name`, whose packets come into buffers of `pool`, and starts it.
     pub fn open(
-        _eal: &'p Eal,
+        eal: &'p Eal,
         name: &str,
         pool: &'p Mempool<'p>,
         setup: PortSetup,
@@ -102,6 +102,16 @@ impl<'p> Port<'p> {
         if found != 0 {
             return Err(missing());
         }
+        Self::open_number(eal, (id, name), pool, setup)
+    }
+
+    /// The same for the port with DPDK's number `id`, called `name`.
+    pub fn open_number(
+        _eal: &'p Eal,
+        (id, name): (u16, &str),
+        pool: &'p Mempool<'p>,
+        setup: PortSetup,
+    ) -> Result<(Self, Vec<(RxQueue<'p>, TxQueue<'p>)>), PortError> {
         let done = |step: &'static str, code: i32| match code {
             0.. => Ok(()),
             _ => Err(PortError::Refused { name: name.into(), step, error: error_text(code) }),

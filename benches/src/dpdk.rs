@@ -1,0 +1,185 @@
+//! The engine on DPDK, on rings in memory: packets are made and taken away by the same thread, and
+//! only receive, engine and send are timed. Beside it, DPDK's own test program on such a ring.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fairway_core::Tick;
+use fairway_core::packet::sample::{syn, tcp};
+use fairway_core::packet::{BURST, Engine, tcp_flags};
+use fairway_dpdk::{
+    Batch, Eal, EalOptions, Memory, Mempool, Port, PortSetup, RxQueue, TxQueue, Worker, ring_ports,
+};
+
+use crate::packets::{MODES, World, client, engine, gigahertz, next, patched, row};
+use crate::spread;
+
+/// Bursts that are timed together.
+const BURSTS: usize = 8;
+/// Packets in flight, some of each, of DPDK's test program.
+const IN_FLIGHT: usize = 4;
+
+pub(crate) fn run(quick: bool) {
+    let rounds = if quick { 1 } else { 5 };
+    let packets = if quick { 200_000 } else { 4_000_000 };
+    let ghz = gigahertz();
+    let (memory, pages) = match free_huge_pages() {
+        128.. => (Memory::Private, "2 MiB pages"),
+        _ => (Memory::Ordinary, "ordinary pages"),
+    };
+    let options = EalOptions {
+        memory,
+        mebibytes: 128,
+        prefix: format!("fwbench{}", std::process::id()),
+        pci: Vec::new(),
+        devices: Vec::new(),
+        more: vec!["--log-level=4".into()],
+    };
+    println!(
+        "\n{}, rings in memory, {pages} for packets: 64-byte TCP segments in bursts of {BURST}, \
+         random flows, {rounds} rounds (min-max); {ghz:.2} GHz",
+        Eal::version()
+    );
+    let programs = ["io", "macswap", "5tswap"].map(|mode| {
+        let cycles: Vec<f64> = (0..rounds).filter_map(|_| testpmd(mode, &options.memory)).collect();
+        (mode, cycles)
+    });
+    println!("{:<34} {:>9}  {:>22}  {:>10}", "", "flows", "ns a packet", "cycles");
+    for (mode, cycles) in &programs {
+        if cycles.is_empty() {
+            println!(
+                "testpmd {mode}: not measured: dpdk-testpmd is not installed, or says nothing"
+            );
+            continue;
+        }
+        let (median, least, most) = spread(cycles);
+        let name = format!("testpmd {mode}");
+        println!("{name:<34} {:>9}  {:>22}  {median:>10.1} ({least:.1}-{most:.1})", "", "");
+    }
+    let eal = Eal::start(&options).unwrap();
+    let _member = eal.join_thread().unwrap();
+    let pool = Mempool::new(&eal, "packets", 8191, 2048).unwrap();
+    let mut bench = Bench::new(&eal, &pool);
+    let sizes: &[u32] =
+        if quick { &[1000, 100_000] } else { &[1000, 100_000, 1_000_000, 4_000_000] };
+    for (name, mode, v6) in MODES {
+        for flows in sizes.iter().filter(|flows| name == "nat" || **flows <= 1_000_000) {
+            let world = World::new(mode, v6);
+            *bench.worker.engine() = engine(*flows, v6);
+            bench.open(&world, *flows, v6, mode.is_two_way());
+            let times: Vec<f64> =
+                (0..rounds).map(|_| bench.established(&world, *flows, v6, packets)).collect();
+            row(name, *flows, &times, ghz);
+        }
+    }
+}
+
+fn free_huge_pages() -> u32 {
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Cycles a packet of DPDK's test program.
+fn testpmd(mode: &str, memory: &Memory) -> Option<f64> {
+    let pages: &[&str] = match memory {
+        Memory::Private => &["--in-memory"],
+        _ => &["--no-huge"],
+    };
+    let mut child = Command::new("dpdk-testpmd")
+        .args(["-l", "0,1", "-m", "128", "--no-pci", "--no-telemetry", "--vdev", "net_ring0"])
+        .args(["--file-prefix", &format!("fwtestpmd{}", std::process::id())])
+        .args(pages)
+        .args(["--", "-i", "--record-core-cycles", "--total-num-mbufs=8191"])
+        .arg(format!("--forward-mode={mode}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let mut stdin = child.stdin.take()?;
+    writeln!(stdin, "start tx_first {IN_FLIGHT}").ok()?;
+    // It forwards until it is told to stop: this long is what is measured.
+    std::thread::sleep(Duration::from_secs(2));
+    writeln!(stdin, "stop\nquit").ok()?;
+    let output = child.wait_with_output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, rest) = text.split_once("CPU cycles/packet=")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+struct Bench<'p> {
+    worker: Worker<'p, 'static>,
+    outside: (RxQueue<'p>, TxQueue<'p>),
+    pool: &'p Mempool<'p>,
+    random: u64,
+}
+
+impl<'p> Bench<'p> {
+    fn new(eal: &'p Eal, pool: &'p Mempool<'p>) -> Self {
+        let [inside, outside] = ring_ports(eal, "bench", 1, 1024).unwrap();
+        let setup = PortSetup { queues: 1, descriptors: 512, mtu: None };
+        let open = |id: u16, name: &str| {
+            let (_, mut queues) = Port::open_number(eal, (id, name), pool, setup).unwrap();
+            queues.remove(0)
+        };
+        let (inside, outside) = (open(inside, "inside"), open(outside, "outside"));
+        let worker = Worker::new(engine(16, false), [inside], pool);
+        Self { worker, outside, pool, random: 1 }
+    }
+
+    /// Packets made by `frame` of a number, counted up; ns a packet.
+    fn measure(
+        &mut self,
+        world: &World,
+        packets: u32,
+        mut frame: impl FnMut(u32, &mut u64) -> Vec<u8>,
+    ) -> f64 {
+        let (mut total, mut count) = (Duration::ZERO, 0);
+        let (rx, tx) = &mut self.outside;
+        while count < packets {
+            for _ in 0..BURSTS {
+                let mut batch = self.pool.take(BURST);
+                for n in 0..BURST {
+                    assert!(batch.write(n, &frame(count, &mut self.random)));
+                    count += 1;
+                }
+                tx.send(&mut batch);
+                assert!(batch.is_empty(), "the ring is full");
+            }
+            let cx = world.context(Tick(1000), self.random);
+            let start = Instant::now();
+            for _ in 0..BURSTS {
+                self.worker.turn(&cx);
+            }
+            total += start.elapsed();
+            for _ in 0..BURSTS {
+                let mut batch = Batch::new();
+                rx.receive(&mut batch, BURST);
+                assert!(batch.is_full(), "a packet is lost: {:?}", self.worker.stats());
+            }
+        }
+        total.as_nanos() as f64 / f64::from(count)
+    }
+
+    /// Begins all flows, and has the backends answer.
+    fn open(&mut self, world: &World, flows: u32, v6: bool, two_way: bool) {
+        let first = syn(client(0, v6), world.vip).frame();
+        let count = flows.next_multiple_of((BURSTS * BURST) as u32);
+        self.measure(world, count, |n, _| patched(&first, client(n % flows, v6)));
+        let engine: &mut Engine<'_> = self.worker.engine();
+        let ends: Vec<_> = engine.flows().iter().map(|view| view.flow).collect();
+        let flags = tcp_flags::SYN | tcp_flags::ACK;
+        let at = |n: u32| &ends[n as usize % ends.len()];
+        if two_way {
+            self.measure(world, count, |n, _| tcp(at(n).backend, at(n).local, flags).frame());
+        }
+        self.measure(world, count, |n, _| tcp(at(n).client, at(n).vip, tcp_flags::ACK).frame());
+    }
+
+    fn established(&mut self, world: &World, flows: u32, v6: bool, packets: u32) -> f64 {
+        let first = tcp(client(0, v6), world.vip, tcp_flags::ACK).payload(&[0; 10]).frame();
+        self.measure(world, packets, |_, random| patched(&first, client(next(random) % flows, v6)))
+    }
+}
