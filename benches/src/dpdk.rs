@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use fairway_core::Tick;
 use fairway_core::packet::sample::{syn, tcp};
-use fairway_core::packet::{BURST, Engine, tcp_flags};
+use fairway_core::packet::{BURST, Engine, Ports, tcp_flags};
 use fairway_dpdk::{
-    Batch, Eal, EalOptions, Memory, Mempool, Port, PortSetup, RxQueue, TxQueue, Worker, ring_ports,
+    Batch, Eal, EalOptions, Memory, Mempool, Port, PortSetup, QueuePair, Queues, ring_ports,
 };
 
 use crate::packets::{MODES, World, client, engine, gigahertz, next, patched, row};
@@ -66,7 +66,7 @@ pub(crate) fn run(quick: bool) {
     for (name, mode, v6) in MODES {
         for flows in sizes.iter().filter(|flows| name == "nat" || **flows <= 1_000_000) {
             let world = World::new(mode, v6);
-            *bench.worker.engine() = engine(*flows, v6);
+            bench.engine = engine(*flows, v6);
             bench.open(&world, *flows, v6, mode.is_two_way());
             let times: Vec<f64> =
                 (0..rounds).map(|_| bench.established(&world, *flows, v6, packets)).collect();
@@ -110,8 +110,9 @@ fn testpmd(mode: &str, memory: &Memory) -> Option<f64> {
 }
 
 struct Bench<'p> {
-    worker: Worker<'p, 'static>,
-    outside: (RxQueue<'p>, TxQueue<'p>),
+    engine: Engine<'static>,
+    inside: Queues<'p>,
+    outside: QueuePair<'p>,
     pool: &'p Mempool<'p>,
     random: u64,
 }
@@ -125,8 +126,9 @@ impl<'p> Bench<'p> {
             queues.remove(0)
         };
         let (inside, outside) = (open(inside, "inside"), open(outside, "outside"));
-        let worker = Worker::new(engine(16, false), [inside], pool);
-        Self { worker, outside, pool, random: 1 }
+        let mut queues = Queues::new(pool);
+        queues.add(inside, None);
+        Self { engine: engine(16, false), inside: queues, outside, pool, random: 1 }
     }
 
     /// Packets made by `frame` of a number, counted up; ns a packet.
@@ -151,13 +153,16 @@ impl<'p> Bench<'p> {
             let cx = world.context(Tick(1000), self.random);
             let start = Instant::now();
             for _ in 0..BURSTS {
-                self.worker.turn(&cx);
+                self.inside.burst(0, &mut |frames, verdicts| {
+                    self.engine.process(frames, verdicts, &cx);
+                });
+                self.inside.flush();
             }
             total += start.elapsed();
             for _ in 0..BURSTS {
                 let mut batch = Batch::new();
                 rx.receive(&mut batch, BURST);
-                assert!(batch.is_full(), "a packet is lost: {:?}", self.worker.stats());
+                assert!(batch.is_full(), "a packet is lost: {:?}", self.inside.counts(0));
             }
         }
         total.as_nanos() as f64 / f64::from(count)
@@ -168,8 +173,7 @@ impl<'p> Bench<'p> {
         let first = syn(client(0, v6), world.vip).frame();
         let count = flows.next_multiple_of((BURSTS * BURST) as u32);
         self.measure(world, count, |n, _| patched(&first, client(n % flows, v6)));
-        let engine: &mut Engine<'_> = self.worker.engine();
-        let ends: Vec<_> = engine.flows().iter().map(|view| view.flow).collect();
+        let ends: Vec<_> = self.engine.flows().iter().map(|view| view.flow).collect();
         let flags = tcp_flags::SYN | tcp_flags::ACK;
         let at = |n: u32| &ends[n as usize % ends.len()];
         if two_way {

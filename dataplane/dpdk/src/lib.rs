@@ -1,11 +1,11 @@
-//! The packet path on DPDK: owners of its objects, and workers that carry bursts of packets from
-//! ports through the engine of `core` and out again.
+//! The packet path on DPDK: owners of its objects, and a worker's queues of ports, by
+//! which bursts of packets come, are decided about by the engine of `core`, and leave.
 
 mod owners;
-mod worker;
+mod queues;
 
 pub use owners::{
     Batch, Eal, EalError, EalOptions, LinkState, Member, Memory, Mempool, MempoolError, Port,
     PortError, PortSetup, PortStats, RxQueue, TxQueue, ring_ports,
 };
-pub use worker::{Worker, WorkerStats};
+pub use queues::{QueuePair, Queues};

@@ -19,6 +19,7 @@ mod held;
 mod icmp;
 mod parse;
 mod pending;
+mod ports;
 mod prefetch;
 mod reason;
 mod rewrite;
@@ -38,6 +39,7 @@ pub use parse::{
     Addresses, ETHERNET, Fragment, Packet, Parsed, Transport, ether, parse, parse_ip, protocol,
     tcp_flags,
 };
+pub use ports::{PortCounts, Ports};
 pub use reason::DropReason;
 pub use routes::{Link, Mac, NextHop, Route, Routes};
 pub use segment::Segments;

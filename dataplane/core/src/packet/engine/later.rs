@@ -32,8 +32,8 @@ impl Engine<'_> {
         Some(verdict)
     }
 
-    /// Whether [`Engine::due`] may have something: to be asked by those for whom a frame to write into
-    /// is not at hand.
+    /// Whether [`Engine::due`] may have something: to be asked first by those who have no frame to write
+    /// into at hand.
     #[must_use]
     pub fn may_be_due(&self, now: Tick) -> bool {
         let waits = self.waiting.due().or(self.fragments.due()).is_some();

@@ -1,0 +1,178 @@
+//! One worker's queues of all ports: bursts come in, are decided about, and leave in the memory that
+//! they came in.
+
+use std::ops::Range;
+
+use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
+
+use crate::owners::{Batch, Mempool, RxQueue, TxQueue};
+
+/// A pair of queues of one port.
+#[derive(Debug)]
+struct Pair<'p> {
+    rx: RxQueue<'p>,
+    tx: TxQueue<'p>,
+    /// What is to leave by it.
+    out: Batch<'p>,
+    counts: PortCounts,
+}
+
+/// A port, as a worker has it.
+#[derive(Debug)]
+struct Wire<'p> {
+    card: Pair<'p>,
+    /// The kernel's end of the same link: what is not ours goes there, and its own packets come from
+    /// there.
+    kernel: Option<Pair<'p>>,
+}
+
+/// One worker's queues of all ports.
+#[derive(Debug)]
+pub struct Queues<'p> {
+    /// By their numbers.
+    wires: Vec<Wire<'p>>,
+    pool: &'p Mempool<'p>,
+}
+
+/// A pair of queues as a port gives them.
+pub type QueuePair<'p> = (RxQueue<'p>, TxQueue<'p>);
+
+impl<'p> Queues<'p> {
+    /// No ports yet; packets of our own come from `pool`.
+    #[must_use]
+    pub fn new(pool: &'p Mempool<'p>) -> Self {
+        Self { wires: Vec::new(), pool }
+    }
+
+    /// Adds the port with the next number, and the kernel's end of its link, if it has one.
+    pub fn add(&mut self, card: QueuePair<'p>, kernel: Option<QueuePair<'p>>) {
+        let (card, kernel) = (Pair::new(card), kernel.map(Pair::new));
+        self.wires.push(Wire { card, kernel });
+    }
+
+    /// As [`Ports::burst`], with at most `most` packets.
+    pub fn burst_of(
+        &mut self,
+        port: u16,
+        most: usize,
+        work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict]),
+    ) -> usize {
+        let Some(wire) = self.wires.get_mut(usize::from(port)) else { return 0 };
+        let mut batch = Batch::new();
+        wire.card.counts.cut += wire.card.rx.receive(&mut batch, most);
+        let count = batch.len();
+        if count == 0 {
+            return 0;
+        }
+        let mut verdicts = [Verdict::Punt; BURST];
+        let mut frames = batch.frames(port);
+        work(&mut frames[..count], &mut verdicts[..count]);
+        let places = frames.map(|mut frame| leave(&mut frame));
+        for (n, (verdict, place)) in verdicts.iter().zip(places).enumerate().take(count) {
+            self.carry_out(*verdict, port, (&mut batch, n, place));
+        }
+        count
+    }
+
+    /// Packet `n` of a batch goes where its verdict says, if it goes anywhere.
+    #[inline]
+    fn carry_out(
+        &mut self,
+        verdict: Verdict,
+        port: u16,
+        (batch, n, place): (&mut Batch<'p>, usize, Option<Range<usize>>),
+    ) {
+        let Some(place) = place else { return };
+        let pair = match verdict {
+            Verdict::Send(to) => self.wires.get_mut(usize::from(to)).map(|wire| &mut wire.card),
+            Verdict::Punt => {
+                self.wires.get_mut(usize::from(port)).and_then(|wire| wire.kernel.as_mut())
+            }
+            Verdict::Drop(_) | Verdict::Wait | Verdict::Pass(_) => None,
+        };
+        if let Some(pair) = pair {
+            pair.push(batch, n, place);
+        }
+    }
+}
+
+impl Ports for Queues<'_> {
+    fn burst(
+        &mut self,
+        port: u16,
+        work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict]),
+    ) -> usize {
+        self.burst_of(port, BURST, work)
+    }
+
+    fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>) -> bool {
+        let mut batch = self.pool.take(1);
+        if batch.is_empty() {
+            if let Some(wire) = self.wires.first_mut() {
+                wire.card.counts.without_memory += 1;
+            }
+            return false;
+        }
+        let [frame, ..] = &mut batch.frames(0);
+        let Some(verdict) = fill(frame) else { return false };
+        let (port, place) = (frame.port, leave(frame));
+        self.carry_out(verdict, port, (&mut batch, 0, place));
+        true
+    }
+
+    fn relay(&mut self) -> usize {
+        let mut count = 0;
+        for Wire { card, kernel } in &mut self.wires {
+            let Some(kernel) = kernel else { continue };
+            // What waits for the card goes first, and makes room.
+            card.flush();
+            card.counts.cut += kernel.rx.receive(&mut card.out, BURST);
+            count += card.out.len();
+            card.flush();
+        }
+        count
+    }
+
+    fn flush(&mut self) {
+        for Wire { card, kernel } in &mut self.wires {
+            card.flush();
+            kernel.iter_mut().for_each(Pair::flush);
+        }
+    }
+
+    fn counts(&mut self, port: u16) -> PortCounts {
+        let wire = self.wires.get_mut(usize::from(port));
+        wire.map(|wire| std::mem::take(&mut wire.card.counts)).unwrap_or_default()
+    }
+}
+
+impl<'p> Pair<'p> {
+    fn new((rx, tx): QueuePair<'p>) -> Self {
+        Self { rx, tx, out: Batch::new(), counts: PortCounts::default() }
+    }
+
+    fn push(&mut self, from: &mut Batch<'p>, n: usize, place: Range<usize>) {
+        if self.out.is_full() {
+            self.flush();
+        }
+        from.send(n, place, &mut self.out);
+    }
+
+    /// Sends what is to leave; what the queue has no room for is gone.
+    fn flush(&mut self) {
+        let count = self.out.len() as u64;
+        if count > 0 {
+            self.tx.send(&mut self.out);
+            let left = self.out.len() as u64;
+            self.counts.sent += count - left;
+            self.counts.full += left;
+            self.out.clear();
+        }
+    }
+}
+
+/// Where a frame lies that is to leave, with its tag in it; none when there is no room for that.
+#[inline]
+fn leave(frame: &mut Frame<'_>) -> Option<Range<usize>> {
+    frame.insert_tag().then(|| frame.place())
+}
