@@ -58,7 +58,6 @@ pub(crate) fn run(quick: bool) {
         println!("{name:<34} {:>9}  {:>22}  {median:>10.1} ({least:.1}-{most:.1})", "", "");
     }
     let eal = Eal::start(&options).unwrap();
-    let _member = eal.join_thread().unwrap();
     let pool = Mempool::new(&eal, "packets", 8191, 2048).unwrap();
     let mut bench = Bench::new(&eal, &pool);
     let sizes: &[u32] =
@@ -126,7 +125,8 @@ impl<'p> Bench<'p> {
             queues.remove(0)
         };
         let (inside, outside) = (open(inside, "inside"), open(outside, "outside"));
-        let mut queues = Queues::new(pool);
+        let mut queues = Queues::new(eal, pool);
+        queues.enter();
         queues.add(inside, None);
         Self { engine: engine(16, false), inside: queues, outside, pool, random: 1 }
     }

@@ -382,6 +382,7 @@ fn packet_setup(
         steering: Steering { worker: number(worker), workers: number(workers) },
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
         inboxes: Arc::clone(inboxes),
+        polled: None,
     })
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
 
-use crate::owners::{Batch, Mempool, RxQueue, TxQueue};
+use crate::owners::{Batch, Eal, Membership, Mempool, RxQueue, TxQueue};
 
 /// A pair of queues of one port.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Queues<'p> {
     /// By their numbers.
     wires: Vec<Wire<'p>>,
     pool: &'p Mempool<'p>,
+    /// After the queues: their packets go back through the thread's cache.
+    membership: Membership<'p>,
 }
 
 /// A pair of queues as a port gives them.
@@ -40,8 +42,8 @@ pub type QueuePair<'p> = (RxQueue<'p>, TxQueue<'p>);
 impl<'p> Queues<'p> {
     /// No ports yet; packets of our own come from `pool`.
     #[must_use]
-    pub fn new(pool: &'p Mempool<'p>) -> Self {
-        Self { wires: Vec::new(), pool }
+    pub fn new(eal: &'p Eal, pool: &'p Mempool<'p>) -> Self {
+        Self { wires: Vec::new(), pool, membership: Membership::new(eal) }
     }
 
     /// Adds the port with the next number, and the kernel's end of its link, if it has one.
@@ -97,6 +99,10 @@ impl<'p> Queues<'p> {
 }
 
 impl Ports for Queues<'_> {
+    fn enter(&mut self) {
+        self.membership.enter();
+    }
+
     fn burst(
         &mut self,
         port: u16,

@@ -19,7 +19,10 @@ pub struct PortCounts {
 }
 
 /// One worker's end of all its ports.
-pub trait Ports: Send {
+pub trait Ports: Send + core::fmt::Debug {
+    /// Called once, on the thread that has it from then on.
+    fn enter(&mut self);
+
     /// Has `work` decide about the packets that have come by the port of that number, a burst at
     /// most, and carries out what it decides: sends, and punts to the kernel. Returns how many there
     /// were.

@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ThreadId;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -44,6 +45,14 @@ pub enum EalError {
     /// An argument holds a byte of value zero.
     #[error("the argument {0:?} for DPDK holds a zero byte")]
     Argument(String),
+    /// A device cannot be made.
+    #[error("DPDK makes no device `{name}`: {error}")]
+    Device {
+        /// Its name.
+        name: String,
+        /// DPDK's reason.
+        error: String,
+    },
     /// It says no.
     #[error("DPDK does not start ({error}); it was given: {arguments}")]
     Refused {
@@ -106,29 +115,52 @@ impl Eal {
         version.to_string_lossy().into_owned()
     }
 
-    /// Makes the calling thread one that DPDK knows, with a cache of packets of its own, until the
-    /// guard goes. Threads that it does not know pay three times as much for a packet's memory.
-    pub fn join_thread(&self) -> Result<Member<'_>, String> {
-        // SAFETY: the EAL runs, as there is a reference to it.
-        match unsafe { dpdk_sys::rte_thread_register() } {
-            0 => Ok(Member { eal: PhantomData }),
-            _ => Err(last_error()),
+    /// Adds a virtual device while others run.
+    pub fn add_device(&self, name: &str, arguments: &str) -> Result<(), EalError> {
+        let text = |text: &str| CString::new(text).map_err(|_| EalError::Argument(text.into()));
+        let (device, words) = (text(name)?, text(arguments)?);
+        // SAFETY: the EAL runs; strings that end with zero, and are copied.
+        let code = unsafe {
+            dpdk_sys::rte_eal_hotplug_add(c"vdev".as_ptr(), device.as_ptr(), words.as_ptr())
+        };
+        match code {
+            0 => Ok(()),
+            code => Err(EalError::Device { name: name.into(), error: error_text(code) }),
         }
     }
 }
 
-/// A thread that DPDK knows.
+/// A thread that DPDK knows has a cache of packets of its own; others pay three times as much for a
+/// packet's memory.
 #[derive(Debug)]
-pub struct Member<'e> {
-    /// It leaves on its own thread.
-    eal: PhantomData<(&'e Eal, *const ())>,
+pub struct Membership<'e> {
+    thread: Option<ThreadId>,
+    eal: PhantomData<&'e Eal>,
 }
 
-impl Drop for Member<'_> {
+impl<'e> Membership<'e> {
+    /// Of no thread yet.
+    #[must_use]
+    pub fn new(_eal: &'e Eal) -> Self {
+        Self { thread: None, eal: PhantomData }
+    }
+
+    /// Makes the calling thread one that DPDK knows. Where it has no place for another one, the
+    /// thread does without.
+    pub fn enter(&mut self) {
+        // SAFETY: the EAL runs, as it is borrowed.
+        if self.thread.is_none() && unsafe { dpdk_sys::rte_thread_register() } == 0 {
+            self.thread = Some(std::thread::current().id());
+        }
+    }
+}
+
+impl Drop for Membership<'_> {
     fn drop(&mut self) {
-        let Self { eal: PhantomData } = self;
-        // SAFETY: this thread was registered by `Eal::join_thread`, and only once for each guard.
-        unsafe { dpdk_sys::rte_thread_unregister() };
+        if self.thread == Some(std::thread::current().id()) {
+            // SAFETY: this thread was registered by `enter`, once.
+            unsafe { dpdk_sys::rte_thread_unregister() };
+        }
     }
 }
 

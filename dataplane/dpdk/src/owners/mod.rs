@@ -10,7 +10,7 @@ mod port;
 mod rings;
 
 pub use batch::Batch;
-pub use eal::{Eal, EalError, EalOptions, Member, Memory};
+pub use eal::{Eal, EalError, EalOptions, Membership, Memory};
 pub use mempool::{Mempool, MempoolError};
 pub use port::{LinkState, Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
 pub use rings::ring_ports;

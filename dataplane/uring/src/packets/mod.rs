@@ -9,6 +9,7 @@ mod listing;
 mod passing;
 mod port;
 mod program;
+mod way;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,16 +20,16 @@ use std::time::Duration;
 use crossbeam_channel::Sender as Reply;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::{
-    BURST, Context, EndedFlow, Engine, Frame, Segments, Steering, TransportChecksum, Verdict,
+    BURST, Context, EndedFlow, Engine, Frame, Ports, Segments, Steering, TransportChecksum,
     protocol,
 };
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
-use self::capture::{Before, offer};
 pub use self::capture::{Capture, CaptureFilter, Captured};
 use self::listing::Listing;
 pub use self::passing::Inboxes;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
+use self::way::{Way, pass};
 use crate::SetupError;
 use crate::report::{
     Carried, ConnectionFilter, ConnectionRecord, Event, OpenFlow, PacketStats, Shared,
@@ -45,11 +46,19 @@ const LARGEST: usize = 9216 + 22;
 const PASSED: usize = 256;
 /// How soon the kernel is told again of what it could not send.
 const AGAIN: Duration = Duration::from_millis(1);
+/// Turns without a packet after which polled ports are looked at now and then; these are some 100 µs.
+const RESTLESS: u32 = 100;
+/// Turns after which they are looked at less: these are some 100 ms.
+const IDLE: u32 = RESTLESS + 2000;
+/// From one look to the next: how long a packet may lie there after a pause in which nothing came.
+const NAP: Duration = Duration::from_micros(50);
+/// The same after a longer one.
+const SLEEP: Duration = Duration::from_micros(500);
 /// Bytes of a place for one.
 const PLACE: usize = HEADROOM + LARGEST;
 
 /// What a worker's packet path is made with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PacketSetup {
     /// Flows that it has room for.
     pub flows: Shape,
@@ -61,6 +70,8 @@ pub struct PacketSetup {
     pub stats: Arc<PacketStats>,
     /// By which workers pass frames to each other.
     pub inboxes: Arc<Inboxes>,
+    /// Ports that are polled; without any, interfaces are attached.
+    pub polled: Option<Box<dyn Ports>>,
 }
 
 impl PacketSetup {
@@ -92,18 +103,9 @@ pub(crate) struct Packets<'r> {
     /// Frames of other workers may be there, and a poll for them is under way.
     passed: bool,
     passed_polled: bool,
+    /// Turns in which no polled port had anything.
+    idle: u32,
     way: Way,
-}
-
-/// Where frames leave to.
-struct Way {
-    /// By the number of the port.
-    senders: Vec<Option<Sender>>,
-    inboxes: Arc<Inboxes>,
-    stats: Arc<PacketStats>,
-    /// Who wants copies; nearly always nobody.
-    captures: Vec<Capture>,
-    worker: u16,
 }
 
 /// What a turn of the packet path needs of its worker.
@@ -122,7 +124,8 @@ impl<'r> Packets<'r> {
         region: &'r mut Region,
         shared: &Shared,
     ) -> Result<Self, SetupError> {
-        let PacketSetup { flows, seeds, steering, stats, inboxes } = setup;
+        let PacketSetup { flows, seeds, steering, stats, inboxes, mut polled } = setup;
+        polled.iter_mut().for_each(|ports| ports.enter());
         stats.room.store(u64::from(flows.ipv4) + u64::from(flows.ipv6), Relaxed);
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
@@ -138,7 +141,9 @@ impl<'r> Packets<'r> {
             steering,
             passed: false,
             passed_polled: false,
+            idle: 0,
             way: Way {
+                polled,
                 senders: (0..count).map(|_| None).collect(),
                 inboxes,
                 stats,
@@ -221,8 +226,10 @@ impl<'r> Packets<'r> {
         for number in 0..self.ports.len() {
             self.receive(number, &mut turn);
         }
+        self.poll(&turn);
         self.take_passed(&turn);
         self.tend(&turn);
+        self.way.polled.iter_mut().for_each(|ports| ports.flush());
         self.note_ended(&mut turn);
         let Turn { snapshot, now, .. } = turn;
         self.listings.retain_mut(|listing| !listing.go_on(&self.engine, snapshot, now));
@@ -254,11 +261,50 @@ impl<'r> Packets<'r> {
             return Some(Duration::ZERO);
         }
         let again = self.way.senders.iter().flatten().any(|sender| sender.again);
-        self.engine.sleep(now).into_iter().chain(again.then_some(AGAIN)).min()
+        let poll = self.way.polled.as_ref().map(|_| match self.idle {
+            0..RESTLESS => Duration::ZERO,
+            RESTLESS..IDLE => NAP,
+            IDLE.. => SLEEP,
+        });
+        self.engine.sleep(now).into_iter().chain(again.then_some(AGAIN)).chain(poll).min()
     }
 
-    /// Notes what the kernel has counted.
+    /// Some bursts of each polled port.
+    fn poll(&mut self, turn: &Turn<'_>) {
+        let Some(mut ports) = self.way.polled.take() else { return };
+        let mut any = 0;
+        for number in 0..self.ports.len() {
+            for _ in 0..BURSTS {
+                let cx = context(turn, &mut self.random);
+                let (engine, way) = (&mut self.engine, &mut self.way);
+                let count = ports.burst(number as u16, &mut |frames, verdicts| {
+                    way.decide(engine, frames, verdicts, &cx);
+                    let all = frames.iter().zip(verdicts);
+                    all.for_each(|(frame, verdict)| way.pass_on(frame, *verdict));
+                });
+                self.way.stats.ports[number].received.add(count as u64);
+                any += count;
+                if count < BURST {
+                    break;
+                }
+            }
+        }
+        any += ports.relay();
+        self.idle = if any > 0 { 0 } else { self.idle.saturating_add(1) };
+        self.way.polled = Some(ports);
+    }
+
+    /// Notes what the kernel, or a card, has counted.
     pub(crate) fn gather(&mut self) {
+        if let Some(ports) = &mut self.way.polled {
+            for (number, stats) in (0..).zip(&self.way.stats.ports) {
+                let counts = ports.counts(number);
+                stats.sent.add(counts.sent);
+                stats.full.add(counts.full);
+                stats.cut.add(counts.cut);
+                stats.lost.add(counts.lost + counts.without_memory);
+            }
+        }
         for (port, stats) in self.ports.iter_mut().zip(&self.way.stats.ports) {
             if let Some(port) = port {
                 stats.lost.add(port.receiver.lost());
@@ -436,44 +482,4 @@ fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
     let Turn { snapshot, shared, now, .. } = *turn;
     let micros = shared.clock.micros();
     Context { snapshot, clients: &shared.clients, now, micros, random: *random }
-}
-
-/// A burst through the engine and on.
-fn pass(engine: &mut Engine<'_>, way: &mut Way, frames: &mut [Frame<'_>], cx: &Context<'_>) {
-    let mut verdicts = [Verdict::Punt; BURST];
-    let copies = match way.captures.is_empty() {
-        true => Vec::new(),
-        false => frames.iter().map(Before::of).collect(),
-    };
-    engine.process(frames, &mut verdicts, cx);
-    let mut copies = copies.into_iter();
-    for (frame, verdict) in frames.iter().zip(verdicts) {
-        way.copy(copies.next(), frame, verdict);
-        way.carry_out(frame, verdict);
-    }
-}
-
-impl Way {
-    /// Copies a frame for those who want it.
-    fn copy(&mut self, before: Option<Before>, frame: &Frame<'_>, verdict: Verdict) {
-        if !self.captures.is_empty() {
-            offer(&mut self.captures, self.worker, before, frame, verdict);
-        }
-    }
-
-    /// What is punted the kernel has already: a packet socket sees copies.
-    fn carry_out(&mut self, frame: &Frame<'_>, verdict: Verdict) {
-        match verdict {
-            Verdict::Send(port) => {
-                let place = usize::from(port);
-                let sender = self.senders.get_mut(place).and_then(Option::as_mut);
-                let sent = sender.is_some_and(|sender| sender.put(frame.bytes(), frame.tag));
-                if let Some(stats) = self.stats.ports.get(place).filter(|_| !sent) {
-                    stats.full.inc();
-                }
-            }
-            Verdict::Pass(worker) if !self.inboxes.pass(worker, frame) => self.stats.unpassed.inc(),
-            Verdict::Pass(_) | Verdict::Punt | Verdict::Wait | Verdict::Drop(_) => {}
-        }
-    }
 }
