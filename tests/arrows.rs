@@ -12,7 +12,7 @@ fn no_crate_knows_one_that_it_must_not() {
         ("fairway-uring", &["fairway-core"]),
         ("dpdk-sys", &[]),
         ("fairway-dpdk", &["fairway-core", "dpdk-sys"]),
-        ("fairway", &["fairway-config", "fairway-core", "fairway-uring"]),
+        ("fairway", &["fairway-config", "fairway-core", "fairway-uring", "fairway-dpdk"]),
     ]
     .into();
     // Tests and benches may know any.

@@ -21,9 +21,9 @@ pub use document::schema;
 pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
-    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Exchange, Http, LogTarget, NamedBackends,
-    Origin, Outliers, PacketPath, Priority, Probe, Process, Query, ServiceKey, ServiceSpec,
-    SlowStart, Tls,
+    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Dpdk, Exchange, Http, LogTarget,
+    NamedBackends, Origin, Outliers, PacketPath, Pages, Priority, Probe, Process, Query,
+    ServiceKey, ServiceSpec, SlowStart, Tls,
 };
 pub use values::{
     Address, At, Auto, Endpoint, Host, Percent, Ports, Prefix, Size, Socket, Statuses, Time,

@@ -98,12 +98,38 @@ pub struct Process {
 /// The packet path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacketPath {
-    /// Interfaces that packets come and go by; one at least.
+    /// The kernel's interfaces of the links that packets come and go by; one at least.
     pub interfaces: Vec<String>,
     /// IPv4 flows that each worker has room for.
     pub flows: u32,
     /// The same for flows with IPv6 addresses.
     pub flows_ipv6: u32,
+    /// Cards that DPDK has for itself, if it brings the packets.
+    pub dpdk: Option<Dpdk>,
+}
+
+/// Packets by DPDK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dpdk {
+    /// Cards and virtual devices as DPDK writes them, one for each interface.
+    pub devices: Vec<String>,
+    /// Memory for packets, in MiB.
+    pub mebibytes: u32,
+    /// Where that comes from.
+    pub pages: Pages,
+    /// Further arguments for the EAL.
+    pub arguments: Vec<String>,
+}
+
+/// Where DPDK's memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pages {
+    /// Huge pages without files.
+    Huge,
+    /// Huge pages from a mounted hugetlbfs.
+    Folder(PathBuf),
+    /// Ordinary pages.
+    Ordinary,
 }
 
 /// Where ended connections are logged.

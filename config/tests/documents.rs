@@ -264,6 +264,32 @@ fn packet_modes_have_their_own_conditions() {
         ("{interfaces: [abcdefghijklmnop]}", "an interface has a name of 1 to 15 bytes"),
         ("{interfaces: [a], flows: 3}", "`flows` is 3; it is 64 to 536870912"),
         ("{interfaces: [a], flows: many}", "`many` is not a number (5000, 256k, 4M)"),
+        (
+            "{interfaces: [a], ports: [{device: net_null0, interface: b}]}",
+            "`ports` go with `driver: dpdk`; name `interfaces`",
+        ),
+        ("{interfaces: [a], dpdk: {noHuge: true}}", "`dpdk` goes with `driver: dpdk`"),
+        ("{driver: dpdk}", "`ports` is empty"),
+        (
+            "{driver: dpdk, interfaces: [a], ports: [{device: net_null0, interface: b}]}",
+            "with DPDK each of `ports` names its `interface`",
+        ),
+        (
+            "{driver: dpdk, ports: [{device: d, interface: a}, {device: d, interface: b}]}",
+            "`d` is listed twice",
+        ),
+        (
+            "{driver: dpdk, ports: [{device: \"a b\", interface: a}]}",
+            "a device is a PCI address like `0000:3b:00.0`",
+        ),
+        (
+            "{driver: dpdk, ports: [{device: d, interface: a}], dpdk: {memory: 1MiB}}",
+            "`memory` is 1 MiB; it is 64 to 1048576",
+        ),
+        (
+            "{driver: dpdk, ports: [{device: d, interface: a}], dpdk: {noHuge: true, hugeDir: /h}}",
+            "`noHuge` or `hugeDir`",
+        ),
     ] {
         let problems =
             read(&format!("dataplane: {{packet: {packet}}}\nservices: []\n")).unwrap_err();
@@ -271,7 +297,15 @@ fn packet_modes_have_their_own_conditions() {
     }
     let path = read("dataplane: {packet: {interfaces: [a], flows: 1M}}\nservices: []\n").unwrap();
     let path = path.process.packet.unwrap();
-    assert_eq!((path.flows, path.flows_ipv6), (1 << 20, 1 << 18));
+    assert_eq!((path.flows, path.flows_ipv6, path.dpdk), (1 << 20, 1 << 18, None));
+    let text = "dataplane:\n  packet:\n    driver: dpdk\n    ports: [{device: 3b:00.0, interface: fw0}]\n    \
+                dpdk: {hugeDir: /dev/hugepages, ealArguments: [--legacy-mem]}\nservices: []\n";
+    let path = read(text).unwrap().process.packet.unwrap();
+    assert_eq!(path.interfaces, ["fw0"]);
+    let dpdk = path.dpdk.unwrap();
+    assert_eq!((&dpdk.devices[..], dpdk.mebibytes), (&["3b:00.0".to_owned()][..], 256));
+    assert_eq!(dpdk.pages, fairway_config::Pages::Folder("/dev/hugepages".into()));
+    assert_eq!(dpdk.arguments, ["--legacy-mem"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
 use fairway_config::{Config, Process, load};
-use fairway_core::packet::{Steering, flow::Shape};
+use fairway_core::packet::{Ports, Steering, flow::Shape};
 use fairway_core::publish::Publisher;
 use fairway_uring::{
     Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Inboxes, PacketSetup,
@@ -130,7 +130,10 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut workers = Vec::with_capacity(count);
     let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
     let inboxes = Arc::new(inboxes);
-    let packet_setup = |worker: usize| packet_setup(&process, worker, count, &inboxes);
+    let mut polled = match &process.packet {
+        Some(packet) => crate::dpdk::start(packet)?,
+        None => None,
+    };
     for worker in 0..count {
         let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
         let reader = publisher.reader();
@@ -140,7 +143,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
             Arc::clone(&shared),
             reader,
             features,
-            packet_setup(worker),
+            packet_setup(&process, (worker, count), &inboxes, &mut polled),
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
@@ -366,14 +369,20 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
     }
 }
 
-/// What a worker's packet path is made with; none when the document names no interfaces.
+/// What the packet path of `worker` of so many is made with; none when the document names no
+/// interfaces. Polled ports have one queue, and are the first worker's alone.
 fn packet_setup(
     process: &Process,
-    worker: usize,
-    workers: usize,
+    (worker, workers): (usize, usize),
     inboxes: &Arc<Inboxes>,
+    polled: &mut Option<Box<dyn Ports>>,
 ) -> Option<PacketSetup> {
     let configured = process.packet.as_ref()?;
+    let (polls, polled) = (configured.dpdk.is_some(), polled.take());
+    if polls && polled.is_none() {
+        return None;
+    }
+    let workers = if polls { 1 } else { workers };
     let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let random = std::collections::hash_map::RandomState::new();
     Some(PacketSetup {
@@ -382,7 +391,7 @@ fn packet_setup(
         steering: Steering { worker: number(worker), workers: number(workers) },
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
         inboxes: Arc::clone(inboxes),
-        polled: None,
+        polled,
     })
 }
 

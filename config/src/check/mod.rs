@@ -6,6 +6,7 @@ mod backends;
 mod health;
 mod mode;
 mod overlap;
+mod packet;
 mod process;
 mod service;
 

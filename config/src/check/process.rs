@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::Findings;
-use crate::document::{ConnectionsDoc, Document, LogDoc, LogTargetDoc, PacketDoc};
-use crate::spec::{LogTarget, PacketPath, Process};
-use crate::values::{At, Count, Host, Size};
+use super::packet::packet;
+use crate::document::{ConnectionsDoc, Document, LogDoc, LogTargetDoc};
+use crate::spec::{LogTarget, Process};
+use crate::values::{At, Host, Size};
 
 const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
 const DEFAULT_METRICS_PORT: u16 = 9180;
@@ -54,7 +55,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         hash_seed: dataplane.hash_seed.unwrap_or(0),
         listen: dataplane.listen.unwrap_or_default(),
         vip_interface: dataplane.vip.interface.clone(),
-        packet: packet(dataplane.packet.as_ref(), findings),
+        packet: packet(dataplane.packet.as_ref(), base, findings),
         buffer_bytes: buffer_bytes as u32,
         buffers: u16::try_from(memory / buffer_bytes).unwrap_or(u16::MAX),
         credit_bytes: credit as u32,
@@ -74,36 +75,6 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         resolver_timeout: findings.time("timeout", document.resolver.timeout.as_ref(), "2s"),
         shutdown_drain: shutdown.map_or(std::time::Duration::from_secs(30), |at| at.value.0),
     }
-}
-
-/// Flows of a worker: less is no table, more than this no cell has a number for.
-const FLOWS: std::ops::RangeInclusive<u32> = 64..=1 << 29;
-
-fn packet(doc: Option<&At<PacketDoc>>, findings: &mut Findings<'_>) -> Option<PacketPath> {
-    let At { place, value: doc } = doc?;
-    if doc.interfaces.is_empty() {
-        findings.absent(*place, "`interfaces` is empty; packets come and go by at least one");
-    }
-    for (n, At { place, value: name }) in doc.interfaces.iter().enumerate() {
-        if name.is_empty() || name.len() > 15 {
-            findings.add(*place, "an interface has a name of 1 to 15 bytes");
-        }
-        if doc.interfaces[..n].iter().any(|other| other.value == *name) {
-            findings.add(*place, format!("`{name}` is listed twice; remove one"));
-        }
-    }
-    let mut count = |name: &str, written: Option<At<Count>>, default: u32| {
-        let Some(At { place, value: Count(count) }) = written else { return default };
-        if !FLOWS.contains(&count) {
-            let (least, most) = (FLOWS.start(), FLOWS.end());
-            findings.add(place, format!("`{name}` is {count}; it is {least} to {most}"));
-        }
-        count
-    };
-    let flows = count("flows", doc.flows, 1 << 18);
-    let flows_ipv6 = count("flowsIPv6", doc.flows_ipv6, (flows / 4).max(*FLOWS.start()));
-    let interfaces = doc.interfaces.iter().map(|at| at.value.clone()).collect();
-    Some(PacketPath { interfaces, flows, flows_ipv6 })
 }
 
 fn resolvers(document: &Document, findings: &mut Findings<'_>) -> Vec<SocketAddr> {

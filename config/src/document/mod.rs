@@ -1,14 +1,16 @@
 //! The document as it is written. `fairway schema` prints the JSON Schema of these types.
 
 mod health;
+mod packet;
 mod service;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::values::{At, Auto, Count, Endpoint, Percent, Size, Socket, Time};
+use crate::values::{At, Auto, Endpoint, Percent, Size, Socket, Time};
 
 pub use self::health::*;
+pub use self::packet::*;
 pub use self::service::*;
 
 /// A Fairway configuration.
@@ -65,19 +67,6 @@ pub struct DataplaneDoc {
     pub uring: UringDoc,
     /// The packet path: for services whose `mode` is not `proxy`.
     pub packet: Option<At<PacketDoc>>,
-}
-
-/// The packet path.
-#[derive(Debug, Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct PacketDoc {
-    /// Interfaces that packets of clients and backends come and go by. VLANs on them are theirs.
-    pub interfaces: Vec<At<String>>,
-    /// IPv4 flows that each worker remembers, 96 bytes each. Default: 256k.
-    pub flows: Option<At<Count>>,
-    /// Flows with IPv6 addresses, 160 bytes each. Default: a quarter of `flows`.
-    #[serde(rename = "flowsIPv6")]
-    pub flows_ipv6: Option<At<Count>>,
 }
 
 /// How listeners are made.

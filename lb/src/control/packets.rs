@@ -20,8 +20,16 @@ use crate::network::{Device, News, Watch};
 struct Port {
     name: String,
     device: Option<Device>,
-    open: Option<PortControl>,
+    open: Option<Open>,
     trouble: Option<String>,
+}
+
+/// How an interface's packets come.
+enum Open {
+    /// By packet sockets.
+    Shared(PortControl),
+    /// By a card that is polled: the interface is the kernel's end of its link.
+    Polled,
 }
 
 /// An interface of the packet path, for people.
@@ -40,6 +48,8 @@ pub(crate) struct InterfaceView {
 pub(crate) struct PacketPath {
     watch: Watch,
     ports: Vec<Port>,
+    /// Packets come by cards that the kernel has no part in.
+    polled: bool,
     fence: Fence,
     /// Addresses of this machine.
     local: BTreeSet<IpAddr>,
@@ -63,6 +73,7 @@ impl PacketPath {
         let mut packets = Self {
             watch,
             ports: configured.interfaces.iter().map(port).collect(),
+            polled: configured.dpdk.is_some(),
             fence: Fence::default(),
             local: BTreeSet::new(),
             routes: None,
@@ -91,7 +102,7 @@ impl PacketPath {
 
     /// Whether the kernel is kept from what is ours.
     pub(super) fn is_guarded(&self) -> bool {
-        self.fence.stands()
+        self.polled || self.fence.stands()
     }
 
     /// Interfaces have come, gone or changed.
@@ -100,8 +111,11 @@ impl PacketPath {
             let same = |old: &Device, new: &Device| (old.index, old.mtu) == (new.index, new.mtu);
             let known = port.device.as_ref().zip(device.as_ref()).is_some_and(|(a, b)| same(a, b));
             port.device = device;
-            if !known || port.open.is_none() {
-                port.open(number, workers);
+            match (self.polled, &port.device) {
+                (true, Some(_)) => port.open = Some(Open::Polled),
+                (true, None) => port.open = None,
+                (false, _) if !known || port.open.is_none() => port.open(number, workers),
+                (false, _) => {}
             }
             port.judge();
         }
@@ -130,7 +144,7 @@ impl Port {
                     worker.send(Command::Attach(port));
                 }
                 tracing::info!(interface = self.name, mtu = device.mtu, "carrying packets");
-                self.open = Some(control);
+                self.open = Some(Open::Shared(control));
             }
             Err(error) => self.say(Some(error.to_string())),
         }
@@ -213,14 +227,16 @@ impl Control {
         let specs = self.services.values().map(|live| &*live.spec);
         let there = packets.ports.iter();
         let there = there.filter_map(|port| Some((port.name.clone(), port.device.as_ref()?.index)));
-        let hidden = Hidden::of(specs.clone(), &packets.local, there.collect(), forwards());
-        packets.fence.hide(hidden, now);
+        if !packets.polled {
+            let hidden = Hidden::of(specs.clone(), &packets.local, there.collect(), forwards());
+            packets.fence.hide(hidden, now);
+        }
         let ours = specs.filter(|spec| spec.policy.mode != Mode::Proxy);
         let vips: BTreeSet<IpPrefix> =
             ours.clone().flat_map(|spec| spec.frontends.iter().map(|f| f.net)).collect();
         let vips: Vec<IpPrefix> = vips.into_iter().collect();
         for port in &mut packets.ports {
-            let Some(open) = &mut port.open else { continue };
+            let Some(Open::Shared(open)) = &mut port.open else { continue };
             if let Err(error) = open.serve(&vips) {
                 port.say(Some(error.to_string()));
             }
