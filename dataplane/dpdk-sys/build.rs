@@ -9,7 +9,7 @@ const OLDEST: &str = "22.11";
 
 /// What is called. Inline ones get a shim.
 const FUNCTIONS: &[&str] = &[
-    "fairway_(errno|views|place)",
+    "fairway_(errno|views|place|mark)",
     "rte_dev_(probe|remove)",
     "rte_eal_(init|cleanup|has_hugepages|hotplug_add|hotplug_remove)",
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu|count_avail)",
@@ -21,7 +21,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_lcore_id",
     "rte_mempool_(free|avail_count|in_use_count)",
     "rte_pktmbuf_(pool_create|alloc|alloc_bulk|free_bulk|linearize)",
-    "rte_ring_(create|free|count)",
+    "rte_ring_(create|free|enqueue_burst|dequeue_burst)",
     "rte_socket_id",
     "rte_strerror",
     "rte_thread_(register|unregister)",

@@ -24,6 +24,7 @@ struct fairway_view {
 	uint16_t length;
 	uint16_t tag;
 	uint16_t segments;
+	uint16_t port;
 };
 
 static inline void
@@ -38,6 +39,7 @@ fairway_views(struct rte_mbuf **packets, struct fairway_view *views, uint16_t co
 		views[n].length = packet->data_len;
 		views[n].tag = packet->vlan_tci;
 		views[n].segments = packet->nb_segs;
+		views[n].port = packet->port;
 	}
 }
 
@@ -50,3 +52,6 @@ fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length)
 	packet->pkt_len = length;
 	packet->ol_flags = 0;
 }
+
+/* The number of the port that a packet came by, as its worker knows it. */
+static inline void fairway_mark(struct rte_mbuf *packet, uint16_t port) { packet->port = port; }

@@ -2,7 +2,7 @@
 
 use fairway_config::{PacketPath, Pages};
 use fairway_core::packet::Ports;
-use fairway_dpdk::{Eal, EalOptions, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_dpdk::{Eal, EalOptions, Exchange, Memory, Mempool, Port, PortSetup, Queues};
 
 /// Packets that a queue holds.
 const DESCRIPTORS: u16 = 1024;
@@ -13,9 +13,10 @@ const UNDER_WAY: u32 = 4096;
 /// Where the kernel tells of its huge pages, a folder for each size.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
-/// Starts DPDK and opens its cards; returns the worker's queues. Both stay as long as the process.
-pub(crate) fn start(packet: &PacketPath) -> Result<Option<Box<dyn Ports>>, String> {
-    let Some(dpdk) = &packet.dpdk else { return Ok(None) };
+/// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the
+/// process.
+pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn Ports>>, String> {
+    let Some(dpdk) = &packet.dpdk else { return Ok(Vec::new()) };
     let (pci, virtual_devices): (Vec<_>, Vec<_>) =
         dpdk.devices.iter().cloned().partition(|device| is_pci(device));
     let memory = match &dpdk.pages {
@@ -42,15 +43,20 @@ pub(crate) fn start(packet: &PacketPath) -> Result<Option<Box<dyn Ports>>, Strin
     let eal: &'static Eal =
         Box::leak(Box::new(Eal::start(&options).map_err(|error| error.to_string())?));
     // The card and the kernel's end, in both directions.
-    let queues = 4 * dpdk.devices.len() as u32;
-    let count = UNDER_WAY + queues * u32::from(DESCRIPTORS);
+    let queues = 4 * (dpdk.devices.len() * workers) as u32;
+    let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
     let pool = Mempool::new(eal, "packets", count, PACKET).map_err(|error| error.to_string())?;
     let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
-    let setup = PortSetup { queues: 1, descriptors: DESCRIPTORS, mtu: None };
-    let mut queues = Queues::new(eal, pool);
+    let number = u16::try_from(workers).map_err(|_| "too many workers for DPDK".to_owned())?;
+    let setup = PortSetup { queues: number, descriptors: DESCRIPTORS, mtu: None };
+    let exchange = Exchange::between(eal, workers)?.into_iter();
+    let mut queues: Vec<Queues<'static>> =
+        exchange.map(|end| Queues::new(eal, pool, Some(end))).collect();
     for (device, interface) in dpdk.devices.iter().zip(&packet.interfaces) {
         let name = device.split(',').next().unwrap_or(device);
-        let (port, card) = open(eal, name, pool, setup)?;
+        let open =
+            |name: &str| Port::open(eal, name, pool, setup).map_err(|error| error.to_string());
+        let (port, cards) = open(name)?;
         // Packets to VIPs are for a station of ours, and so are groups; a card may know neither.
         port.hear_all();
         port.hear_groups();
@@ -59,23 +65,14 @@ pub(crate) fn start(packet: &PacketPath) -> Result<Option<Box<dyn Ports>>, Strin
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         eal.add_device(&kernel, &format!("iface={interface},mac={mac}"))
             .map_err(|error| format!("interface `{interface}`: {error}"))?;
-        let (_, tap) = open(eal, &kernel, pool, setup)?;
-        queues.add(card, Some(tap));
+        let (_, taps) = open(&kernel)?;
+        for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
+            queues.add(card, Some(tap));
+        }
         tracing::info!(device = name, interface, mac, "carrying packets by DPDK");
     }
-    Ok(Some(Box::new(queues)))
-}
-
-fn open(
-    eal: &'static Eal,
-    name: &str,
-    pool: &'static Mempool<'static>,
-    setup: PortSetup,
-) -> Result<(Port<'static>, fairway_dpdk::QueuePair<'static>), String> {
-    let (port, mut queues) =
-        Port::open(eal, name, pool, setup).map_err(|error| error.to_string())?;
-    let queue = queues.pop().ok_or_else(|| format!("port `{name}` has no queues"))?;
-    Ok((port, queue))
+    let boxed = queues.into_iter().map(|queues| Box::new(queues) as Box<dyn Ports>);
+    Ok(boxed.collect())
 }
 
 /// Whether a device is a card's address: `0000:3b:00.0`, or `3b:00.0`.

@@ -130,10 +130,11 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut workers = Vec::with_capacity(count);
     let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
     let inboxes = Arc::new(inboxes);
-    let mut polled = match &process.packet {
-        Some(packet) => crate::dpdk::start(packet)?,
-        None => None,
+    let polled = match &process.packet {
+        Some(packet) => crate::dpdk::start(packet, count)?,
+        None => Vec::new(),
     };
+    let mut polled = polled.into_iter();
     for worker in 0..count {
         let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
         let reader = publisher.reader();
@@ -143,7 +144,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
             Arc::clone(&shared),
             reader,
             features,
-            packet_setup(&process, (worker, count), &inboxes, &mut polled),
+            packet_setup(&process, (worker, count), &inboxes, polled.next()),
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
@@ -370,19 +371,14 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
 }
 
 /// What the packet path of `worker` of so many is made with; none when the document names no
-/// interfaces. Polled ports have one queue, and are the first worker's alone.
+/// interfaces.
 fn packet_setup(
     process: &Process,
     (worker, workers): (usize, usize),
     inboxes: &Arc<Inboxes>,
-    polled: &mut Option<Box<dyn Ports>>,
+    polled: Option<Box<dyn Ports>>,
 ) -> Option<PacketSetup> {
     let configured = process.packet.as_ref()?;
-    let (polls, polled) = (configured.dpdk.is_some(), polled.take());
-    if polls && polled.is_none() {
-        return None;
-    }
-    let workers = if polls { 1 } else { workers };
     let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let random = std::collections::hash_map::RandomState::new();
     Some(PacketSetup {

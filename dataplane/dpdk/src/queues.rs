@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
 
-use crate::owners::{Batch, Eal, Membership, Mempool, RxQueue, TxQueue};
+use crate::owners::{Batch, Eal, Exchange, Membership, Mempool, RxQueue, TxQueue};
 
 /// A pair of queues of one port.
 #[derive(Debug)]
@@ -32,6 +32,9 @@ pub struct Queues<'p> {
     /// By their numbers.
     wires: Vec<Wire<'p>>,
     pool: &'p Mempool<'p>,
+    /// The way to other workers, and what is to go there, by their numbers.
+    exchange: Option<Exchange<'p>>,
+    others: Vec<Batch<'p>>,
     /// After the queues: their packets go back through the thread's cache.
     membership: Membership<'p>,
 }
@@ -40,10 +43,13 @@ pub struct Queues<'p> {
 pub type QueuePair<'p> = (RxQueue<'p>, TxQueue<'p>);
 
 impl<'p> Queues<'p> {
-    /// No ports yet; packets of our own come from `pool`.
+    /// No ports yet; packets of our own come from `pool`, and those of other workers go by
+    /// `exchange`.
     #[must_use]
-    pub fn new(eal: &'p Eal, pool: &'p Mempool<'p>) -> Self {
-        Self { wires: Vec::new(), pool, membership: Membership::new(eal) }
+    pub fn new(eal: &'p Eal, pool: &'p Mempool<'p>, exchange: Option<Exchange<'p>>) -> Self {
+        let workers = exchange.as_ref().map_or(0, Exchange::workers);
+        let others = (0..workers).map(|_| Batch::new()).collect();
+        Self { wires: Vec::new(), pool, exchange, others, membership: Membership::new(eal) }
     }
 
     /// Adds the port with the next number, and the kernel's end of its link, if it has one.
@@ -62,6 +68,16 @@ impl<'p> Queues<'p> {
         let Some(wire) = self.wires.get_mut(usize::from(port)) else { return 0 };
         let mut batch = Batch::new();
         wire.card.counts.cut += wire.card.rx.receive(&mut batch, most);
+        self.decide(&mut batch, Some(port), work)
+    }
+
+    /// A batch goes where `work` says; `port` is that of all its packets.
+    fn decide(
+        &mut self,
+        batch: &mut Batch<'p>,
+        port: Option<u16>,
+        work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict]),
+    ) -> usize {
         let count = batch.len();
         if count == 0 {
             return 0;
@@ -69,9 +85,13 @@ impl<'p> Queues<'p> {
         let mut verdicts = [Verdict::Punt; BURST];
         let mut frames = batch.frames(port);
         work(&mut frames[..count], &mut verdicts[..count]);
-        let places = frames.map(|mut frame| leave(&mut frame));
-        for (n, (verdict, place)) in verdicts.iter().zip(places).enumerate().take(count) {
-            self.carry_out(*verdict, port, (&mut batch, n, place));
+        let mut n = 0;
+        let places = frames.map(|mut frame| {
+            n += 1;
+            (frame.port, leave(&mut frame, verdicts[n - 1]))
+        });
+        for (n, (verdict, (port, place))) in verdicts.iter().zip(places).enumerate().take(count) {
+            self.carry_out(*verdict, port, (batch, n, place));
         }
         count
     }
@@ -84,17 +104,29 @@ impl<'p> Queues<'p> {
         port: u16,
         (batch, n, place): (&mut Batch<'p>, usize, Option<Range<usize>>),
     ) {
-        let Some(place) = place else { return };
         let pair = match verdict {
             Verdict::Send(to) => self.wires.get_mut(usize::from(to)).map(|wire| &mut wire.card),
             Verdict::Punt => {
                 self.wires.get_mut(usize::from(port)).and_then(|wire| wire.kernel.as_mut())
             }
-            Verdict::Drop(_) | Verdict::Wait | Verdict::Pass(_) => None,
+            Verdict::Pass(worker) => return self.pass(worker.into(), port, batch, n),
+            Verdict::Drop(_) | Verdict::Wait => return,
         };
-        if let Some(pair) = pair {
+        if let Some((pair, place)) = pair.zip(place) {
             pair.push(batch, n, place);
         }
+    }
+
+    fn pass(&mut self, worker: usize, port: u16, batch: &mut Batch<'p>, n: usize) {
+        let Some((out, exchange)) = self.others.get_mut(worker).zip(self.exchange.as_mut()) else {
+            return;
+        };
+        if out.is_full() {
+            exchange.send(worker, out);
+            self.wires[usize::from(port)].card.counts.full += out.len() as u64;
+            out.clear();
+        }
+        batch.pass(n, port, out);
     }
 }
 
@@ -111,6 +143,13 @@ impl Ports for Queues<'_> {
         self.burst_of(port, BURST, work)
     }
 
+    fn passed(&mut self, work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict])) -> usize {
+        let Some(exchange) = &mut self.exchange else { return 0 };
+        let mut batch = Batch::new();
+        exchange.receive(&mut batch);
+        self.decide(&mut batch, None, work)
+    }
+
     fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>) -> bool {
         let mut batch = self.pool.take(1);
         if batch.is_empty() {
@@ -119,9 +158,9 @@ impl Ports for Queues<'_> {
             }
             return false;
         }
-        let [frame, ..] = &mut batch.frames(0);
+        let [frame, ..] = &mut batch.frames(Some(0));
         let Some(verdict) = fill(frame) else { return false };
-        let (port, place) = (frame.port, leave(frame));
+        let (port, place) = (frame.port, leave(frame, verdict));
         self.carry_out(verdict, port, (&mut batch, 0, place));
         true
     }
@@ -143,6 +182,15 @@ impl Ports for Queues<'_> {
         for Wire { card, kernel } in &mut self.wires {
             card.flush();
             kernel.iter_mut().for_each(Pair::flush);
+        }
+        if let (Some(exchange), Some(first)) = (&mut self.exchange, self.wires.first_mut()) {
+            for (worker, out) in self.others.iter_mut().enumerate() {
+                if !out.is_empty() {
+                    exchange.send(worker, out);
+                    first.card.counts.full += out.len() as u64;
+                    out.clear();
+                }
+            }
         }
     }
 
@@ -177,8 +225,10 @@ impl<'p> Pair<'p> {
     }
 }
 
-/// Where a frame lies that is to leave, with its tag in it; none when there is no room for that.
+/// Where a frame lies that is to leave this machine or to go to its kernel, with its tag in it; none
+/// when it does not, or there is no room for that.
 #[inline]
-fn leave(frame: &mut Frame<'_>) -> Option<Range<usize>> {
-    frame.insert_tag().then(|| frame.place())
+fn leave(frame: &mut Frame<'_>, verdict: Verdict) -> Option<Range<usize>> {
+    let leaves = matches!(verdict, Verdict::Send(_) | Verdict::Punt) && frame.insert_tag();
+    leaves.then(|| frame.place())
 }

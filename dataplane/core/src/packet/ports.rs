@@ -24,10 +24,13 @@ pub trait Ports: Send + core::fmt::Debug {
     fn enter(&mut self);
 
     /// Has `work` decide about the packets that have come by the port of that number, a burst at
-    /// most, and carries out what it decides: sends, and punts to the kernel. Returns how many there
-    /// were.
+    /// most, and carries out what it decides: sends, punts to the kernel, and passes to other workers.
+    /// Returns how many there were.
     fn burst(&mut self, port: u16, work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict]))
     -> usize;
+
+    /// The same for packets that other workers have passed on.
+    fn passed(&mut self, work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict])) -> usize;
 
     /// Has `fill` write a packet of our own, and carries out what it decides of that. False when it
     /// has none, or there is no memory for it.

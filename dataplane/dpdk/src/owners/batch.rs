@@ -66,9 +66,9 @@ impl<'p> Batch<'p> {
         self.count = 0;
     }
 
-    /// The packets as frames that came by port number `port`. No place is empty, and no packet has
-    /// more than one segment.
-    pub fn frames(&mut self, port: u16) -> [Frame<'_>; BURST] {
+    /// The packets as frames that came by port number `port`; none is for packets that were passed on,
+    /// which know it themselves. No place is empty, and no packet has more than one segment.
+    pub fn frames(&mut self, port: Option<u16>) -> [Frame<'_>; BURST] {
         let views = self.views();
         let mut views = views[..self.count].iter();
         std::array::from_fn(|_| {
@@ -78,7 +78,7 @@ impl<'p> Batch<'p> {
             let buffer =
                 unsafe { std::slice::from_raw_parts_mut(view.buffer, usize::from(view.size)) };
             let mut frame = Frame::new(buffer, start, start + length);
-            frame.port = port;
+            frame.port = port.unwrap_or(view.port);
             let has = |flag: u64| view.flags & flag == flag;
             if has(u64::from(dpdk_sys::RTE_MBUF_F_RX_VLAN_STRIPPED)) {
                 frame.tag = Some(VlanTag(view.tag));
@@ -133,7 +133,7 @@ impl<'p> Batch<'p> {
     /// Writes `bytes` as packet `n`; false when there is no such packet, or no room in it.
     pub fn write(&mut self, n: usize, bytes: &[u8]) -> bool {
         let place = {
-            let frames = &mut self.frames(0);
+            let frames = &mut self.frames(Some(0));
             let Some(frame) = frames.get_mut(n) else { return false };
             if !frame.replace(bytes) {
                 return false;
@@ -157,6 +157,18 @@ impl<'p> Batch<'p> {
         let (start, length) = (place.start as u16, place.len() as u16);
         // SAFETY: a packet of ours, of one segment, whose buffer has that place: frames end there.
         unsafe { dpdk_sys::fairway_place(packet, start, length) };
+        to.packets[to.count] = packet;
+        to.count += 1;
+    }
+
+    /// Moves packet `n`, which came by port number `port`, to the end of `to`, as it came.
+    pub(crate) fn pass(&mut self, n: usize, port: u16, to: &mut Batch<'p>) {
+        let packet = std::mem::replace(&mut self.packets[n], null_mut());
+        if packet.is_null() || to.is_full() {
+            return drop(Self::of_one(packet));
+        }
+        // SAFETY: a packet of ours.
+        unsafe { dpdk_sys::fairway_mark(packet, port) };
         to.packets[to.count] = packet;
         to.count += 1;
     }

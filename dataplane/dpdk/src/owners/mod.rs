@@ -5,12 +5,14 @@
 
 mod batch;
 mod eal;
+mod exchange;
 mod mempool;
 mod port;
 mod rings;
 
 pub use batch::Batch;
 pub use eal::{Eal, EalError, EalOptions, Membership, Memory};
+pub use exchange::Exchange;
 pub use mempool::{Mempool, MempoolError};
 pub use port::{LinkState, Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
 pub use rings::ring_ports;

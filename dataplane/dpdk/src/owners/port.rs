@@ -28,7 +28,10 @@ pub enum PortError {
     #[error("DPDK has no port `{0}`; is the card bound to vfio-pci, and its address given?")]
     Missing(String),
     /// Fewer than are needed.
-    #[error("port `{name}` has {most} queues in a direction, and {wanted} workers need one each")]
+    #[error(
+        "port `{name}` has {most} queues in a direction, and {wanted} workers need one each: name \
+         fewer `dataplane.workers`, or more queues of a virtual device (`qpairs=` and the like)"
+    )]
     Queues {
         /// Its name.
         name: String,
@@ -48,6 +51,12 @@ pub enum PortError {
         error: String,
     },
 }
+
+/// What packets are divided among queues by: all kinds of IPv4 and IPv6.
+const SPREAD: u64 = {
+    let (first, last) = (dpdk_sys::RTE_ETH_FLOW_IPV4, dpdk_sys::RTE_ETH_FLOW_NONFRAG_IPV6_OTHER);
+    (1 << (last + 1)) - (1 << first)
+};
 
 /// A port that is open; closed when its owner and its queues are gone.
 #[derive(Debug)]
@@ -123,7 +132,12 @@ impl<'p> Port<'p> {
         if most < wanted {
             return Err(PortError::Queues { name: name.into(), most, wanted });
         }
-        let conf = rte_eth_conf::default();
+        let mut conf = rte_eth_conf::default();
+        let spreads = info.flow_type_rss_offloads & SPREAD;
+        if wanted > 1 && spreads != 0 {
+            conf.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
+            conf.rx_adv_conf.rss_conf.rss_hf = spreads;
+        }
         // SAFETY: `conf` is read; the port is not started.
         let code = unsafe { dpdk_sys::rte_eth_dev_configure(id, wanted, wanted, &conf) };
         done("configuring", code)?;

@@ -279,14 +279,23 @@ impl<'r> Packets<'r> {
                 let (engine, way) = (&mut self.engine, &mut self.way);
                 let count = ports.burst(number as u16, &mut |frames, verdicts| {
                     way.decide(engine, frames, verdicts, &cx);
-                    let all = frames.iter().zip(verdicts);
-                    all.for_each(|(frame, verdict)| way.pass_on(frame, *verdict));
                 });
                 self.way.stats.ports[number].received.add(count as u64);
                 any += count;
                 if count < BURST {
                     break;
                 }
+            }
+        }
+        for _ in 0..BURSTS {
+            let cx = context(turn, &mut self.random);
+            let (engine, way) = (&mut self.engine, &mut self.way);
+            let count = ports.passed(&mut |frames, verdicts| {
+                way.decide(engine, frames, verdicts, &cx);
+            });
+            any += count;
+            if count < BURST {
+                break;
             }
         }
         any += ports.relay();

@@ -52,7 +52,10 @@ impl Engine<'_> {
             return None;
         }
         let (tuple, hash) = (Tuple::of(&packet)?, look.hash);
-        if self.flows.find(&tuple, hash).is_some() || self.pending.is_abandoned(hash, cx.now) {
+        if self.flows.find(&tuple, hash).is_some()
+            || self.pending.is_abandoned(hash, cx.now)
+            || self.elsewhere(&tuple, cx).is_some()
+        {
             return None;
         }
         Some(self.newcomer(packet, &tuple, hash, cx))

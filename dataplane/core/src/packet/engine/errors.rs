@@ -30,9 +30,16 @@ impl Engine<'_> {
         let quoted = icmp::quoted(frame.bytes(), packet);
         let of_flow = quoted.and_then(|quoted| {
             let back = quoted.tuple.reversed();
-            Some((quoted, self.flows.find(&back, self.flows.hash(&back))?))
+            let found = self.flows.find(&back, self.flows.hash(&back)).ok_or(back);
+            Some((quoted, found))
         });
-        let Some((quoted, found)) = of_flow else { return self.of_tunnel(frame, packet, cx) };
+        let (quoted, found) = match of_flow {
+            Some((quoted, Ok(found))) => (quoted, found),
+            Some((_, Err(back))) if icmp::carried(frame.bytes(), packet).is_none() => {
+                return self.elsewhere(&back, cx).map_or(Verdict::Punt, Verdict::Pass);
+            }
+            _ => return self.of_tunnel(frame, packet, cx),
+        };
         if packet.ttl <= 1 {
             return Verdict::Drop(DropReason::TtlExceeded);
         }
@@ -72,6 +79,11 @@ impl Engine<'_> {
     fn of_tunnel(&mut self, frame: &mut Frame<'_>, packet: &Packet, cx: &Context<'_>) -> Verdict {
         let Some(carried) = icmp::carried(frame.bytes(), packet) else { return Verdict::Punt };
         let found = self.flows.find(&carried.tuple, self.flows.hash(&carried.tuple));
+        if found.is_none()
+            && let Some(home) = self.elsewhere(&carried.tuple, cx)
+        {
+            return Verdict::Pass(home);
+        }
         let tunnelled =
             |found: &Found| matches!(self.flows.brief(found.handle).mode, Mode::Tunnel(_));
         if !found.as_ref().is_some_and(tunnelled) {

@@ -280,9 +280,25 @@ impl<'r> Engine<'r> {
             }
         } else if let Some(verdict) = self.of_abandoned(frame, packet, hash, cx) {
             return verdict;
+        } else if let Some(home) = self.elsewhere(tuple, cx) {
+            return Verdict::Pass(home);
         }
         let newcomer = self.newcomer(*packet, tuple, hash, cx);
         self.settle(frame, &newcomer, cx)
+    }
+
+    /// The worker that has the flow of a packet, or would have, if it is another one. Ports that
+    /// divide packets as this does never bring one to us; others leave it to chance.
+    fn elsewhere(&self, tuple: &Tuple, cx: &Context<'_>) -> Option<u16> {
+        if self.steering.workers == 1 {
+            return None;
+        }
+        let (source, destination) = (tuple.addresses.source(), tuple.addresses.destination());
+        let home = match cx.snapshot.is_vip(destination) {
+            true => self.steering.home(source, tuple.ports.0),
+            false => self.steering.home(destination, tuple.ports.1),
+        };
+        (home != self.steering.worker).then_some(home)
     }
 
     /// Passes a packet of a flow on, unless it says that a backend takes no connections.

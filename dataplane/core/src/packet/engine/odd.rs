@@ -44,8 +44,8 @@ impl Engine<'_> {
             },
             None => {
                 let Some(ports) = packet.transport.ports() else { return Verdict::Punt };
-                let home = self.home(packet, ports, cx);
-                let elsewhere = (home != self.steering.worker).then_some(home);
+                let tuple = Tuple { addresses: packet.addresses, ports, protocol: packet.protocol };
+                let elsewhere = self.elsewhere(&tuple, cx);
                 if let Some(common) = common {
                     let first = elsewhere.map_or(First::Ports(ports), First::Elsewhere);
                     self.fragments.begin(common, first, cx.now);
@@ -62,15 +62,6 @@ impl Engine<'_> {
             // What follows a packet that was none of ours is none of ours either.
             None if later => Verdict::Punt,
             found => self.flow(frame, packet, (&tuple, hash), found, cx),
-        }
-    }
-
-    /// The worker that has the flow of a packet, or would have.
-    fn home(&self, packet: &Packet, (from, to): (u16, u16), cx: &Context<'_>) -> u16 {
-        let (source, destination) = (packet.addresses.source(), packet.addresses.destination());
-        match cx.snapshot.is_vip(destination) {
-            true => self.steering.home(source, from),
-            false => self.steering.home(destination, to),
         }
     }
 
