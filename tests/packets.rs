@@ -39,7 +39,8 @@ fn nat_and_full_nat_carry_connections_of_both_families() {
         assert_eq!(service["connections"], 84, "{service}");
         fairway.signal(rustix::process::Signal::TERM);
         assert!(fairway.wait().success());
-        assert_eq!(net.exec(Host::Lb, "nft list tables"), "", "nothing is left behind");
+        let tables = net.exec(Host::Lb, "nft list tables");
+        assert!(!tables.contains("fairway"), "nothing is left behind: {tables}");
     }
 }
 
@@ -143,7 +144,9 @@ fn datagrams_go_to_one_backend_and_leave_it_when_it_dies() {
                 }
                 // In parts, both ways, whichever worker they come to.
                 let large: Vec<u8> = (0..8000_u32).map(|n| b'a' + (n % 23) as u8).collect();
-                for (socket, name) in sockets.iter().zip(&first) {
+                // DPDK's packet sockets have the kernel join them, and lose what is too large then.
+                let whole = driver().is_some_and(|driver| driver == "af_packet");
+                for (socket, name) in sockets.iter().zip(&first).filter(|_| !whole) {
                     assert_eq!(ask(socket, &large).unwrap(), *name, "{mode} {vip}");
                 }
                 echoes[0].1 = None;
@@ -215,12 +218,23 @@ fn errors_of_the_way_and_of_backends_reach_the_client() {
 #[test]
 fn path_mtu_is_discovered_through_nat() {
     let Some(net) = net() else { return };
-    net.exec(Host::Lb, "ip link set servers mtu 1400");
+    let narrow = || _ = net.exec(Host::Lb, "ip link set servers mtu 1400");
+    // The kernel's end of a card comes with Fairway.
+    let late = driver().is_some();
+    if !late {
+        narrow();
+    }
     for (v6, vip, _) in FAMILIES {
         let backend: SocketAddr = (server_ip(&net, 1, v6), 8080).into();
         let _server = summing(&net, backend);
         let document = document("nat", vip, &[backend], "healthCheck: {interval: 1h}");
         let fairway = Fairway::start(&net, &document);
+        if late {
+            narrow();
+            wait_for("it is known", || {
+                fairway.status().unwrap()["interfaces"].to_string().contains("1400")
+            });
+        }
         net.on(Host::Client, || upload(at(vip, 80), 300_000));
         drop(fairway);
     }

@@ -18,6 +18,10 @@ fn table(net: &Net) -> Option<String> {
 
 #[test]
 fn the_fence_stands_as_long_as_fairway_does() {
+    if driver().is_some() {
+        println!("SKIPPED: the kernel has no part in cards of DPDK, and needs no fence");
+        return;
+    }
     let Some(net) = net() else { return };
     let servers = servers(&net, 1, false);
     let document = document("nat", VIP4, &addresses(&servers), "");

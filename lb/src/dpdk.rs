@@ -52,7 +52,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn P
     let exchange = Exchange::between(eal, workers)?.into_iter();
     let mut queues: Vec<Queues<'static>> =
         exchange.map(|end| Queues::new(eal, pool, Some(end))).collect();
-    for (device, interface) in dpdk.devices.iter().zip(&packet.interfaces) {
+    for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
         let name = device.split(',').next().unwrap_or(device);
         let open =
             |name: &str| Port::open(eal, name, pool, setup).map_err(|error| error.to_string());
@@ -60,7 +60,8 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn P
         // Packets to VIPs are for a station of ours, and so are groups; a card may know neither.
         port.hear_all();
         port.hear_groups();
-        let kernel = format!("net_tap_{interface}");
+        // The driver has room for 22 bytes.
+        let kernel = format!("net_tap_fairway{number}");
         let mac = port.mac().ok_or_else(|| format!("port `{name}` has no station"))?;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         eal.add_device(&kernel, &format!("iface={interface},mac={mac}"))

@@ -13,11 +13,22 @@ use crate::{Host, Net, Nginx, SECOND, run};
 pub const VIP4: &str = "10.99.0.1";
 pub const VIP6: &str = "fd99::1";
 
+/// The driver of DPDK by which packets come, where that is wanted: `af_packet`, `af_xdp` or `tap`.
+pub fn driver() -> Option<String> {
+    std::env::var("FAIRWAY_TESTS_DPDK").ok()
+}
+
 /// Servers answer through the load balancer.
 pub fn net() -> Option<Net> {
     let net = Net::new()?;
+    if let Some(driver) = driver() {
+        give_to_dpdk(&net, &driver);
+    }
     net.exec(Host::Servers, "ip route add default via 10.78.0.1");
     net.exec(Host::Servers, "ip -6 route add default via fd78::1");
+    if driver().is_some() {
+        return Some(net);
+    }
     // The first solicitation on a new link is lost and asked again a second later.
     for (host, router) in [(Host::Client, "fd77::1"), (Host::Servers, "fd78::1")] {
         net.on(host, || TcpStream::connect(at(router, 9)).unwrap_err());
@@ -25,13 +36,84 @@ pub fn net() -> Option<Net> {
     Some(net)
 }
 
+/// The load balancer's ends of both links, and its addresses there.
+const LINKS: [(&str, Host, [&str; 2]); 2] = [
+    ("clients", Host::Client, ["10.77.0.1/24", "fd77::1/64"]),
+    ("servers", Host::Servers, ["10.78.0.1/24", "fd78::1/64"]),
+];
+
+/// The links are cards that DPDK has: the kernel is kept from them, and they have no addresses.
+fn give_to_dpdk(net: &Net, driver: &str) {
+    for (name, host, _) in LINKS {
+        let card = format!("card-{name}");
+        for command in [
+            format!("ip link set {name} down"),
+            format!("ip link set {name} name {card}"),
+            format!("ip address flush dev {card}"),
+            format!("sysctl -qw net.ipv6.conf.{card}.disable_ipv6=1"),
+            // Checksums that a card would fill in later are none here.
+            format!("ethtool -K {card} tx off"),
+            format!("ip link set {card} up"),
+        ] {
+            net.exec(Host::Lb, &command);
+        }
+        net.exec(host, "ethtool -K lb tx off");
+        if driver == "af_packet" {
+            net.exec(Host::Lb, &format!("nft add table netdev {card}"));
+            net.exec(
+                Host::Lb,
+                &format!(
+                    "nft add chain netdev {card} in {{ type filter hook ingress device {card} \
+                     priority 0 ; policy drop ; }}"
+                ),
+            );
+        }
+    }
+}
+
+/// Gives the kernel's ends of cards their addresses; false while they are not there.
+pub(crate) fn address_kernel_ends(namespace: &str) -> bool {
+    let run = |words: &str| {
+        let words = format!("netns exec {namespace} ip {words}");
+        let output = std::process::Command::new("ip").args(words.split(' ')).output().unwrap();
+        output.status.success()
+    };
+    LINKS.iter().all(|(name, _, [v4, v6])| {
+        run(&format!("address replace {v4} dev {name}"))
+            && run(&format!("-6 address replace {v6} dev {name} nodad"))
+    })
+}
+
+/// How packets come, in the document's words.
+fn packet_path() -> String {
+    let Some(driver) = driver() else { return "interfaces: [clients, servers]".into() };
+    let ports: Vec<String> = LINKS
+        .iter()
+        .map(|(name, ..)| {
+            let more = match driver.as_str() {
+                "af_packet" => {
+                    ",qpairs=2,framesz=2048,blocksz=1048576,framecnt=4096,qdisc_bypass=1"
+                }
+                _ => "",
+            };
+            format!(
+                "{{device: \"net_{driver}_{name},iface=card-{name}{more}\", interface: {name}}}"
+            )
+        })
+        .collect();
+    format!("driver: dpdk, ports: [{}], dpdk: {{noHuge: true, memory: 128MiB}}", ports.join(", "))
+}
+
 /// A service at `vip`, port 80, with further `fields`.
 pub fn document(mode: &str, vip: &str, backends: &[SocketAddr], fields: &str) -> String {
     let list: Vec<String> = backends.iter().map(|at| format!("\"{at}\"")).collect();
     let mut text = format!(
-        "dataplane: {{workers: 2, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\n\
+        "dataplane: {{workers: {}, pinCpus: false, packet: {{{}}}}}\n\
          services:\n  - name: web\n    mode: {mode}\n    addresses: [\"{vip}\"]\n    \
          backends: [{}]\n",
+        // A socket of XDP is for one queue, and a link has one.
+        if driver().is_some_and(|driver| driver == "af_xdp") { 1 } else { 2 },
+        packet_path(),
         list.join(", ")
     );
     if !fields.contains("ports:") {
