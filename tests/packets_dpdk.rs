@@ -85,6 +85,59 @@ fn connections_and_checks_go_by_cards_that_the_kernel_does_not_have() {
                 assert_eq!(ask(&client_socket(at(VIP4, 53)), &large).unwrap(), "a", "{mode}");
             }
         });
-        drop((echo, fairway));
+        drop(echo);
+        let metrics = fairway.metrics(&net);
+        for line in [
+            "fairway_card_missed_packets_total{interface=\"servers\"} 0",
+            "fairway_port_received_frames_total{worker=\"1\",interface=\"clients\"}",
+        ] {
+            assert!(metrics.contains(line), "{line}\n{metrics}");
+        }
+        drop(fairway);
+    }
+}
+
+#[test]
+fn a_card_without_a_link_is_told_of() {
+    let Some(net) = hosts() else { return };
+    // The far ends stay here: where they are moved to, their driver does not see them.
+    let document = document("nat", VIP4, &[at("10.78.0.11", 8080)], "");
+    let fairway = Fairway::start(&net, &document);
+    let told = || {
+        let troubles = fairway.status().unwrap()["troubles"].to_string();
+        troubles.contains("the card of interface `servers` has no link")
+    };
+    for (state, up) in [("down", 0), ("up", 1)] {
+        net.exec(Host::Lb, &format!("ip link set card-servers {state}"));
+        wait_for("it is told of", || told() == (up == 0));
+        let line = format!("fairway_card_up{{interface=\"servers\"}} {up}");
+        wait_for("and shown", || fairway.metrics(&net).contains(&line));
+    }
+}
+
+#[test]
+fn what_dpdk_lacks_is_said_before_anything_starts() {
+    let Some(net) = hosts() else { return };
+    let usual = document("nat", VIP4, &[at("10.78.0.11", 8080)], "");
+    for (text, want) in [
+        (usual.replace("noHuge: true, memory: 128MiB", "memory: 900GiB"), "MiB of huge pages, and"),
+        (
+            usual.replace("net_tap_clients,iface=card-clients", "net_nothing0"),
+            "DPDK does not start (No such device)",
+        ),
+        (
+            usual.replace("net_tap_clients,iface=card-clients", "0000:ff:1f.7"),
+            "there is no card 0000:ff:1f.7",
+        ),
+        (
+            usual.replace("net_tap_clients,iface=card-clients", "net_af_packet0,iface=none"),
+            "DPDK has no port `net_af_packet0`",
+        ),
+        (usual.replace("workers: 2", "workers: 64"), "no memory for"),
+    ] {
+        let mut fairway = Fairway::spawn(&net, &text, &[]);
+        let status = fairway.wait();
+        let log = fairway.log();
+        assert!(status.code() == Some(1) && log.contains(want), "{want}: {status}\n{log}");
     }
 }

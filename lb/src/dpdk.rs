@@ -1,5 +1,7 @@
 //! DPDK at the start of the process: its memory, its cards, and the kernel's end of each link.
 
+use std::path::Path;
+
 use fairway_config::{PacketPath, Pages};
 use fairway_core::packet::Ports;
 use fairway_dpdk::{Eal, EalOptions, Exchange, Memory, Mempool, Port, PortSetup, Queues};
@@ -10,15 +12,68 @@ const DESCRIPTORS: u16 = 1024;
 const PACKET: u16 = 2048;
 /// Packets under way beside those in queues: in bursts, and in the caches of threads.
 const UNDER_WAY: u32 = 4096;
+/// Where the kernel tells of its cards.
+const CARDS: &str = "/sys/bus/pci/devices";
+/// Drivers that leave a card to DPDK, or share it (those of Mellanox).
+const DRIVERS: [&str; 5] = ["vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core", "mlx4_core"];
 /// Where the kernel tells of its huge pages, a folder for each size.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
+/// The cards, by the order of their interfaces: what they count, and whether they have a link.
+#[derive(Default)]
+pub(crate) struct Cards(Vec<Port<'static>>);
+
+impl Cards {
+    /// Shows what they have counted; returns whether each has a link.
+    pub(crate) fn look<'i>(&self, interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
+        let look = |(port, interface): (&Port<'static>, &str)| {
+            let stats = port.stats().unwrap_or_default();
+            let interface = || interface.to_owned();
+            for (name, value) in [
+                ("fairway_card_missed_packets_total", stats.missed),
+                ("fairway_card_receive_errors_total", stats.receive_errors),
+                ("fairway_card_send_errors_total", stats.send_errors),
+                ("fairway_card_packets_without_memory_total", stats.without_memory),
+            ] {
+                metrics::counter!(name, "interface" => interface()).absolute(value);
+            }
+            // Devices that say nothing of it have one.
+            let up = port.link().is_none_or(|link| link.up);
+            let shown = if up { 1.0 } else { 0.0 };
+            metrics::gauge!("fairway_card_up", "interface" => interface()).set(shown);
+            up
+        };
+        self.0.iter().zip(interfaces).map(look).collect()
+    }
+}
+
+/// What the cards' metrics are.
+fn describe_metrics() {
+    for (name, help) in [
+        ("fairway_card_missed_packets_total", "Packets that came while the card's queue was full."),
+        ("fairway_card_receive_errors_total", "Packets that came damaged."),
+        ("fairway_card_send_errors_total", "Packets that the card could not send."),
+        (
+            "fairway_card_packets_without_memory_total",
+            "Packets that came while there was no memory for them.",
+        ),
+    ] {
+        metrics::describe_counter!(name, help);
+    }
+    metrics::describe_gauge!("fairway_card_up", "Whether a card of DPDK has a link.");
+}
+
 /// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the
 /// process.
-pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn Ports>>, String> {
-    let Some(dpdk) = &packet.dpdk else { return Ok(Vec::new()) };
+pub(crate) fn start(
+    packet: &PacketPath,
+    workers: usize,
+) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
+    let Some(dpdk) = &packet.dpdk else { return Ok((Vec::new(), Cards::default())) };
+    describe_metrics();
     let (pci, virtual_devices): (Vec<_>, Vec<_>) =
         dpdk.devices.iter().cloned().partition(|device| is_pci(device));
+    pci.iter().try_for_each(|card| check_card(card, Path::new(CARDS)))?;
     let memory = match &dpdk.pages {
         Pages::Huge => {
             check_huge_pages(dpdk.mebibytes)?;
@@ -50,6 +105,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn P
     let number = u16::try_from(workers).map_err(|_| "too many workers for DPDK".to_owned())?;
     let setup = PortSetup { queues: number, descriptors: DESCRIPTORS, mtu: None };
     let exchange = Exchange::between(eal, workers)?.into_iter();
+    let mut ports = Vec::new();
     let mut queues: Vec<Queues<'static>> =
         exchange.map(|end| Queues::new(eal, pool, Some(end))).collect();
     for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
@@ -71,9 +127,10 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<Vec<Box<dyn P
             queues.add(card, Some(tap));
         }
         tracing::info!(device = name, interface, mac, "carrying packets by DPDK");
+        ports.push(port);
     }
     let boxed = queues.into_iter().map(|queues| Box::new(queues) as Box<dyn Ports>);
-    Ok(boxed.collect())
+    Ok((boxed.collect(), Cards(ports)))
 }
 
 /// Whether a device is a card's address: `0000:3b:00.0`, or `3b:00.0`.
@@ -82,6 +139,30 @@ fn is_pci(device: &str) -> bool {
     let words = address.split([':', '.']);
     let hex = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_hexdigit());
     address.contains(':') && words.clone().count() >= 3 && words.into_iter().all(hex)
+}
+
+/// Whether DPDK can have a card; `cards` is where the kernel tells of them.
+fn check_card(device: &str, cards: &Path) -> Result<(), String> {
+    let address = device.split(',').next().unwrap_or(device);
+    let whole = match address.matches(':').count() {
+        1 => format!("0000:{address}"),
+        _ => address.to_owned(),
+    };
+    let card = cards.join(&whole);
+    if !card.exists() {
+        return Err(format!("there is no card {whole}; `lspci -D` lists them"));
+    }
+    let driver = std::fs::read_link(card.join("driver")).ok();
+    let driver = driver.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    match driver {
+        Some(driver) if DRIVERS.contains(&driver) => Ok(()),
+        other => Err(format!(
+            "card {whole} is {}: `modprobe vfio-pci; dpdk-devbind.py --bind=vfio-pci {whole}` gives it \
+             to DPDK, and takes it from the kernel with all its addresses",
+            other
+                .map_or("bound to no driver".into(), |driver| format!("the kernel's (`{driver}`)"))
+        )),
+    }
 }
 
 /// DPDK says little when there are too few.
@@ -109,6 +190,21 @@ fn check_huge_pages(mebibytes: u32) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_is_there_and_left_to_dpdk() {
+        let folder = tempfile::tempdir().unwrap();
+        for (card, driver) in [("0000:3b:00.0", "vfio-pci"), ("0000:3b:00.1", "ixgbe")] {
+            let path = folder.path().join(card);
+            std::fs::create_dir(&path).unwrap();
+            std::os::unix::fs::symlink(format!("/drivers/{driver}"), path.join("driver")).unwrap();
+        }
+        let check = |card: &str| check_card(card, folder.path());
+        assert_eq!(check("3b:00.0,mprq_en=1"), Ok(()));
+        let why = check("3b:00.1").unwrap_err();
+        assert!(why.contains("card 0000:3b:00.1 is the kernel's (`ixgbe`): `modprobe"), "{why}");
+        assert!(check("0000:00:00.0").unwrap_err().contains("there is no card 0000:00:00.0"));
+    }
 
     #[test]
     fn cards_are_told_from_virtual_devices() {

@@ -3,10 +3,24 @@
 use fairway_config::PacketPath;
 use fairway_core::packet::Ports;
 
+/// There are none.
+#[derive(Default)]
+pub(crate) struct Cards;
+
+impl Cards {
+    /// Nothing to look at.
+    pub(crate) fn look<'i>(&self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
+        Vec::new()
+    }
+}
+
 /// Says what is missing when DPDK is wanted.
-pub(crate) fn start(packet: &PacketPath, _workers: usize) -> Result<Vec<Box<dyn Ports>>, String> {
+pub(crate) fn start(
+    packet: &PacketPath,
+    _workers: usize,
+) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
     match packet.dpdk {
-        None => Ok(Vec::new()),
+        None => Ok((Vec::new(), Cards)),
         Some(_) => Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build \
                         --release --features dpdk`; `driver: raw` runs anywhere"
             .into()),

@@ -29,6 +29,7 @@ use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
+use crate::dpdk::Cards;
 use crate::health::Checker;
 use crate::network::Watch;
 use crate::reload::{self, Reload};
@@ -130,9 +131,9 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut workers = Vec::with_capacity(count);
     let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
     let inboxes = Arc::new(inboxes);
-    let polled = match &process.packet {
+    let (polled, cards) = match &process.packet {
         Some(packet) => crate::dpdk::start(packet, count)?,
-        None => Vec::new(),
+        None => (Vec::new(), Cards::default()),
     };
     let mut polled = polled.into_iter();
     for worker in 0..count {
@@ -167,7 +168,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 let _ = network.send(Input::Network(news));
             });
             let (watch, news) = watch?;
-            Some(PacketPath::new(configured, watch, news, &workers)?)
+            Some(PacketPath::new(configured, (watch, news), cards, &workers)?)
         }
         None => None,
     };

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fairway_config::PacketPath as Configured;
 use fairway_core::packet::{Routes, Unresolved};
@@ -14,13 +15,19 @@ use super::Control;
 use super::fence::{Fence, Hidden, forwards};
 use serde::{Deserialize, Serialize};
 
+use crate::dpdk::Cards;
 use crate::network::{Device, News, Watch};
+
+/// How often cards are looked at.
+const LOOK_AT_CARDS: Duration = Duration::from_secs(1);
 
 /// An interface of the packet path.
 struct Port {
     name: String,
     device: Option<Device>,
     open: Option<Open>,
+    /// Its card, if it has one of its own, has no link.
+    without_link: bool,
     trouble: Option<String>,
 }
 
@@ -50,6 +57,9 @@ pub(crate) struct PacketPath {
     ports: Vec<Port>,
     /// Packets come by cards that the kernel has no part in.
     polled: bool,
+    cards: Cards,
+    /// When they are looked at next.
+    look_at: Tick,
     fence: Fence,
     /// Addresses of this machine.
     local: BTreeSet<IpAddr>,
@@ -64,16 +74,23 @@ impl PacketPath {
     /// Opens the interfaces that are there; an error when none of them can be.
     pub(crate) fn new(
         configured: &Configured,
-        watch: Watch,
-        news: News,
+        (watch, news): (Watch, News),
+        cards: Cards,
         workers: &[WorkerHandle],
     ) -> Result<Self, String> {
-        let port =
-            |name: &String| Port { name: name.clone(), device: None, open: None, trouble: None };
+        let port = |name: &String| Port {
+            name: name.clone(),
+            device: None,
+            open: None,
+            without_link: false,
+            trouble: None,
+        };
         let mut packets = Self {
             watch,
             ports: configured.interfaces.iter().map(port).collect(),
             polled: configured.dpdk.is_some(),
+            cards,
+            look_at: Tick(0),
             fence: Fence::default(),
             local: BTreeSet::new(),
             routes: None,
@@ -125,6 +142,21 @@ impl PacketPath {
         self.trouble = None;
     }
 
+    /// Looks at the cards, now and then.
+    fn look_at_cards(&mut self, now: Tick) {
+        if now < self.look_at {
+            return;
+        }
+        self.look_at = now.plus(LOOK_AT_CARDS);
+        let links = self.cards.look(self.ports.iter().map(|port| port.name.as_str()));
+        for (port, up) in self.ports.iter_mut().zip(links) {
+            if port.without_link == up {
+                port.without_link = !up;
+                port.judge();
+            }
+        }
+    }
+
     /// Words of trouble for people.
     fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
@@ -156,6 +188,9 @@ impl Port {
             (Some(device), Some(_)) if !device.up => {
                 Some(format!("interface `{}` is down", self.name))
             }
+            (Some(_), Some(_)) if self.without_link => {
+                Some(format!("the card of interface `{}` has no link", self.name))
+            }
             (Some(_), Some(_)) => None,
             // Opening it has said why.
             (Some(_), None) => return,
@@ -164,7 +199,8 @@ impl Port {
     }
 
     fn carries(&self) -> bool {
-        self.open.is_some() && self.device.as_ref().is_some_and(|device| device.up)
+        let up = self.device.as_ref().is_some_and(|device| device.up);
+        up && self.open.is_some() && !self.without_link
     }
 
     fn say(&mut self, trouble: Option<String>) {
@@ -220,6 +256,7 @@ impl Control {
     /// Brings fence, division among workers and known stations to what services want.
     pub(super) fn tend_packets(&mut self, now: Tick) {
         let Some(packets) = &mut self.packets else { return };
+        packets.look_at_cards(now);
         if !std::mem::take(&mut packets.changed) {
             packets.fence.tend(now);
             return self.show_packets();

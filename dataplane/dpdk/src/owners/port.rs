@@ -25,7 +25,7 @@ pub struct PortSetup {
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     /// There is none.
-    #[error("DPDK has no port `{0}`; is the card bound to vfio-pci, and its address given?")]
+    #[error("DPDK has no port `{0}`; what it says above may tell why")]
     Missing(String),
     /// Fewer than are needed.
     #[error(
