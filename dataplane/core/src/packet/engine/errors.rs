@@ -28,10 +28,9 @@ impl Engine<'_> {
         }
         // The flow of the packet that it is about, seen from where that was to arrive.
         let quoted = icmp::quoted(frame.bytes(), packet);
-        let of_flow = quoted.and_then(|quoted| {
+        let of_flow = quoted.map(|quoted| {
             let back = quoted.tuple.reversed();
-            let found = self.flows.find(&back, self.flows.hash(&back)).ok_or(back);
-            Some((quoted, found))
+            (quoted, self.flows.find(&back, self.flows.hash(&back)).ok_or(back))
         });
         let (quoted, found) = match of_flow {
             Some((quoted, Ok(found))) => (quoted, found),
