@@ -5,7 +5,7 @@ use fairway_core::packet::Ports;
 
 /// There are none.
 #[derive(Default)]
-pub(crate) struct Cards;
+pub(crate) struct Cards(());
 
 impl Cards {
     /// Nothing to look at.
@@ -20,7 +20,7 @@ pub(crate) fn start(
     _workers: usize,
 ) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
     match packet.dpdk {
-        None => Ok((Vec::new(), Cards)),
+        None => Ok((Vec::new(), Cards::default())),
         Some(_) => Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build \
                         --release --features dpdk`; `driver: raw` runs anywhere"
             .into()),
