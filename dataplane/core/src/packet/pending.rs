@@ -28,6 +28,8 @@ pub(super) struct Waiting {
     pub(super) start: u64,
     /// Who was tried, the current one included.
     pub(super) tried: Tried,
+    /// Who of them has said no; the others were only slow.
+    pub(super) refused: Tried,
     /// When it began, for the deadline.
     pub(super) since: Tick,
     /// When its current backend was asked, in microseconds.
@@ -78,6 +80,7 @@ impl Pending {
                     handle,
                     start,
                     tried: Tried::NONE,
+                    refused: Tried::NONE,
                     since: now,
                     asked_us: 0,
                     packet: [0; LARGEST],
@@ -96,6 +99,7 @@ impl Pending {
         waiting.round = waiting.round.wrapping_add(1);
         waiting.used = true;
         waiting.tried.clear();
+        waiting.refused.clear();
         self.due.push(Reverse((due, place, waiting.round)));
         self.by_handle.insert(handle, place);
         Some(waiting)

@@ -20,6 +20,8 @@ use crate::{
     Tried,
 };
 
+/// How many times longer a backend may take that is asked again.
+const SECOND_CHANCE: u32 = 8;
 /// Failures that are kept for the control loop at a time.
 const MOST_FAILURES: usize = 64;
 
@@ -132,12 +134,27 @@ impl Engine<'_> {
         let flow = self.flows.flow(handle);
         self.count_failure(&flow, cause);
         let retry = self.held.service(flow.service)?.policy.retry;
-        let tried = &self.pending.at(place).tried;
-        let attempts_left = retry.attempts.is_none_or(|most| tried.len() < usize::from(most));
+        let waiting = self.pending.at(place);
+        let attempts_left =
+            retry.attempts.is_none_or(|most| waiting.tried.len() < usize::from(most));
+        let said_no = cause != FailureCause::Timeout;
+        if said_no {
+            waiting.refused.insert(flow.id);
+        }
+        let (worker, mut patience) = (self.worker, 1);
         let service = cx.snapshot.service(flow.service);
         let next = service
             .filter(|_| attempts_left && cx.now.since(since) < retry.deadline)
-            .and_then(|service| Some((service, service.select(start, tried, self.worker).ok()?)));
+            .and_then(|service| {
+                let pick = service.select(start, &waiting.tried, worker).ok().or_else(|| {
+                    // Before the client hears a no, those that were only slow are asked once more.
+                    let slow = said_no && waiting.refused.len() < waiting.tried.len();
+                    waiting.tried.clone_from(&waiting.refused);
+                    patience = SECOND_CHANCE;
+                    slow.then(|| service.select(start, &waiting.tried, worker).ok())?
+                });
+                Some((service, pick?))
+            });
         let Some((service, pick)) = next else {
             // It stays where it is, and hears no more from us.
             self.pending.end_at(place);
@@ -154,7 +171,7 @@ impl Engine<'_> {
                 return Some(Verdict::Drop(reason));
             }
         };
-        self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout));
+        self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout * patience));
         let waiting = self.pending.at(place);
         waiting.asked_us = cx.micros;
         waiting.tried.insert(next);

@@ -142,3 +142,31 @@ fn a_third_first_segment_moves_a_connection_that_is_answered_past_us() {
         });
     }
 }
+
+#[test]
+fn before_a_client_is_refused_slow_backends_are_asked_again() {
+    with_engine(|world, engine| {
+        let (client, vip, _) = CASES[0];
+        let backends = ["10.78.0.11:8443", "10.78.0.12:8443"];
+        world.serve(Protocol::Tcp, vip, Mode::Nat, &backends, |policy| {
+            policy.retry.syn_timeout = Duration::from_millis(20);
+            policy.retry.deadline = Duration::from_secs(10);
+        });
+        let (client, vip) = (addr(client), addr(vip));
+        let (_, got) = world.pass(engine, &syn(client, vip).frame());
+        let slow = SocketAddr::new(destination(&got), 8443);
+        world.now = world.now.plus(Duration::from_millis(20));
+        let (_, got) = world.replay(engine).unwrap();
+        let refusing = SocketAddr::new(destination(&got), 8443);
+        assert_ne!(slow, refusing);
+        // The other one says no: the first may have been busy.
+        let reset = tcp(refusing, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
+        let (verdict, got) = world.pass(engine, &reset.frame());
+        assert_eq!((verdict, destination(&got)), (Verdict::Send(1), slow.ip()));
+        world.now = world.now.plus(Duration::from_millis(100));
+        assert_eq!(world.replay(engine), None, "it has more time now");
+        let both = tcp_flags::SYN | tcp_flags::ACK;
+        let (verdict, got) = world.pass(engine, &tcp(slow, client, both).numbers(1, 1001).frame());
+        assert_eq!((verdict, destination(&got)), (Verdict::Send(0), client.ip()));
+    });
+}
