@@ -133,7 +133,8 @@ fn what_dpdk_lacks_is_said_before_anything_starts() {
             usual.replace("net_tap_clients,iface=card-clients", "net_af_packet0,iface=none"),
             "DPDK has no port `net_af_packet0`",
         ),
-        (usual.replace("workers: 2", "workers: 64"), "no memory for"),
+        (usual.replace("workers: 2", "workers: 17"), "17 workers are more than the 16 queues"),
+        (usual.replace("workers: 2", "workers: 16"), "no memory for"),
     ] {
         let mut fairway = Fairway::spawn(&net, &text, &[]);
         let status = fairway.wait();

@@ -9,7 +9,7 @@ const OLDEST: &str = "22.11";
 
 /// What is called. Inline ones get a shim.
 const FUNCTIONS: &[&str] = &[
-    "fairway_(errno|views|place|mark)",
+    "fairway_(errno|views|place|mark|strip)",
     "rte_dev_(probe|remove)",
     "rte_eal_(init|cleanup|has_hugepages|hotplug_add|hotplug_remove)",
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu|count_avail)",

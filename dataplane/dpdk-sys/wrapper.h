@@ -4,6 +4,7 @@
 #include <rte_errno.h>
 #include <rte_eth_ring.h>
 #include <rte_ethdev.h>
+#include <rte_ether.h>
 #include <rte_lcore.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
@@ -43,14 +44,23 @@ fairway_views(struct rte_mbuf **packets, struct fairway_view *views, uint16_t co
 	}
 }
 
-/* Where a packet of one segment lies in its buffer from now on, and nothing that a card should do. */
+/* Where a packet of one segment lies in its buffer from now on, and nothing that a card should do.
+ * Whose the buffer is stays: some drivers attach their own. */
 static inline void
 fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length)
 {
 	packet->data_off = start;
 	packet->data_len = length;
 	packet->pkt_len = length;
-	packet->ol_flags = 0;
+	packet->ol_flags &= RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT;
+}
+
+/* Takes the outer tag off packets that have it in their bytes. */
+static inline void
+fairway_strip(struct rte_mbuf **packets, uint16_t count)
+{
+	for (uint16_t n = 0; n < count; n++)
+		rte_vlan_strip(packets[n]);
 }
 
 /* The number of the port that a packet came by, as its worker knows it. */

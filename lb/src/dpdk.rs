@@ -10,12 +10,14 @@ use fairway_dpdk::{Eal, EalOptions, Exchange, Memory, Mempool, Port, PortSetup, 
 const DESCRIPTORS: u16 = 1024;
 /// Bytes of a packet, as it comes from a link of the usual MTU with two tags.
 const PACKET: u16 = 2048;
+/// Queues that a tap has at most.
+const MOST_WORKERS: usize = 16;
 /// Packets under way beside those in queues: in bursts, and in the caches of threads.
 const UNDER_WAY: u32 = 4096;
 /// Where the kernel tells of its cards.
 const CARDS: &str = "/sys/bus/pci/devices";
 /// Drivers that leave a card to DPDK, or share it (those of Mellanox).
-const DRIVERS: [&str; 5] = ["vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core", "mlx4_core"];
+const DRIVERS: [&str; 4] = ["vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core"];
 /// Where the kernel tells of its huge pages, a folder for each size.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
@@ -71,6 +73,12 @@ pub(crate) fn start(
 ) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
     let Some(dpdk) = &packet.dpdk else { return Ok((Vec::new(), Cards::default())) };
     describe_metrics();
+    if workers > MOST_WORKERS {
+        return Err(format!(
+            "{workers} workers are more than the {MOST_WORKERS} queues of the kernel's end of a \
+             link: name `dataplane.workers`"
+        ));
+    }
     let (pci, virtual_devices): (Vec<_>, Vec<_>) =
         dpdk.devices.iter().cloned().partition(|device| is_pci(device));
     pci.iter().try_for_each(|card| check_card(card, Path::new(CARDS)))?;
@@ -102,7 +110,7 @@ pub(crate) fn start(
     let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
     let pool = Mempool::new(eal, "packets", count, PACKET).map_err(|error| error.to_string())?;
     let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
-    let number = u16::try_from(workers).map_err(|_| "too many workers for DPDK".to_owned())?;
+    let number = workers as u16;
     let setup = PortSetup { queues: number, descriptors: DESCRIPTORS, mtu: None };
     let exchange = Exchange::between(eal, workers)?.into_iter();
     let mut ports = Vec::new();
@@ -110,19 +118,24 @@ pub(crate) fn start(
         exchange.map(|end| Queues::new(eal, pool, Some(end))).collect();
     for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
         let name = device.split(',').next().unwrap_or(device);
-        let open =
-            |name: &str| Port::open(eal, name, pool, setup).map_err(|error| error.to_string());
-        let (port, cards) = open(name)?;
+        let open = |name: &str, setup| {
+            Port::open(eal, name, pool, setup).map_err(|error| error.to_string())
+        };
+        let (port, cards) = open(name, setup)?;
         // Packets to VIPs are for a station of ours, and so are groups; a card may know neither.
-        port.hear_all();
-        port.hear_groups();
+        if !port.hear_all() {
+            tracing::warn!(device = name, "the card hears its own station alone: VIPs must use it");
+        }
+        if !port.hear_groups() {
+            tracing::warn!(device = name, "the card hears no groups: VIPs of IPv6 are not found");
+        }
         // The driver has room for 22 bytes.
         let kernel = format!("net_tap_fairway{number}");
         let mac = port.mac().ok_or_else(|| format!("port `{name}` has no station"))?;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         eal.add_device(&kernel, &format!("iface={interface},mac={mac}"))
             .map_err(|error| format!("interface `{interface}`: {error}"))?;
-        let (_, taps) = open(&kernel)?;
+        let (_, taps) = open(&kernel, PortSetup { mtu: port.mtu(), ..setup })?;
         for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
             queues.add(card, Some(tap));
         }

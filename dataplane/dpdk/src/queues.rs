@@ -68,6 +68,7 @@ impl<'p> Queues<'p> {
         let Some(wire) = self.wires.get_mut(usize::from(port)) else { return 0 };
         let mut batch = Batch::new();
         wire.card.counts.cut += wire.card.rx.receive(&mut batch, most);
+        batch.strip_tags();
         self.decide(&mut batch, Some(port), work)
     }
 
@@ -112,8 +113,11 @@ impl<'p> Queues<'p> {
             Verdict::Pass(worker) => return self.pass(worker.into(), port, batch, n),
             Verdict::Drop(_) | Verdict::Wait => return,
         };
-        if let Some((pair, place)) = pair.zip(place) {
-            pair.push(batch, n, place);
+        match (pair, place) {
+            (Some(pair), Some(place)) => pair.push(batch, n, place),
+            // No room for its tag.
+            (Some(pair), None) => pair.counts.full += 1,
+            (None, _) => {}
         }
     }
 
@@ -195,8 +199,13 @@ impl Ports for Queues<'_> {
     }
 
     fn counts(&mut self, port: u16) -> PortCounts {
-        let wire = self.wires.get_mut(usize::from(port));
-        wire.map(|wire| std::mem::take(&mut wire.card.counts)).unwrap_or_default()
+        let Some(wire) = self.wires.get_mut(usize::from(port)) else {
+            return PortCounts::default();
+        };
+        let kernel = wire.kernel.as_mut().map(|pair| std::mem::take(&mut pair.counts));
+        let mut counts = std::mem::take(&mut wire.card.counts);
+        counts.full += kernel.unwrap_or_default().full;
+        counts
     }
 }
 

@@ -68,7 +68,7 @@ impl<'p> Batch<'p> {
 
     /// The packets as frames that came by port number `port`; none is for packets that were passed on,
     /// which know it themselves. No place is empty, and no packet has more than one segment.
-    pub fn frames(&mut self, port: Option<u16>) -> [Frame<'_>; BURST] {
+    pub(crate) fn frames(&mut self, port: Option<u16>) -> [Frame<'_>; BURST] {
         let views = self.views();
         let mut views = views[..self.count].iter();
         std::array::from_fn(|_| {
@@ -147,11 +147,24 @@ impl<'p> Batch<'p> {
         true
     }
 
+    /// Takes packet `n` out, if it is there.
+    fn take(&mut self, n: usize) -> Option<*mut rte_mbuf> {
+        let place = self.packets[..self.count].get_mut(n)?;
+        let packet = std::mem::replace(place, null_mut());
+        (!packet.is_null()).then_some(packet)
+    }
+
+    /// Takes the outer tags off packets that have come.
+    pub(crate) fn strip_tags(&mut self) {
+        // SAFETY: the first `count` places hold packets that are ours.
+        unsafe { dpdk_sys::fairway_strip(self.packets.as_mut_ptr(), self.count as u16) };
+    }
+
     /// Moves packet `n` to the end of `to`, which has room; it lies at `place` of its buffer from now
     /// on.
-    pub fn send(&mut self, n: usize, place: Range<usize>, to: &mut Batch<'p>) {
-        let packet = std::mem::replace(&mut self.packets[n], null_mut());
-        if packet.is_null() || to.is_full() {
+    pub(crate) fn send(&mut self, n: usize, place: Range<usize>, to: &mut Batch<'p>) {
+        let Some(packet) = self.take(n) else { return };
+        if to.is_full() || place.end > usize::from(u16::MAX) {
             return drop(Self::of_one(packet));
         }
         let (start, length) = (place.start as u16, place.len() as u16);
@@ -163,8 +176,8 @@ impl<'p> Batch<'p> {
 
     /// Moves packet `n`, which came by port number `port`, to the end of `to`, as it came.
     pub(crate) fn pass(&mut self, n: usize, port: u16, to: &mut Batch<'p>) {
-        let packet = std::mem::replace(&mut self.packets[n], null_mut());
-        if packet.is_null() || to.is_full() {
+        let Some(packet) = self.take(n) else { return };
+        if to.is_full() {
             return drop(Self::of_one(packet));
         }
         // SAFETY: a packet of ours.

@@ -182,8 +182,16 @@ fn arguments(options: &EalOptions, own: Option<&CpuSet>) -> Vec<String> {
     };
     match memory {
         Memory::Private => add("--in-memory", None),
-        Memory::Folder(path) => add("--huge-dir", Some(&path.display().to_string())),
-        Memory::Ordinary => add("--no-huge", None),
+        // Files of huge pages are gone from their folder as soon as they are mapped.
+        Memory::Folder(path) => {
+            add("--huge-dir", Some(&path.display().to_string()));
+            add("--huge-unlink", None);
+            add("--no-shconf", None);
+        }
+        Memory::Ordinary => {
+            add("--no-huge", None);
+            add("--no-shconf", None);
+        }
     }
     add("-m", Some(&mebibytes.to_string()));
     add("--no-telemetry", None);
@@ -241,7 +249,7 @@ mod tests {
         assert!(
             arguments(&cards, None)
                 .join(" ")
-                .contains("--no-huge -m 256 --no-telemetry -l 0 -a 0000:3b:00.0")
+                .contains("--no-huge --no-shconf -m 256 --no-telemetry -l 0 -a 0000:3b:00.0")
         );
     }
 }

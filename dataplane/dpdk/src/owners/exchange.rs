@@ -15,15 +15,15 @@ const MOST: u32 = 1024;
 
 /// Rings, one for each worker.
 #[derive(Debug)]
-struct Rings(Vec<NonNull<rte_ring>>);
+struct Rings<'e>(Vec<NonNull<rte_ring>>, PhantomData<&'e Eal>);
 
 // SAFETY: DPDK's rings are made for several threads; that each is emptied by one alone is seen to by
 // `Exchange`, of which there is one for each ring.
-unsafe impl Send for Rings {}
+unsafe impl Send for Rings<'_> {}
 // SAFETY: as above.
-unsafe impl Sync for Rings {}
+unsafe impl Sync for Rings<'_> {}
 
-impl Drop for Rings {
+impl Drop for Rings<'_> {
     fn drop(&mut self) {
         for ring in &self.0 {
             let mut left: [*mut c_void; 32] = [null_mut(); 32];
@@ -47,15 +47,14 @@ impl Drop for Rings {
 /// One worker's end of the rings.
 #[derive(Debug)]
 pub struct Exchange<'p> {
-    rings: Arc<Rings>,
+    rings: Arc<Rings<'p>>,
     worker: usize,
-    eal: PhantomData<&'p Eal>,
 }
 
 impl<'p> Exchange<'p> {
     /// An end for each of `workers`.
     pub fn between(_eal: &'p Eal, workers: usize) -> Result<Vec<Self>, String> {
-        let mut rings = Rings(Vec::with_capacity(workers));
+        let mut rings = Rings(Vec::with_capacity(workers), PhantomData);
         for worker in 0..workers {
             let name = CString::new(format!("fairway-passed-{worker}"))
                 .map_err(|_| "a zero byte in a name".to_owned())?;
@@ -66,7 +65,7 @@ impl<'p> Exchange<'p> {
             rings.0.push(NonNull::new(ring).ok_or_else(last_error)?);
         }
         let rings = Arc::new(rings);
-        let end = |worker| Self { rings: Arc::clone(&rings), worker, eal: PhantomData };
+        let end = |worker| Self { rings: Arc::clone(&rings), worker };
         Ok((0..workers).map(end).collect())
     }
 

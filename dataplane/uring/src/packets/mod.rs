@@ -273,6 +273,18 @@ impl<'r> Packets<'r> {
     fn poll(&mut self, turn: &Turn<'_>) {
         let Some(mut ports) = self.way.polled.take() else { return };
         let mut any = 0;
+        // Those of others first, and as many as may come: others have worked on them already.
+        for _ in 0..BURSTS * (self.ports.len() + 1) {
+            let cx = context(turn, &mut self.random);
+            let (engine, way) = (&mut self.engine, &mut self.way);
+            let count = ports.passed(&mut |frames, verdicts| {
+                way.decide(engine, frames, verdicts, &cx);
+            });
+            any += count;
+            if count < BURST {
+                break;
+            }
+        }
         for number in 0..self.ports.len() {
             for _ in 0..BURSTS {
                 let cx = context(turn, &mut self.random);
@@ -285,17 +297,6 @@ impl<'r> Packets<'r> {
                 if count < BURST {
                     break;
                 }
-            }
-        }
-        for _ in 0..BURSTS {
-            let cx = context(turn, &mut self.random);
-            let (engine, way) = (&mut self.engine, &mut self.way);
-            let count = ports.passed(&mut |frames, verdicts| {
-                way.decide(engine, frames, verdicts, &cx);
-            });
-            any += count;
-            if count < BURST {
-                break;
             }
         }
         any += ports.relay();

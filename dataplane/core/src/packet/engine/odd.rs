@@ -45,7 +45,8 @@ impl Engine<'_> {
             None => {
                 let Some(ports) = packet.transport.ports() else { return Verdict::Punt };
                 let tuple = Tuple { addresses: packet.addresses, ports, protocol: packet.protocol };
-                let elsewhere = self.elsewhere(&tuple, cx);
+                let here = self.flows.find(&tuple, self.flows.hash(&tuple)).is_some();
+                let elsewhere = if here { None } else { self.elsewhere(&tuple, cx) };
                 if let Some(common) = common {
                     let first = elsewhere.map_or(First::Ports(ports), First::Elsewhere);
                     self.fragments.begin(common, first, cx.now);
