@@ -108,6 +108,27 @@ fn a_network_of_addresses_and_every_port_is_one_service() {
 }
 
 #[test]
+fn ports_that_run_out_are_told_of() {
+    let Some(net) = net() else { return };
+    let servers = servers(&net, 1, false);
+    net.exec(Host::Servers, &format!("ip route replace 10.99.1.1 via {}", gateway(false)));
+    // One port is enough for one connection, at the worker whose it is.
+    let fields = "ports: [{port: 80, targetPort: 8080}]\n\
+                  source: {addresses: [10.99.1.1], ports: 20000-20000}";
+    let fairway = Fairway::start(&net, &document("fullNat", VIP4, &addresses(&servers), fields));
+    let troubles = || fairway.status().unwrap()["troubles"].to_string();
+    assert!(!troubles().contains("no port of ours"), "{}", troubles());
+    net.on(Host::Client, || {
+        let connect = || TcpStream::connect_timeout(&at(VIP4, 80), SECOND / 10);
+        let connects: Vec<_> = (0..8).map(|_| connect()).collect();
+        assert!(connects.iter().any(Result::is_err), "more than one connection has a port");
+    });
+    wait_for("it is told", || troubles().contains("new flows find no port of ours free"));
+    assert!(fairway.log().contains("new flows find no port of ours free"));
+    assert!(fairway.metrics(&net).contains("no_local_port"));
+}
+
+#[test]
 fn clients_of_one_family_reach_backends_of_the_other() {
     let Some(net) = net() else { return };
     for (v6, vip, own) in [(true, VIP6, "10.99.1.1"), (false, VIP4, "fd99:1::1")] {

@@ -55,12 +55,18 @@ fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length)
 	packet->ol_flags &= RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT;
 }
 
-/* Takes the outer tag off packets that have it in their bytes. */
-static inline void
+/* Takes the outer tag off packets that have it in their bytes; says how many lie in several
+ * buffers. */
+static inline uint16_t
 fairway_strip(struct rte_mbuf **packets, uint16_t count)
 {
-	for (uint16_t n = 0; n < count; n++)
+	uint16_t parted = 0;
+
+	for (uint16_t n = 0; n < count; n++) {
 		rte_vlan_strip(packets[n]);
+		parted += packets[n]->nb_segs > 1;
+	}
+	return parted;
 }
 
 /* The number of the port that a packet came by, as its worker knows it. */

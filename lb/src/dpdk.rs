@@ -40,7 +40,7 @@ impl Cards {
                 metrics::counter!(name, "interface" => interface()).absolute(value);
             }
             // Devices that say nothing of it have one.
-            let up = port.link().is_none_or(|link| link.up);
+            let up = port.link_is_up().unwrap_or(true);
             let shown = if up { 1.0 } else { 0.0 };
             metrics::gauge!("fairway_card_up", "interface" => interface()).set(shown);
             up

@@ -24,7 +24,13 @@ const UNIQUE_ID: u8 = 0x05;
 /// Longest unique id that the protocol allows.
 const UNIQUE_ID_MOST: usize = 128;
 /// Longest header of version 2 that is written: IPv6 addresses, a unique id and a checksum.
-pub(crate) const V2_MOST: usize = V2_FIXED + 36 + 3 + UNIQUE_ID_MOST + 7;
+pub(crate) const V2_MOST: usize = v2_length(false, true) + 3 + UNIQUE_ID_MOST;
+
+/// Bytes of a header of version 2 with addresses and no unique id.
+pub(crate) const fn v2_length(is_v4: bool, crc32c: bool) -> usize {
+    let addresses = if is_v4 { 12 } else { 36 };
+    V2_FIXED + addresses + if crc32c { 7 } else { 0 }
+}
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -67,8 +67,8 @@ impl<'p> Queues<'p> {
     ) -> usize {
         let Some(wire) = self.wires.get_mut(usize::from(port)) else { return 0 };
         let mut batch = Batch::new();
-        wire.card.counts.cut += wire.card.rx.receive(&mut batch, most);
-        batch.strip_tags();
+        wire.card.rx.receive(&mut batch, most);
+        wire.card.counts.cut += batch.arrive();
         self.decide(&mut batch, Some(port), work)
     }
 
@@ -86,13 +86,10 @@ impl<'p> Queues<'p> {
         let mut verdicts = [Verdict::Punt; BURST];
         let mut frames = batch.frames(port);
         work(&mut frames[..count], &mut verdicts[..count]);
-        let mut n = 0;
-        let places = frames.map(|mut frame| {
-            n += 1;
-            (frame.port, leave(&mut frame, verdicts[n - 1]))
-        });
-        for (n, (verdict, (port, place))) in verdicts.iter().zip(places).enumerate().take(count) {
-            self.carry_out(*verdict, port, (batch, n, place));
+        let places: [_; BURST] =
+            std::array::from_fn(|n| (frames[n].port, leave(&mut frames[n], verdicts[n])));
+        for (n, (port, place)) in places.into_iter().enumerate().take(count) {
+            self.carry_out(verdicts[n], port, (batch, n, place));
         }
         count
     }
@@ -122,15 +119,24 @@ impl<'p> Queues<'p> {
     }
 
     fn pass(&mut self, worker: usize, port: u16, batch: &mut Batch<'p>, n: usize) {
-        let Some((out, exchange)) = self.others.get_mut(worker).zip(self.exchange.as_mut()) else {
-            return;
-        };
-        if out.is_full() {
+        if self.others.get(worker).is_some_and(Batch::is_full) {
+            self.hand_over(worker);
+        }
+        if let Some(out) = self.others.get_mut(worker) {
+            batch.pass(n, port, out);
+        }
+    }
+
+    /// Gives a worker what is to go there; what its ring has no room for is gone.
+    fn hand_over(&mut self, worker: usize) {
+        let out = &mut self.others[worker];
+        if let Some(exchange) = self.exchange.as_mut().filter(|_| !out.is_empty()) {
             exchange.send(worker, out);
-            self.wires[usize::from(port)].card.counts.full += out.len() as u64;
+            if let Some(first) = self.wires.first_mut() {
+                first.card.counts.full += out.len() as u64;
+            }
             out.clear();
         }
-        batch.pass(n, port, out);
     }
 }
 
@@ -154,19 +160,18 @@ impl Ports for Queues<'_> {
         self.decide(&mut batch, None, work)
     }
 
-    fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>) -> bool {
+    fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>) {
         let mut batch = self.pool.take(1);
         if batch.is_empty() {
             if let Some(wire) = self.wires.first_mut() {
                 wire.card.counts.without_memory += 1;
             }
-            return false;
+            return;
         }
         let [frame, ..] = &mut batch.frames(Some(0));
-        let Some(verdict) = fill(frame) else { return false };
+        let Some(verdict) = fill(frame) else { return };
         let (port, place) = (frame.port, leave(frame, verdict));
         self.carry_out(verdict, port, (&mut batch, 0, place));
-        true
     }
 
     fn relay(&mut self) -> usize {
@@ -175,7 +180,8 @@ impl Ports for Queues<'_> {
             let Some(kernel) = kernel else { continue };
             // What waits for the card goes first, and makes room.
             card.flush();
-            card.counts.cut += kernel.rx.receive(&mut card.out, BURST);
+            kernel.rx.receive(&mut card.out, BURST);
+            card.counts.cut += card.out.join_segments();
             count += card.out.len();
             card.flush();
         }
@@ -187,15 +193,7 @@ impl Ports for Queues<'_> {
             card.flush();
             kernel.iter_mut().for_each(Pair::flush);
         }
-        if let (Some(exchange), Some(first)) = (&mut self.exchange, self.wires.first_mut()) {
-            for (worker, out) in self.others.iter_mut().enumerate() {
-                if !out.is_empty() {
-                    exchange.send(worker, out);
-                    first.card.counts.full += out.len() as u64;
-                    out.clear();
-                }
-            }
-        }
+        (0..self.others.len()).for_each(|worker| self.hand_over(worker));
     }
 
     fn counts(&mut self, port: u16) -> PortCounts {

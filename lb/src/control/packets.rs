@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_config::PacketPath as Configured;
-use fairway_core::packet::{Routes, Unresolved};
+use fairway_core::packet::{DropReason, Routes, Unresolved};
 use fairway_core::{IpPrefix, Mode, Tick};
 use fairway_uring::{Command, PortControl, WorkerHandle, open_port};
 
@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::dpdk::Cards;
 use crate::network::{Device, News, Watch};
 
-/// How often cards are looked at.
-const LOOK_AT_CARDS: Duration = Duration::from_secs(1);
+/// How often cards are looked at, and whether ports have run out.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long it is told that ports have run out.
+const TOLD: Duration = Duration::from_secs(60);
 
 /// An interface of the packet path.
 struct Port {
@@ -58,8 +60,10 @@ pub(crate) struct PacketPath {
     /// Packets come by cards that the kernel has no part in.
     polled: bool,
     cards: Cards,
-    /// When they are looked at next.
+    /// When is looked next.
     look_at: Tick,
+    /// New flows for which no port of ours was free, and until when that is told.
+    without_port: (u64, Option<Tick>),
     fence: Fence,
     /// Addresses of this machine.
     local: BTreeSet<IpAddr>,
@@ -91,6 +95,7 @@ impl PacketPath {
             polled: configured.dpdk.is_some(),
             cards,
             look_at: Tick(0),
+            without_port: (0, None),
             fence: Fence::default(),
             local: BTreeSet::new(),
             routes: None,
@@ -142,12 +147,39 @@ impl PacketPath {
         self.trouble = None;
     }
 
-    /// Looks at the cards, now and then.
-    fn look_at_cards(&mut self, now: Tick) {
+    /// Looks at the cards, and whether ports have run out, now and then.
+    fn look(&mut self, now: Tick, workers: &[WorkerHandle]) {
         if now < self.look_at {
             return;
         }
-        self.look_at = now.plus(LOOK_AT_CARDS);
+        self.look_at = now.plus(LOOK);
+        let stats = workers.iter().filter_map(|worker| worker.packets.as_ref());
+        let count: u64 =
+            stats.map(|stats| stats.counters.dropped[DropReason::NoPort as usize].get()).sum();
+        let (before, until) = self.without_port;
+        let until = match count > before {
+            true => Some(now.plus(TOLD)),
+            false => until.filter(|until| now < *until),
+        };
+        let begins = self.without_port.1.is_none();
+        self.without_port = (count, until);
+        if let Some(words) = self.port_trouble().filter(|_| begins) {
+            tracing::warn!("{words}");
+        }
+        self.look_at_cards();
+    }
+
+    fn port_trouble(&self) -> Option<String> {
+        let (count, until) = self.without_port;
+        until.map(|_| {
+            format!(
+                "new flows find no port of ours free ({count} so far): name more `source.addresses`, \
+                 or a wider range of `source.ports`"
+            )
+        })
+    }
+
+    fn look_at_cards(&mut self) {
         let links = self.cards.look(self.ports.iter().map(|port| port.name.as_str()));
         for (port, up) in self.ports.iter_mut().zip(links) {
             if port.without_link == up {
@@ -160,7 +192,8 @@ impl PacketPath {
     /// Words of trouble for people.
     fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
-        ports.chain(self.trouble.clone()).chain(self.fence.troubles())
+        let own = self.trouble.clone().into_iter().chain(self.port_trouble());
+        ports.chain(own).chain(self.fence.troubles())
     }
 }
 
@@ -256,7 +289,7 @@ impl Control {
     /// Brings fence, division among workers and known stations to what services want.
     pub(super) fn tend_packets(&mut self, now: Tick) {
         let Some(packets) = &mut self.packets else { return };
-        packets.look_at_cards(now);
+        packets.look(now, &self.workers);
         if !std::mem::take(&mut packets.changed) {
             packets.fence.tend(now);
             return self.show_packets();

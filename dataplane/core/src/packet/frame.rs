@@ -2,13 +2,24 @@
 
 use super::parse::ether;
 
-/// Bytes of a VLAN tag, and of the two stations before it.
-const TAG: usize = 4;
+/// Bytes of the two stations before a tag.
 const STATIONS: usize = 12;
 
 /// A VLAN tag that the port has taken off, or is to put on: 802.1Q's tag control information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VlanTag(pub u16);
+
+impl VlanTag {
+    /// Bytes that it takes in a frame.
+    pub const LENGTH: usize = 4;
+
+    /// What stands behind a frame's two stations: 802.1Q's type, and it.
+    #[must_use]
+    pub fn bytes(self) -> [u8; Self::LENGTH] {
+        let ([a, b], [c, d]) = (ether::VLAN.to_be_bytes(), self.0.to_be_bytes());
+        [a, b, c, d]
+    }
+}
 
 /// What is known of a frame's transport checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,14 +96,13 @@ impl<'b> Frame<'b> {
     #[must_use]
     #[inline]
     pub fn insert_tag(&mut self) -> bool {
-        let Some(VlanTag(tag)) = self.tag else { return true };
-        if self.len() < STATIONS || !self.grow_front(TAG) {
+        let Some(tag) = self.tag else { return true };
+        if self.len() < STATIONS || !self.grow_front(VlanTag::LENGTH) {
             return false;
         }
         let bytes = self.bytes_mut();
-        bytes.copy_within(TAG..TAG + STATIONS, 0);
-        bytes[STATIONS..STATIONS + 2].copy_from_slice(&ether::VLAN.to_be_bytes());
-        bytes[STATIONS + 2..STATIONS + TAG].copy_from_slice(&tag.to_be_bytes());
+        bytes.copy_within(VlanTag::LENGTH..VlanTag::LENGTH + STATIONS, 0);
+        bytes[STATIONS..STATIONS + VlanTag::LENGTH].copy_from_slice(&tag.bytes());
         self.tag = None;
         true
     }

@@ -10,7 +10,7 @@ use super::checksum::{Change, fill};
 use super::frame::Frame;
 use super::parse::{Addresses, Packet, Transport, protocol};
 use super::rewrite::{complete, is_summed};
-use crate::proxy_header::{V2_MOST, write_v2};
+use crate::proxy_header::{V2_MOST, v2_length, write_v2};
 
 /// Where TCP has its numbers, and most of its header.
 pub(super) const SEQUENCE: usize = 4;
@@ -41,9 +41,7 @@ impl Head {
     /// Bytes that it adds to a segment.
     pub(super) fn length(self, client: IpAddr) -> usize {
         match (self, client.is_ipv4()) {
-            (Self::Proxy { crc32c }, is_v4) => {
-                16 + if is_v4 { 12 } else { 36 } + if crc32c { 7 } else { 0 }
-            }
+            (Self::Proxy { crc32c }, is_v4) => v2_length(is_v4, crc32c),
             (Self::Toa, true) => 8,
             (Self::Toa, false) => 20,
         }

@@ -187,8 +187,7 @@ impl Held {
         worker: usize,
     ) {
         self.leave(old, worker);
-        let held = self.service(service.id);
-        let lives = held.map_or_else(linger, |held| held.timeouts[State::Established as usize]);
+        let lives = self.lives(service.id, State::Established);
         self.join(backend, service, lives);
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Waiting {
     pub(super) tried: Tried,
     /// Who of them has said no; the others were only slow.
     pub(super) refused: Tried,
+    /// How often a backend was asked.
+    pub(super) attempts: u16,
     /// When it began, for the deadline.
     pub(super) since: Tick,
     /// When its current backend was asked, in microseconds.
@@ -81,6 +83,7 @@ impl Pending {
                     start,
                     tried: Tried::NONE,
                     refused: Tried::NONE,
+                    attempts: 1,
                     since: now,
                     asked_us: 0,
                     packet: [0; LARGEST],
@@ -100,6 +103,7 @@ impl Pending {
         waiting.used = true;
         waiting.tried.clear();
         waiting.refused.clear();
+        waiting.attempts = 1;
         self.due.push(Reverse((due, place, waiting.round)));
         self.by_handle.insert(handle, place);
         Some(waiting)

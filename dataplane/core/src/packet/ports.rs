@@ -12,8 +12,6 @@ pub struct PortCounts {
     pub full: u64,
     /// Packets that came and were too large, or in more parts than fit into one buffer.
     pub cut: u64,
-    /// Packets that were lost before anybody saw them.
-    pub lost: u64,
     /// Packets that could not be made for want of memory.
     pub without_memory: u64,
 }
@@ -32,9 +30,9 @@ pub trait Ports: Send + core::fmt::Debug {
     /// The same for packets that other workers have passed on.
     fn passed(&mut self, work: &mut dyn FnMut(&mut [Frame<'_>], &mut [Verdict])) -> usize;
 
-    /// Has `fill` write a packet of our own, and carries out what it decides of that. False when it
-    /// has none, or there is no memory for it.
-    fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>) -> bool;
+    /// Has `fill` write a packet of our own, if there is memory for it, and carries out what it decides
+    /// of that.
+    fn emit(&mut self, fill: &mut dyn FnMut(&mut Frame<'_>) -> Option<Verdict>);
 
     /// Sends what the kernel has sent by the ports, some of it. Returns how many packets.
     fn relay(&mut self) -> usize;

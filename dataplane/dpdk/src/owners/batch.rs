@@ -102,9 +102,6 @@ impl<'p> Batch<'p> {
     /// are gone.
     pub(crate) fn join_segments(&mut self) -> u64 {
         let views = self.views();
-        if views[..self.count].iter().all(|view| view.segments == 1) {
-            return 0;
-        }
         let (mut kept, mut gone) = (0, 0);
         for (n, view) in views[..self.count].iter().enumerate() {
             let packet = std::mem::replace(&mut self.packets[n], null_mut());
@@ -154,10 +151,15 @@ impl<'p> Batch<'p> {
         (!packet.is_null()).then_some(packet)
     }
 
-    /// Takes the outer tags off packets that have come.
-    pub(crate) fn strip_tags(&mut self) {
+    /// Takes the outer tags off packets that have come, and makes them whole; returns how many are
+    /// gone, as they would not fit into one buffer.
+    pub(crate) fn arrive(&mut self) -> u64 {
+        let (packets, count) = (self.packets.as_mut_ptr(), self.count as u16);
         // SAFETY: the first `count` places hold packets that are ours.
-        unsafe { dpdk_sys::fairway_strip(self.packets.as_mut_ptr(), self.count as u16) };
+        match unsafe { dpdk_sys::fairway_strip(packets, count) } {
+            0 => 0,
+            _ => self.join_segments(),
+        }
     }
 
     /// Moves packet `n` to the end of `to`, which has room; it lies at `place` of its buffer from now

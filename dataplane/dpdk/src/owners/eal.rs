@@ -166,7 +166,6 @@ impl Drop for Membership<'_> {
 
 impl Drop for Eal {
     fn drop(&mut self) {
-        let Self { thread: PhantomData } = self;
         // SAFETY: it runs, and all that borrowed from it is gone.
         let _ = unsafe { dpdk_sys::rte_eal_cleanup() };
     }

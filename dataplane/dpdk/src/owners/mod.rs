@@ -14,5 +14,5 @@ pub use batch::Batch;
 pub use eal::{Eal, EalError, EalOptions, Membership, Memory};
 pub use exchange::Exchange;
 pub use mempool::{Mempool, MempoolError};
-pub use port::{LinkState, Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
+pub use port::{Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
 pub use rings::ring_ports;

@@ -78,7 +78,6 @@ impl Drop for Open<'_> {
 #[derive(Debug)]
 pub struct Port<'p> {
     open: Arc<Open<'p>>,
-    name: String,
 }
 
 /// A queue of packets that come.
@@ -173,13 +172,7 @@ impl<'p> Port<'p> {
             (RxQueue { open: rx, queue }, TxQueue { open: tx, queue })
         });
         let queues = queues.collect();
-        Ok((Self { open, name: name.into() }, queues))
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+        Ok((Self { open }, queues))
     }
 
     /// Takes packets to other stations, too: to VIPs that have none of their own. Some devices have
@@ -213,15 +206,13 @@ impl<'p> Port<'p> {
         (done == 0).then_some(mtu)
     }
 
-    /// What it has counted.
+    /// What it has lost.
     #[must_use]
     pub fn stats(&self) -> Option<PortStats> {
         let mut stats = rte_eth_stats::default();
         // SAFETY: `stats` is written.
         let done = unsafe { dpdk_sys::rte_eth_stats_get(self.open.id, &mut stats) };
         (done == 0).then_some(PortStats {
-            received: stats.ipackets,
-            sent: stats.opackets,
             missed: stats.imissed,
             receive_errors: stats.ierrors,
             send_errors: stats.oerrors,
@@ -229,24 +220,19 @@ impl<'p> Port<'p> {
         })
     }
 
-    /// Whether its link is up, and bits a second in millions; none when it does not say.
+    /// Whether its link is up; none when it does not say.
     #[must_use]
-    pub fn link(&self) -> Option<LinkState> {
+    pub fn link_is_up(&self) -> Option<bool> {
         let mut link = rte_eth_link::default();
         // SAFETY: `link` is written.
         let done = unsafe { dpdk_sys::rte_eth_link_get_nowait(self.open.id, &mut link) };
-        let up = || u32::from(link.link_status()) == dpdk_sys::RTE_ETH_LINK_UP;
-        (done == 0).then(|| LinkState { up: up(), megabits: link.link_speed })
+        (done == 0).then(|| u32::from(link.link_status()) == dpdk_sys::RTE_ETH_LINK_UP)
     }
 }
 
-/// What a port has counted since it was started.
+/// What a port has lost since it was started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PortStats {
-    /// Packets that came.
-    pub received: u64,
-    /// Packets that went.
-    pub sent: u64,
     /// Packets that came while their queue was full.
     pub missed: u64,
     /// Packets that came damaged.
@@ -257,26 +243,15 @@ pub struct PortStats {
     pub without_memory: u64,
 }
 
-/// How a link stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinkState {
-    /// It carries packets.
-    pub up: bool,
-    /// Its speed, in Mbit/s.
-    pub megabits: u32,
-}
-
 impl<'p> RxQueue<'p> {
-    /// Adds packets that have come to `batch`, `most` of them, and as far as it has room; returns how
-    /// many were lost because they are too large for a buffer.
+    /// Adds packets that have come to `batch`, `most` of them, and as far as it has room.
     #[inline]
-    pub fn receive(&mut self, batch: &mut Batch<'p>, most: usize) -> u64 {
+    pub fn receive(&mut self, batch: &mut Batch<'p>, most: usize) {
         let (id, queue) = (self.open.id, self.queue);
         // SAFETY: an open port's queue that nobody else has; there is room for so many.
         batch.fill(most, |place, room| unsafe {
             dpdk_sys::rte_eth_rx_burst(id, queue, place, room)
         });
-        batch.join_segments()
     }
 }
 

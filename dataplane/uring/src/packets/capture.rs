@@ -96,9 +96,8 @@ impl Before {
 fn tagged(frame: &[u8], tag: Option<VlanTag>) -> (Vec<u8>, usize) {
     let kept = &frame[..frame.len().min(KEPT)];
     match (tag, kept.split_at_checked(12)) {
-        (Some(VlanTag(tag)), Some((stations, rest))) => {
-            let tag = [[0x81, 0x00], tag.to_be_bytes()].concat();
-            ([stations, &tag, rest].concat(), frame.len() + 4)
+        (Some(tag), Some((stations, rest))) => {
+            ([stations, &tag.bytes(), rest].concat(), frame.len() + VlanTag::LENGTH)
         }
         _ => (kept.into(), frame.len()),
     }

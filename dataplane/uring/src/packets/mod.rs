@@ -312,7 +312,7 @@ impl<'r> Packets<'r> {
                 stats.sent.add(counts.sent);
                 stats.full.add(counts.full);
                 stats.cut.add(counts.cut);
-                stats.lost.add(counts.lost + counts.without_memory);
+                stats.lost.add(counts.without_memory);
             }
         }
         for (port, stats) in self.ports.iter_mut().zip(&self.way.stats.ports) {

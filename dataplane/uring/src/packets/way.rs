@@ -90,9 +90,13 @@ impl Way {
     /// The same by polled ports, for a frame that is not in their memory.
     fn emit(&mut self, frame: &Frame<'_>, verdict: Verdict) {
         if let (Some(ports), Verdict::Send(_) | Verdict::Punt) = (&mut self.polled, verdict) {
+            let place = usize::from(frame.port);
             ports.emit(&mut |out| {
                 let written = out.replace(frame.bytes());
                 (out.port, out.tag) = (frame.port, frame.tag);
+                if let Some(stats) = self.stats.ports.get(place).filter(|_| !written) {
+                    stats.full.inc();
+                }
                 written.then_some(verdict)
             });
         }

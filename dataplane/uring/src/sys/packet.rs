@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag, ether};
+use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag};
 use libc::{c_int, sock_filter, sock_fprog, sockaddr_ll, socklen_t, tpacket_req, tpacket2_hdr};
 
 use super::memory::Mapping;
@@ -30,8 +30,7 @@ const SEND_AT: usize = libc::TPACKET2_HDRLEN - size_of::<sockaddr_ll>();
 /// Where the address stands that goes with a received frame.
 const ADDRESS_AT: usize =
     libc::TPACKET_ALIGNMENT * size_of::<tpacket2_hdr>().div_ceil(libc::TPACKET_ALIGNMENT);
-/// Bytes of a VLAN tag, and of the two stations before it.
-const TAG: usize = 4;
+/// Bytes of the two stations before a tag.
 const STATIONS: usize = 12;
 /// Largest frame that the kernel joins of others.
 const LARGEST: usize = 1 << 17;
@@ -424,7 +423,7 @@ impl Sender {
         // A frame that the kernel refuses does not hold up those behind it.
         option(libc::PACKET_LOSS, 1)?;
         set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
-        let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + TAG)?;
+        let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + VlanTag::LENGTH)?;
         bind(&socket, interface, false)?;
         Ok(Self { slots, socket, queued: 0, again: false })
     }
@@ -437,7 +436,7 @@ impl Sender {
     /// Puts a frame into the ring, with its tag; false when the ring is full, or the frame is too
     /// large for it. It leaves when the kernel is told.
     pub(crate) fn put(&mut self, frame: &[u8], tag: Option<VlanTag>) -> bool {
-        let length = frame.len() + if tag.is_some() { TAG } else { 0 };
+        let length = frame.len() + if tag.is_some() { VlanTag::LENGTH } else { 0 };
         let index = self.slots.at;
         let status = self.slots.status(index).load(Ordering::Acquire);
         let Some((stations, rest)) = frame.split_first_chunk::<STATIONS>() else { return false };
@@ -470,10 +469,10 @@ fn write_tagged(out: &mut [u8], stations: &[u8; STATIONS], rest: &[u8], tag: Opt
     head.copy_from_slice(stations);
     match tag {
         None => body.copy_from_slice(rest),
-        Some(VlanTag(tag)) => {
-            body[..2].copy_from_slice(&ether::VLAN.to_be_bytes());
-            body[2..TAG].copy_from_slice(&tag.to_be_bytes());
-            body[TAG..].copy_from_slice(rest);
+        Some(tag) => {
+            let (place, body) = body.split_at_mut(VlanTag::LENGTH);
+            place.copy_from_slice(&tag.bytes());
+            body.copy_from_slice(rest);
         }
     }
 }
@@ -498,7 +497,7 @@ mod tests {
         let mut out = [0; STATIONS + 3];
         write_tagged(&mut out, &stations, &rest, None);
         assert_eq!(out[STATIONS..], rest);
-        let mut out = [0; STATIONS + TAG + 3];
+        let mut out = [0; STATIONS + VlanTag::LENGTH + 3];
         write_tagged(&mut out, &stations, &rest, Some(VlanTag(0x600a)));
         assert_eq!(out[..STATIONS], stations);
         assert_eq!(out[STATIONS..], [0x81, 0, 0x60, 10, 8, 0, 69]);

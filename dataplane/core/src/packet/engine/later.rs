@@ -32,14 +32,6 @@ impl Engine<'_> {
         Some(verdict)
     }
 
-    /// Whether [`Engine::due`] may have something: to be asked first by those who have no frame to write
-    /// into at hand.
-    #[must_use]
-    pub fn may_be_due(&self, now: Tick) -> bool {
-        let waits = self.waiting.due().or(self.fragments.due()).is_some();
-        waits || self.pending.next().is_some_and(|next| next <= now)
-    }
-
     /// Stations that somebody is to look for, since this was asked last.
     pub fn unresolved(&mut self) -> impl Iterator<Item = Unresolved> + '_ {
         self.waiting.asked()

@@ -135,8 +135,7 @@ impl Engine<'_> {
         self.count_failure(&flow, cause);
         let retry = self.held.service(flow.service)?.policy.retry;
         let waiting = self.pending.at(place);
-        let attempts_left =
-            retry.attempts.is_none_or(|most| waiting.tried.len() < usize::from(most));
+        let attempts_left = retry.attempts.is_none_or(|most| waiting.attempts < most);
         let said_no = cause != FailureCause::Timeout;
         if said_no {
             waiting.refused.insert(flow.id);
@@ -146,14 +145,16 @@ impl Engine<'_> {
         let next = service
             .filter(|_| attempts_left && cx.now.since(since) < retry.deadline)
             .and_then(|service| {
-                let pick = service.select(start, &waiting.tried, worker).ok().or_else(|| {
-                    // Before the client hears a no, those that were only slow are asked once more.
-                    let slow = said_no && waiting.refused.len() < waiting.tried.len();
-                    waiting.tried.clone_from(&waiting.refused);
-                    patience = SECOND_CHANCE;
-                    slow.then(|| service.select(start, &waiting.tried, worker).ok())?
-                });
-                Some((service, pick?))
+                if let Ok(pick) = service.select(start, &waiting.tried, worker) {
+                    return Some((service, pick));
+                }
+                // Before the client hears a no, those that were only slow are asked once more.
+                if !said_no || waiting.refused.len() == waiting.tried.len() {
+                    return None;
+                }
+                waiting.tried.clone_from(&waiting.refused);
+                patience = SECOND_CHANCE;
+                Some((service, service.select(start, &waiting.tried, worker).ok()?))
             });
         let Some((service, pick)) = next else {
             // It stays where it is, and hears no more from us.
@@ -174,6 +175,7 @@ impl Engine<'_> {
         self.pending.moved(place, handle, cx.now.plus(retry.syn_timeout * patience));
         let waiting = self.pending.at(place);
         waiting.asked_us = cx.micros;
+        waiting.attempts = waiting.attempts.saturating_add(1);
         waiting.tried.insert(next);
         if !frame.replace(waiting.packet()) {
             return Some(Verdict::Drop(DropReason::NoRoom));

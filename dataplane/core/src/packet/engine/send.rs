@@ -61,7 +61,7 @@ impl Engine<'_> {
         };
         let bytes = u64::from(packet.end - packet.l3);
         self.held.count(brief.backend_slot, direction, bytes);
-        let expires = step(cx.now) + self.held.lives(brief.service, state);
+        let expires = self.expires(brief.service, state, cx.now);
         self.flows.note_step(handle, state, expires, bytes);
         if state == State::Closed && brief.state != State::Closed {
             self.pay(handle, over(state), cx);
@@ -171,9 +171,7 @@ impl Engine<'_> {
     /// When a flow of a service that is in `state` now ends, in steps of the wheel.
     #[inline]
     pub(super) fn expires(&self, service: ServiceId, state: State, now: Tick) -> u32 {
-        // Flows hold their service.
-        let timeout = self.held.service(service).map_or(0, |held| held.timeouts[state as usize]);
-        step(now) + timeout
+        step(now) + self.held.lives(service, state)
     }
 
     /// Sends a packet to the backend at `to` in a tunnel.

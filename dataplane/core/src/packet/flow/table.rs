@@ -241,10 +241,12 @@ impl<'r> FlowTable<'r> {
     /// Has a cell fetched, if there is one in that place.
     #[inline]
     pub(super) fn prefetch_cell(&self, place: u32) {
-        if place & WIDE == 0 {
-            self.cells4.get(index_of(place)).inspect(|cell| prefetch(*cell));
-        } else {
-            self.cells6.get(index_of(place)).inspect(|cell| prefetch(*cell));
+        if place & WIDE != 0 {
+            if let Some(cell) = self.cells6.get(index_of(place)) {
+                prefetch(cell);
+            }
+        } else if let Some(cell) = self.cells4.get(index_of(place)) {
+            prefetch(cell);
         }
     }
 

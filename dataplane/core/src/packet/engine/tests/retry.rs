@@ -144,6 +144,28 @@ fn a_third_first_segment_moves_a_connection_that_is_answered_past_us() {
 }
 
 #[test]
+fn a_second_chance_is_an_attempt() {
+    for (attempts, verdict) in [(2, Verdict::Send(0)), (3, Verdict::Send(1))] {
+        with_engine(|world, engine| {
+            let (client, vip, _) = CASES[0];
+            let backends = ["10.78.0.11:8443", "10.78.0.12:8443"];
+            world.serve(Protocol::Tcp, vip, Mode::Nat, &backends, |policy| {
+                policy.retry.syn_timeout = Duration::from_millis(20);
+                policy.retry.deadline = Duration::from_secs(10);
+                policy.retry.attempts = Some(attempts);
+            });
+            let (client, vip) = (addr(client), addr(vip));
+            world.pass(engine, &syn(client, vip).frame());
+            world.now = world.now.plus(Duration::from_millis(20));
+            let (_, got) = world.replay(engine).unwrap();
+            let refusing = SocketAddr::new(destination(&got), 8443);
+            let reset = tcp(refusing, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
+            assert_eq!(world.pass(engine, &reset.frame()).0, verdict, "{attempts} attempts");
+        });
+    }
+}
+
+#[test]
 fn before_a_client_is_refused_slow_backends_are_asked_again() {
     with_engine(|world, engine| {
         let (client, vip, _) = CASES[0];
