@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use fairway_tests::http::get;
 use fairway_tests::packets::*;
@@ -94,6 +95,31 @@ fn connections_and_checks_go_by_cards_that_the_kernel_does_not_have() {
             assert!(metrics.contains(line), "{line}\n{metrics}");
         }
         drop(fairway);
+    }
+}
+
+#[test]
+fn workers_sleep_while_no_packet_comes() {
+    let Some(net) = hosts() else { return };
+    let addresses = [at("10.78.0.11", 8080), at("10.78.0.12", 8080)];
+    let fairway = start(&net, &document("nat", VIP4, &addresses, "healthCheck: {interval: 1h}"));
+    let _servers = servers(&net, 2, false);
+    let turns = || fairway.worker_naps();
+    for _ in 0..3 {
+        net.on(Host::Client, || wait_for("packets pass", || get(at(VIP4, 80), "/").is_ok()));
+        wait_for("they sleep", || {
+            let before = turns();
+            assert_eq!(before.len(), 2);
+            std::thread::sleep(Duration::from_millis(250));
+            // Naps would be 500 and more.
+            turns().iter().zip(&before).all(|(after, before)| after - before < 50)
+        });
+        // Of many connections some come by the queue of the other worker, and wake it.
+        net.on(Host::Client, || {
+            for _ in 0..20 {
+                get(at(VIP4, 80), "/").unwrap();
+            }
+        });
     }
 }
 

@@ -125,7 +125,7 @@ impl<'p> Bench<'p> {
             queues.remove(0)
         };
         let (inside, outside) = (open(inside, "inside"), open(outside, "outside"));
-        let mut queues = Queues::new(eal, pool, None);
+        let mut queues = Queues::new(eal, pool, None).unwrap();
         queues.enter();
         queues.add(inside, None);
         Self { engine: engine(16, false), inside: queues, outside, pool, random: 1 }

@@ -14,6 +14,8 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu)",
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
     "rte_eth_(rx|tx)_burst",
+    "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
+    "rte_epoll_wait",
     "rte_eth_(rx|tx)_queue_setup",
     "rte_eth_(promiscuous|allmulticast)_enable",
     "rte_eth_(macaddr_get|link_get_nowait|stats_get|from_rings)",
@@ -28,7 +30,8 @@ const FUNCTIONS: &[&str] = &[
 
 /// What is read and written.
 const TYPES: &[&str] = &["rte_eth_.*", "rte_ether_addr", "rte_ring", "rte_mempool"];
-const CONSTANTS: &[&str] = &["RTE_ETH_.*", "RTE_MBUF_.*", "RTE_PKTMBUF_HEADROOM", "RING_F_.*"];
+const CONSTANTS: &[&str] =
+    &["RTE_ETH_.*", "RTE_MBUF_.*", "RTE_PKTMBUF_HEADROOM", "RING_F_.*", "RTE_INTR_.*"];
 
 /// Archives that register themselves when the program starts, and so are linked whole: drivers of
 /// buses, of packet memory and of cards.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use fairway_config::{PacketPath, Pages};
-use fairway_core::packet::Ports;
 use fairway_dpdk::{Eal, EalOptions, Exchange, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_uring::Polled;
 
 /// Packets that a queue holds.
 const DESCRIPTORS: u16 = 1024;
@@ -67,10 +67,7 @@ fn describe_metrics() {
 
 /// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the
 /// process.
-pub(crate) fn start(
-    packet: &PacketPath,
-    workers: usize,
-) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
+pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>, Cards), String> {
     let Some(dpdk) = &packet.dpdk else { return Ok((Vec::new(), Cards::default())) };
     describe_metrics();
     if workers > MOST_WORKERS {
@@ -114,8 +111,10 @@ pub(crate) fn start(
     let setup = PortSetup { queues: number, descriptors: DESCRIPTORS, mtu: None };
     let exchange = Exchange::between(eal, workers)?.into_iter();
     let mut ports = Vec::new();
-    let mut queues: Vec<Queues<'static>> =
-        exchange.map(|end| Queues::new(eal, pool, Some(end))).collect();
+    let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
+    let mut queues = exchange
+        .map(|end| Queues::new(eal, pool, Some(end)).map_err(no_descriptors))
+        .collect::<Result<Vec<Queues<'static>>, _>>()?;
     for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
         let name = device.split(',').next().unwrap_or(device);
         let open = |name: &str, setup| {
@@ -142,8 +141,11 @@ pub(crate) fn start(
         tracing::info!(device = name, interface, mac, "carrying packets by DPDK");
         ports.push(port);
     }
-    let boxed = queues.into_iter().map(|queues| Box::new(queues) as Box<dyn Ports>);
-    Ok((boxed.collect(), Cards(ports)))
+    let polled = queues.into_iter().map(|queues| {
+        let waker = queues.waker().map(|waker| waker.try_clone_to_owned()).transpose();
+        Ok(Polled { waker: waker.map_err(no_descriptors)?, ports: Box::new(queues) })
+    });
+    Ok((polled.collect::<Result<_, String>>()?, Cards(ports)))
 }
 
 /// Whether a device is a card's address: `0000:3b:00.0`, or `3b:00.0`.

@@ -1,7 +1,7 @@
 //! In builds without DPDK.
 
 use fairway_config::PacketPath;
-use fairway_core::packet::Ports;
+use fairway_uring::Polled;
 
 /// There are none.
 #[derive(Default)]
@@ -15,10 +15,7 @@ impl Cards {
 }
 
 /// Says what is missing when DPDK is wanted.
-pub(crate) fn start(
-    packet: &PacketPath,
-    _workers: usize,
-) -> Result<(Vec<Box<dyn Ports>>, Cards), String> {
+pub(crate) fn start(packet: &PacketPath, _workers: usize) -> Result<(Vec<Polled>, Cards), String> {
     match packet.dpdk {
         None => Ok((Vec::new(), Cards::default())),
         Some(_) => Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build \

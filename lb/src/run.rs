@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
 use fairway_config::{Config, Process, load};
-use fairway_core::packet::{Ports, Steering, flow::Shape};
+use fairway_core::packet::{Steering, flow::Shape};
 use fairway_core::publish::Publisher;
 use fairway_uring::{
     Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Inboxes, PacketSetup,
-    PacketStats, Settings, Shared, WorkerHandle,
+    PacketStats, Polled, Settings, Shared, WorkerHandle,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -377,7 +377,7 @@ fn packet_setup(
     process: &Process,
     (worker, workers): (usize, usize),
     inboxes: &Arc<Inboxes>,
-    polled: Option<Box<dyn Ports>>,
+    polled: Option<Polled>,
 ) -> Option<PacketSetup> {
     let configured = process.packet.as_ref()?;
     let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);

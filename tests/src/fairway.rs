@@ -167,6 +167,18 @@ impl Fairway {
         status.unwrap()
     }
 
+    /// How often each of its workers has gone to sleep.
+    pub fn worker_naps(&self) -> Vec<u64> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let count = |thread: std::fs::DirEntry| {
+            let status = std::fs::read_to_string(thread.path().join("status")).ok()?;
+            let of = |field: &str| status.lines().find_map(|line| line.strip_prefix(field));
+            of("Name:")?.trim().strip_prefix("fairway-")?.parse::<u32>().ok()?;
+            of("voluntary_ctxt_switches:")?.trim().parse().ok()
+        };
+        threads.flatten().filter_map(count).collect()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,11 +1,13 @@
 //! One worker's queues of all ports: bursts come in, are decided about, and leave in the memory that
 //! they came in.
 
+use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 
 use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
 
-use crate::owners::{Batch, Eal, Exchange, Membership, Mempool, RxQueue, TxQueue};
+use crate::owners::{Batch, Eal, Exchange, Membership, Mempool, RxQueue, TxQueue, Waker};
 
 /// A pair of queues of one port.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct Queues<'p> {
     /// The way to other workers, and what is to go there, by their numbers.
     exchange: Option<Exchange<'p>>,
     others: Vec<Batch<'p>>,
+    /// By what an idle worker sleeps; none when a port has no interrupts.
+    waker: Option<Waker<'p>>,
     /// After the queues: their packets go back through the thread's cache.
     membership: Membership<'p>,
 }
@@ -44,18 +48,35 @@ pub type QueuePair<'p> = (RxQueue<'p>, TxQueue<'p>);
 
 impl<'p> Queues<'p> {
     /// No ports yet; packets of our own come from `pool`, and those of other workers go by
-    /// `exchange`.
-    #[must_use]
-    pub fn new(eal: &'p Eal, pool: &'p Mempool<'p>, exchange: Option<Exchange<'p>>) -> Self {
+    /// `exchange`. Fails for want of descriptors.
+    pub fn new(
+        eal: &'p Eal,
+        pool: &'p Mempool<'p>,
+        exchange: Option<Exchange<'p>>,
+    ) -> io::Result<Self> {
         let workers = exchange.as_ref().map_or(0, Exchange::workers);
         let others = (0..workers).map(|_| Batch::new()).collect();
-        Self { wires: Vec::new(), pool, exchange, others, membership: Membership::new(eal) }
+        let waker = Some(Waker::new(exchange.as_ref().map(Exchange::bell))?);
+        let membership = Membership::new(eal);
+        Ok(Self { wires: Vec::new(), pool, exchange, others, waker, membership })
     }
 
     /// Adds the port with the next number, and the kernel's end of its link, if it has one.
     pub fn add(&mut self, card: QueuePair<'p>, kernel: Option<QueuePair<'p>>) {
         let (card, kernel) = (Pair::new(card), kernel.map(Pair::new));
+        let added = |waker: &mut Waker<'p>| {
+            waker.add(&card.rx) && kernel.as_ref().is_none_or(|pair| waker.add(&pair.rx))
+        };
+        let waker = self.waker.take();
+        self.waker = waker.and_then(|mut waker| added(&mut waker).then_some(waker));
         self.wires.push(Wire { card, kernel });
+    }
+
+    /// What is readable when a packet has come after [`Ports::arm`]; none when a port has no
+    /// interrupts.
+    #[must_use]
+    pub fn waker(&self) -> Option<BorrowedFd<'_>> {
+        self.waker.as_ref().map(Waker::fd)
     }
 
     /// As [`Ports::burst`], with at most `most` packets.
@@ -194,6 +215,16 @@ impl Ports for Queues<'_> {
             kernel.iter_mut().for_each(Pair::flush);
         }
         (0..self.others.len()).for_each(|worker| self.hand_over(worker));
+    }
+
+    fn arm(&mut self) {
+        self.exchange.iter_mut().for_each(Exchange::sleep);
+        self.waker.iter_mut().for_each(Waker::arm);
+    }
+
+    fn disarm(&mut self) {
+        self.exchange.iter_mut().for_each(Exchange::rise);
+        self.waker.iter_mut().for_each(Waker::disarm);
     }
 
     fn counts(&mut self, port: u16) -> PortCounts {

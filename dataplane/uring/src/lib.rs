@@ -39,8 +39,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub use command::Command;
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use packets::{
-    Capture, CaptureFilter, Captured, Inboxes, PacketPort, PacketSetup, PortControl, PortError,
-    open_port,
+    Capture, CaptureFilter, Captured, Inboxes, PacketPort, PacketSetup, Polled, PortControl,
+    PortError, open_port,
 };
 pub use report::{
     Carried, Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,

@@ -38,6 +38,8 @@ pub(crate) enum Op {
     DatagramSent,
     /// An interface has frames.
     FramesReady,
+    /// A polled port has frames for a worker that slept.
+    PortsReady,
     /// The kernel was told of frames to send.
     FramesSent,
     /// Another worker has passed frames on.
@@ -91,6 +93,7 @@ impl Token {
             Op::FramesReady => 17,
             Op::FramesSent => 18,
             Op::FramesPassed => 19,
+            Op::PortsReady => 20,
             Op::DatagramIn => RECEIVES_DATAGRAMS,
             Op::DatagramReply => RECEIVES_DATAGRAMS + 1,
         };
@@ -116,6 +119,7 @@ impl Token {
             17 => Op::FramesReady,
             18 => Op::FramesSent,
             19 => Op::FramesPassed,
+            20 => Op::PortsReady,
             RECEIVES_DATAGRAMS => Op::DatagramIn,
             129 => Op::DatagramReply,
             _ => return None,
@@ -143,7 +147,8 @@ mod tests {
         let plain = [Op::Accept, Op::Wake, Op::ClientReceive, Op::ClientSend, Op::ClientReadable];
         let datagrams = [Op::DatagramIn, Op::DatagramReply, Op::DatagramSent];
         let frames = [Op::ClientWritable, Op::FramesReady, Op::FramesSent, Op::FramesPassed];
-        for op in legs.chain(plain).chain(frames).chain(datagrams) {
+        let ports = [Op::PortsReady];
+        for op in legs.chain(plain).chain(frames).chain(ports).chain(datagrams) {
             let token = Token { op, index: u32::MAX - 1, generation: GENERATIONS - 1 };
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -181,7 +181,7 @@ impl<'r> Worker<'r> {
                 let cx = &mut self.parts.cx(token.index, self.now, snapshot);
                 self.datagrams.complete(token, completion, cx);
             }
-            Op::FramesReady | Op::FramesSent | Op::FramesPassed => {
+            Op::FramesReady | Op::FramesSent | Op::FramesPassed | Op::PortsReady => {
                 if let Some(packets) = &mut self.packets {
                     packets.complete(token, completion.result.is_err());
                 }

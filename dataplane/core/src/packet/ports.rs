@@ -40,6 +40,13 @@ pub trait Ports: Send + core::fmt::Debug {
     /// Lets go of what is to leave.
     fn flush(&mut self);
 
+    /// Asks that whoever sleeps is woken by the next packet; what has come before is told of by
+    /// chance only, so the caller looks once more.
+    fn arm(&mut self);
+
+    /// Ends that, and forgets who has woken it.
+    fn disarm(&mut self);
+
     /// What the port of that number has counted since this was asked last.
     fn counts(&mut self, port: u16) -> PortCounts;
 }

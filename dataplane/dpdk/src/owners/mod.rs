@@ -9,6 +9,7 @@ mod exchange;
 mod mempool;
 mod port;
 mod rings;
+mod waker;
 
 pub use batch::Batch;
 pub use eal::{Eal, EalError, EalOptions, Membership, Memory};
@@ -16,3 +17,4 @@ pub use exchange::Exchange;
 pub use mempool::{Mempool, MempoolError};
 pub use port::{Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
 pub use rings::ring_ports;
+pub(crate) use waker::Waker;

@@ -60,8 +60,8 @@ const SPREAD: u64 = {
 
 /// A port that is open; closed when its owner and its queues are gone.
 #[derive(Debug)]
-struct Open<'p> {
-    id: u16,
+pub(super) struct Open<'p> {
+    pub(super) id: u16,
     memory: PhantomData<&'p Mempool<'p>>,
 }
 
@@ -116,9 +116,21 @@ impl<'p> Port<'p> {
     /// The same for the port with DPDK's number `id`, called `name`.
     pub fn open_number(
         _eal: &'p Eal,
+        at: (u16, &str),
+        pool: &'p Mempool<'p>,
+        setup: PortSetup,
+    ) -> Result<(Self, Vec<(RxQueue<'p>, TxQueue<'p>)>), PortError> {
+        // Some have none, and say so late.
+        Self::configure(at, pool, setup, true)
+            .or_else(|_| Self::configure(at, pool, setup, false))
+            .inspect_err(|_| drop(Open { id: at.0, memory: PhantomData }))
+    }
+
+    fn configure(
         (id, name): (u16, &str),
         pool: &'p Mempool<'p>,
         setup: PortSetup,
+        interrupts: bool,
     ) -> Result<(Self, Vec<(RxQueue<'p>, TxQueue<'p>)>), PortError> {
         let done = |step: &'static str, code: i32| match code {
             0.. => Ok(()),
@@ -132,6 +144,7 @@ impl<'p> Port<'p> {
             return Err(PortError::Queues { name: name.into(), most, wanted });
         }
         let mut conf = rte_eth_conf::default();
+        conf.intr_conf.set_rxq(interrupts.into());
         let spreads = info.flow_type_rss_offloads & SPREAD;
         if wanted > 1 && spreads != 0 {
             conf.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
@@ -140,8 +153,6 @@ impl<'p> Port<'p> {
         // SAFETY: `conf` is read; the port is not started.
         let code = unsafe { dpdk_sys::rte_eth_dev_configure(id, wanted, wanted, &conf) };
         done("configuring", code)?;
-        // From here on it is closed again when something fails.
-        let open = Arc::new(Open { id, memory: PhantomData });
         if let Some(mtu) = setup.mtu {
             // SAFETY: a number.
             done("setting the MTU", unsafe { dpdk_sys::rte_eth_dev_set_mtu(id, mtu) })?;
@@ -167,6 +178,7 @@ impl<'p> Port<'p> {
         }
         // SAFETY: a configured port.
         done("starting", unsafe { dpdk_sys::rte_eth_dev_start(id) })?;
+        let open = Arc::new(Open { id, memory: PhantomData });
         let queues = (0..wanted).map(|queue| {
             let (rx, tx) = (Arc::clone(&open), Arc::clone(&open));
             (RxQueue { open: rx, queue }, TxQueue { open: tx, queue })
@@ -244,6 +256,11 @@ pub struct PortStats {
 }
 
 impl<'p> RxQueue<'p> {
+    /// Its port and its number there.
+    pub(super) fn place(&self) -> (&Arc<Open<'p>>, &u16) {
+        (&self.open, &self.queue)
+    }
+
     /// Adds packets that have come to `batch`, `most` of them, and as far as it has room.
     #[inline]
     pub fn receive(&mut self, batch: &mut Batch<'p>, most: usize) {

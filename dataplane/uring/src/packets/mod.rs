@@ -7,6 +7,7 @@
 mod capture;
 mod listing;
 mod passing;
+mod polling;
 mod port;
 mod program;
 mod way;
@@ -20,14 +21,15 @@ use std::time::Duration;
 use crossbeam_channel::Sender as Reply;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::{
-    BURST, Context, EndedFlow, Engine, Frame, Ports, Segments, Steering, TransportChecksum,
-    protocol,
+    BURST, Context, EndedFlow, Engine, Frame, Segments, Steering, TransportChecksum, protocol,
 };
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
 pub use self::capture::{Capture, CaptureFilter, Captured};
 use self::listing::Listing;
 pub use self::passing::Inboxes;
+pub use self::polling::Polled;
+use self::polling::Rest;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
 use self::way::{Way, pass};
 use crate::SetupError;
@@ -46,14 +48,6 @@ const LARGEST: usize = 9216 + 22;
 const PASSED: usize = 256;
 /// How soon the kernel is told again of what it could not send.
 const AGAIN: Duration = Duration::from_millis(1);
-/// Turns without a packet after which polled ports are looked at now and then; these are some 100 µs.
-const RESTLESS: u32 = 100;
-/// Turns after which they are looked at less: these are some 100 ms.
-const IDLE: u32 = RESTLESS + 2000;
-/// From one look to the next: how long a packet may lie there after a pause in which nothing came.
-const NAP: Duration = Duration::from_micros(50);
-/// The same after a longer one.
-const SLEEP: Duration = Duration::from_micros(500);
 /// Bytes of a place for one.
 const PLACE: usize = HEADROOM + LARGEST;
 
@@ -71,7 +65,7 @@ pub struct PacketSetup {
     /// By which workers pass frames to each other.
     pub inboxes: Arc<Inboxes>,
     /// Ports that are polled; without any, interfaces are attached.
-    pub polled: Option<Box<dyn Ports>>,
+    pub polled: Option<Polled>,
 }
 
 impl PacketSetup {
@@ -103,8 +97,7 @@ pub(crate) struct Packets<'r> {
     /// Frames of other workers may be there, and a poll for them is under way.
     passed: bool,
     passed_polled: bool,
-    /// Turns in which no polled port had anything.
-    idle: u32,
+    rest: Rest,
     way: Way,
 }
 
@@ -125,7 +118,8 @@ impl<'r> Packets<'r> {
         shared: &Shared,
     ) -> Result<Self, SetupError> {
         let PacketSetup { flows, seeds, steering, stats, inboxes, mut polled } = setup;
-        polled.iter_mut().for_each(|ports| ports.enter());
+        polled.iter_mut().for_each(|polled| polled.ports.enter());
+        let (polled, waker) = polled.map(|Polled { ports, waker }| (ports, waker)).unzip();
         stats.room.store(u64::from(flows.ipv4) + u64::from(flows.ipv6), Relaxed);
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
@@ -141,7 +135,7 @@ impl<'r> Packets<'r> {
             steering,
             passed: false,
             passed_polled: false,
-            idle: 0,
+            rest: Rest::new(waker.flatten()),
             way: Way {
                 polled,
                 senders: (0..count).map(|_| None).collect(),
@@ -203,6 +197,7 @@ impl<'r> Packets<'r> {
             Op::FramesPassed => {
                 (self.passed, self.passed_polled) = (true, false);
             }
+            Op::PortsReady => self.rest.woken(),
             Op::FramesReady => {
                 if let Some(Some(port)) = self.ports.get_mut(place) {
                     (port.polled, port.ready) = (false, true);
@@ -226,7 +221,7 @@ impl<'r> Packets<'r> {
         for number in 0..self.ports.len() {
             self.receive(number, &mut turn);
         }
-        self.poll(&turn);
+        self.poll(&mut turn);
         self.take_passed(&turn);
         self.tend(&turn);
         self.way.polled.iter_mut().for_each(|ports| ports.flush());
@@ -261,47 +256,8 @@ impl<'r> Packets<'r> {
             return Some(Duration::ZERO);
         }
         let again = self.way.senders.iter().flatten().any(|sender| sender.again);
-        let poll = self.way.polled.as_ref().map(|_| match self.idle {
-            0..RESTLESS => Duration::ZERO,
-            RESTLESS..IDLE => NAP,
-            IDLE.. => SLEEP,
-        });
+        let poll = self.way.polled.as_ref().and_then(|_| self.rest.sleep());
         self.engine.sleep(now).into_iter().chain(again.then_some(AGAIN)).chain(poll).min()
-    }
-
-    /// Some bursts of each polled port.
-    fn poll(&mut self, turn: &Turn<'_>) {
-        let Some(mut ports) = self.way.polled.take() else { return };
-        let mut any = 0;
-        // Those of others first, and as many as may come: others have worked on them already.
-        for _ in 0..BURSTS * (self.ports.len() + 1) {
-            let cx = context(turn, &mut self.random);
-            let (engine, way) = (&mut self.engine, &mut self.way);
-            let count = ports.passed(&mut |frames, verdicts| {
-                way.decide(engine, frames, verdicts, &cx);
-            });
-            any += count;
-            if count < BURST {
-                break;
-            }
-        }
-        for number in 0..self.ports.len() {
-            for _ in 0..BURSTS {
-                let cx = context(turn, &mut self.random);
-                let (engine, way) = (&mut self.engine, &mut self.way);
-                let count = ports.burst(number as u16, &mut |frames, verdicts| {
-                    way.decide(engine, frames, verdicts, &cx);
-                });
-                self.way.stats.ports[number].received.add(count as u64);
-                any += count;
-                if count < BURST {
-                    break;
-                }
-            }
-        }
-        any += ports.relay();
-        self.idle = if any > 0 { 0 } else { self.idle.saturating_add(1) };
-        self.way.polled = Some(ports);
     }
 
     /// Notes what the kernel, or a card, has counted.
