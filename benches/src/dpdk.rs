@@ -119,7 +119,7 @@ struct Bench<'p> {
 impl<'p> Bench<'p> {
     fn new(eal: &'p Eal, pool: &'p Mempool<'p>) -> Self {
         let [inside, outside] = ring_ports(eal, "bench", 1, 1024).unwrap();
-        let setup = PortSetup { queues: 1, descriptors: 512, mtu: None };
+        let setup = PortSetup { queues: 1, descriptors: 512, mtu: None, helps: true };
         let open = |id: u16, name: &str| {
             let (_, mut queues) = Port::open_number(eal, (id, name), pool, setup).unwrap();
             queues.remove(0)

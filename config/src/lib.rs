@@ -21,7 +21,7 @@ pub use document::schema;
 pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
-    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Dpdk, Exchange, Http, LogTarget,
+    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Device, Dpdk, Exchange, Http, LogTarget,
     NamedBackends, Origin, Outliers, PacketPath, Pages, Priority, Probe, Process, Query,
     ServiceKey, ServiceSpec, SlowStart, Tls,
 };

@@ -47,6 +47,8 @@ pub struct Process {
     pub workers: Option<u32>,
     /// Each worker on a core of its own.
     pub pin_cpus: bool,
+    /// Those cores; without any, those that there are.
+    pub cpus: Vec<u32>,
     /// Where this box stands.
     pub zone: Option<Box<str>>,
     /// Seed of the flow hash.
@@ -111,14 +113,23 @@ pub struct PacketPath {
 /// Packets by DPDK.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dpdk {
-    /// Cards and virtual devices as DPDK writes them, one for each interface.
-    pub devices: Vec<String>,
+    /// One for each interface.
+    pub devices: Vec<Device>,
     /// Memory for packets, in MiB.
     pub mebibytes: u32,
     /// Where that comes from.
     pub pages: Pages,
     /// Further arguments for the EAL.
     pub arguments: Vec<String>,
+}
+
+/// What DPDK brings packets by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// A card's address, or a virtual device as DPDK writes it.
+    pub name: String,
+    /// The largest IP packet; none leaves what it is.
+    pub mtu: Option<u16>,
 }
 
 /// Where DPDK's memory comes from.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use fairway_config::{Config, Exchange, Priority, Probe, load, load_text};
+use fairway_config::{Config, Device, Exchange, Priority, Probe, load, load_text};
 use fairway_core::{Mode, Scheduler, Weight};
 
 fn read(text: &str) -> Result<Config, Vec<String>> {
@@ -283,6 +283,10 @@ fn packet_modes_have_their_own_conditions() {
             "a device is a PCI address like `0000:3b:00.0`",
         ),
         (
+            "{driver: dpdk, ports: [{device: d, interface: a, mtu: 500}]}",
+            "`mtu` is 500; it is 1280 to 9216",
+        ),
+        (
             "{driver: dpdk, ports: [{device: d, interface: a}], dpdk: {memory: 1MiB}}",
             "`memory` is 1 MiB; it is 64 to 1048576",
         ),
@@ -298,14 +302,32 @@ fn packet_modes_have_their_own_conditions() {
     let path = read("dataplane: {packet: {interfaces: [a], flows: 1M}}\nservices: []\n").unwrap();
     let path = path.process.packet.unwrap();
     assert_eq!((path.flows, path.flows_ipv6, path.dpdk), (1 << 20, 1 << 18, None));
-    let text = "dataplane:\n  packet:\n    driver: dpdk\n    ports: [{device: 3b:00.0, interface: fw0}]\n    \
+    let text = "dataplane:\n  packet:\n    driver: dpdk\n    ports: [{device: 3b:00.0, interface: fw0, mtu: 9000}]\n    \
                 dpdk: {hugeDir: /dev/hugepages, ealArguments: [--legacy-mem]}\nservices: []\n";
     let path = read(text).unwrap().process.packet.unwrap();
     assert_eq!(path.interfaces, ["fw0"]);
     let dpdk = path.dpdk.unwrap();
-    assert_eq!((&dpdk.devices[..], dpdk.mebibytes), (&["3b:00.0".to_owned()][..], 256));
+    let device = Device { name: "3b:00.0".into(), mtu: Some(9000) };
+    assert_eq!((&dpdk.devices[..], dpdk.mebibytes), (&[device][..], 256));
     assert_eq!(dpdk.pages, fairway_config::Pages::Folder("/dev/hugepages".into()));
     assert_eq!(dpdk.arguments, ["--legacy-mem"]);
+}
+
+#[test]
+fn workers_have_the_cores_that_are_named() {
+    let process = |text: &str| read(&format!("dataplane: {{{text}}}\nservices: []\n"));
+    let named = process("cpus: [3, 1]").unwrap().process;
+    assert_eq!((named.workers, named.pin_cpus, &named.cpus[..]), (Some(2), true, &[3, 1][..]));
+    let usual = process("").unwrap().process;
+    assert_eq!((usual.workers, usual.pin_cpus, &usual.cpus[..]), (None, true, &[][..]));
+    for (text, want) in [
+        ("cpus: [1, 1]", "core 1 is listed twice"),
+        ("cpus: [1, 2], workers: 3", "`workers` is 3, and 2 `cpus` are named"),
+        ("cpus: [1], pinCpus: false", "remove `pinCpus: false`"),
+    ] {
+        let problems = process(text).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains(want), "{text}: {problems:?}");
+    }
 }
 
 #[test]

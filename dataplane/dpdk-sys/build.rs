@@ -9,7 +9,7 @@ const OLDEST: &str = "22.11";
 
 /// What is called. Inline ones get a shim.
 const FUNCTIONS: &[&str] = &[
-    "fairway_(errno|views|place|mark|strip)",
+    "fairway_(errno|log_to|views|place|mark|strip)",
     "rte_eal_(init|cleanup|hotplug_add)",
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu)",
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
@@ -17,7 +17,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
     "rte_epoll_wait",
     "rte_eth_(rx|tx)_queue_setup",
-    "rte_eth_(promiscuous|allmulticast)_enable",
+    "rte_eth_allmulticast_enable",
     "rte_eth_(macaddr_get|link_get_nowait|stats_get|from_rings)",
     "rte_mempool_(free|avail_count)",
     "rte_pktmbuf_(pool_create|alloc_bulk|free_bulk|linearize)",
@@ -30,8 +30,15 @@ const FUNCTIONS: &[&str] = &[
 
 /// What is read and written.
 const TYPES: &[&str] = &["rte_eth_.*", "rte_ether_addr", "rte_ring", "rte_mempool"];
-const CONSTANTS: &[&str] =
-    &["RTE_ETH_.*", "RTE_MBUF_.*", "RTE_PKTMBUF_HEADROOM", "RING_F_.*", "RTE_INTR_.*"];
+const CONSTANTS: &[&str] = &[
+    "FAIRWAY_.*",
+    "RTE_ETH_.*",
+    "RTE_MBUF_.*",
+    "RTE_PKTMBUF_HEADROOM",
+    "RING_F_.*",
+    "RTE_INTR_.*",
+    "RTE_LOG_.*",
+];
 
 /// Archives that register themselves when the program starts, and so are linked whole: drivers of
 /// buses, of packet memory and of cards.
@@ -60,7 +67,8 @@ fn main() {
             why.trim()
         ))
     });
-    let mut flags = vec!["-include".to_owned(), "rte_config.h".into()];
+    // fopencookie is GNU's, and musl's.
+    let mut flags = vec!["-D_GNU_SOURCE".to_owned(), "-include".into(), "rte_config.h".into()];
     flags.extend(library.include_paths.iter().map(|path| format!("-I{}", path.display())));
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         // DPDK's own least processor; its headers do not compile for less.

@@ -1,4 +1,7 @@
 /* What of DPDK is used here. */
+#include <stdio.h>
+#include <sys/types.h>
+
 #include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
@@ -6,14 +9,41 @@
 #include <rte_ethdev.h>
 #include <rte_ether.h>
 #include <rte_lcore.h>
+#include <rte_log.h>
 #include <rte_mbuf.h>
 #include <rte_mempool.h>
 #include <rte_prefetch.h>
 #include <rte_ring.h>
 #include <rte_version.h>
 
+/* Who reads what DPDK logs: a line with its level, by the thread that logs it. */
+typedef void (*fairway_log_line)(uint32_t level, const char *line, size_t length);
+
+static inline ssize_t fairway_log_write(void *to, const char *line, size_t length)
+{
+	((fairway_log_line)to)((uint32_t)rte_log_cur_msg_loglevel(), line, length);
+	return (ssize_t)length;
+}
+
+/* Hands the log over; lines come whole. */
+static inline int fairway_log_to(fairway_log_line to)
+{
+	cookie_io_functions_t functions = { .write = fairway_log_write };
+	FILE *file = fopencookie((void *)to, "w", functions);
+
+	if (file == NULL || setvbuf(file, NULL, _IOLBF, BUFSIZ) != 0)
+		return -1;
+	return rte_openlog_stream(file);
+}
+
 /* rte_errno is a macro over a thread-local variable. */
 static inline int fairway_errno(void) { return rte_errno; }
+
+/* What cards may do with packets that come, and with those that go. Checksums of the latter need no
+ * help: they are changed by what changed (RFC 1624). */
+static const uint64_t FAIRWAY_RECEIVE_HELP =
+	RTE_ETH_RX_OFFLOAD_VLAN_STRIP | RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
+static const uint64_t FAIRWAY_SEND_HELP = RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
 
 /* What is wanted of a packet buffer. Its fields have moved between releases of DPDK: so they are
  * read and written here, where the headers know them, a burst at a call. */
@@ -44,18 +74,22 @@ fairway_views(struct rte_mbuf **packets, struct fairway_view *views, uint16_t co
 	}
 }
 
-/* Where a packet of one segment lies in its buffer from now on, and nothing that a card should do.
- * Whose the buffer is stays: some drivers attach their own. */
+/* Where a packet of one segment lies in its buffer from now on, and all that a card should do: put a
+ * tag on, unless that is negative. Whose the buffer is stays: some drivers attach their own. */
 static inline void
-fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length)
+fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length, int32_t tag)
 {
 	packet->data_off = start;
 	packet->data_len = length;
 	packet->pkt_len = length;
 	packet->ol_flags &= RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT;
+	if (tag >= 0) {
+		packet->ol_flags |= RTE_MBUF_F_TX_VLAN;
+		packet->vlan_tci = (uint16_t)tag;
+	}
 }
 
-/* Takes the outer tag off packets that have it in their bytes; says how many lie in several
+/* Takes the outer tag off packets that have it in their bytes still; says how many lie in several
  * buffers. */
 static inline uint16_t
 fairway_strip(struct rte_mbuf **packets, uint16_t count)
@@ -63,7 +97,8 @@ fairway_strip(struct rte_mbuf **packets, uint16_t count)
 	uint16_t parted = 0;
 
 	for (uint16_t n = 0; n < count; n++) {
-		rte_vlan_strip(packets[n]);
+		if (!(packets[n]->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
+			rte_vlan_strip(packets[n]);
 		parted += packets[n]->nb_segs > 1;
 	}
 	return parted;

@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use fairway_config::{PacketPath, Pages};
-use fairway_dpdk::{Eal, EalOptions, Exchange, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
 use fairway_uring::Polled;
 
 /// Packets that a queue holds.
 const DESCRIPTORS: u16 = 1024;
-/// Bytes of a packet, as it comes from a link of the usual MTU with two tags.
-const PACKET: u16 = 2048;
+/// The largest IP packet of links whose MTU nobody has named.
+const USUAL_MTU: u16 = 1500;
+/// Bytes before that: Ethernet, with two tags.
+const BEFORE: u16 = 22;
 /// Queues that a tap has at most.
 const MOST_WORKERS: usize = 16;
 /// Packets under way beside those in queues: in bursts, and in the caches of threads.
@@ -77,7 +79,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         ));
     }
     let (pci, virtual_devices): (Vec<_>, Vec<_>) =
-        dpdk.devices.iter().cloned().partition(|device| is_pci(device));
+        dpdk.devices.iter().map(|device| device.name.clone()).partition(|name| is_pci(name));
     pci.iter().try_for_each(|card| check_card(card, Path::new(CARDS)))?;
     let memory = match &dpdk.pages {
         Pages::Huge => {
@@ -99,16 +101,17 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         // Errors alone; what is wanted otherwise comes later and counts.
         more: [vec!["--log-level=error".into()], dpdk.arguments.clone()].concat(),
     };
+    Eal::log_to(log);
     // There is one a process, and workers use it until the end.
     let eal: &'static Eal =
         Box::leak(Box::new(Eal::start(&options).map_err(|error| error.to_string())?));
     // The card and the kernel's end, in both directions.
     let queues = 4 * (dpdk.devices.len() * workers) as u32;
     let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
-    let pool = Mempool::new(eal, "packets", count, PACKET).map_err(|error| error.to_string())?;
+    let mtu = dpdk.devices.iter().filter_map(|device| device.mtu).max().unwrap_or(0);
+    let bytes = (mtu.max(USUAL_MTU) + BEFORE).next_multiple_of(1024);
+    let pool = Mempool::new(eal, "packets", count, bytes).map_err(|error| error.to_string())?;
     let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
-    let number = workers as u16;
-    let setup = PortSetup { queues: number, descriptors: DESCRIPTORS, mtu: None };
     let exchange = Exchange::between(eal, workers)?.into_iter();
     let mut ports = Vec::new();
     let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
@@ -116,15 +119,13 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         .map(|end| Queues::new(eal, pool, Some(end)).map_err(no_descriptors))
         .collect::<Result<Vec<Queues<'static>>, _>>()?;
     for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
-        let name = device.split(',').next().unwrap_or(device);
-        let open = |name: &str, setup| {
+        let name = device.name.split(',').next().unwrap_or(&device.name);
+        let open = |name: &str, mtu, helps| {
+            let queues = workers as u16;
+            let setup = PortSetup { queues, descriptors: DESCRIPTORS, mtu, helps };
             Port::open(eal, name, pool, setup).map_err(|error| error.to_string())
         };
-        let (port, cards) = open(name, setup)?;
-        // Packets to VIPs are for a station of ours, and so are groups; a card may know neither.
-        if !port.hear_all() {
-            tracing::warn!(device = name, "the card hears its own station alone: VIPs must use it");
-        }
+        let (port, cards) = open(name, device.mtu, true)?;
         if !port.hear_groups() {
             tracing::warn!(device = name, "the card hears no groups: VIPs of IPv6 are not found");
         }
@@ -134,7 +135,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
         eal.add_device(&kernel, &format!("iface={interface},mac={mac}"))
             .map_err(|error| format!("interface `{interface}`: {error}"))?;
-        let (_, taps) = open(&kernel, PortSetup { mtu: port.mtu(), ..setup })?;
+        let (_, taps) = open(&kernel, port.mtu(), false)?;
         for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
             queues.add(card, Some(tap));
         }
@@ -146,6 +147,14 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         Ok(Polled { waker: waker.map_err(no_descriptors)?, ports: Box::new(queues) })
     });
     Ok((polled.collect::<Result<_, String>>()?, Cards(ports)))
+}
+
+/// A line of DPDK's log. What it calls an error ends nothing by itself.
+fn log(level: LogLevel, line: &str) {
+    match level {
+        LogLevel::Error | LogLevel::Warning => tracing::warn!("DPDK: {line}"),
+        LogLevel::Notice => tracing::debug!("DPDK: {line}"),
+    }
 }
 
 /// Whether a device is a card's address: `0000:3b:00.0`, or `3b:00.0`.

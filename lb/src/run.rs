@@ -115,7 +115,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         .map_err(|error| format!("metrics cannot be set up: {error}"))?;
     describe_metrics();
 
-    let cpus = allowed_cpus();
+    let cpus = worker_cpus(&process)?;
     let count = worker_count(&process);
     let budgets = budgets(&process, count);
     let (sender, inputs) = unbounded();
@@ -137,7 +137,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     };
     let mut polled = polled.into_iter();
     for worker in 0..count {
-        let cpu = process.pin_cpus.then(|| cpus.get(worker).copied()).flatten();
+        let cpu = cpus.get(worker).copied();
         let reader = publisher.reader();
         let handle = WorkerHandle::spawn(
             worker,
@@ -317,6 +317,21 @@ fn disabled(process: &Process) -> Vec<Feature> {
         UringFeature::Splice => Feature::Splice,
     };
     process.disabled.iter().map(feature).collect()
+}
+
+/// The cores that workers are bound to, in their order.
+fn worker_cpus(process: &Process) -> Result<Vec<usize>, String> {
+    let allowed = allowed_cpus();
+    if process.cpus.is_empty() {
+        return Ok(if process.pin_cpus { allowed } else { Vec::new() });
+    }
+    let named: Vec<usize> = process.cpus.iter().map(|cpu| *cpu as usize).collect();
+    match named.iter().find(|cpu| !allowed.contains(cpu)) {
+        Some(cpu) => Err(format!(
+            "`dataplane.cpus` names core {cpu}, which this process may not use: it may use {allowed:?}"
+        )),
+        None => Ok(named),
+    }
 }
 
 /// The CPUs that this process may run on, by number.

@@ -4,13 +4,15 @@ use std::path::Path;
 
 use super::Findings;
 use crate::document::{DpdkDoc, DriverDoc, PacketDoc};
-use crate::spec::{Dpdk, PacketPath, Pages};
+use crate::spec::{Device, Dpdk, PacketPath, Pages};
 use crate::values::{At, Count};
 
 /// Flows of a worker: less is no table, more than this no cell has a number for.
 const FLOWS: std::ops::RangeInclusive<u32> = 64..=1 << 29;
 /// Memory for packets on DPDK, in MiB: less has no room for the queues of a card.
 const MEBIBYTES: std::ops::RangeInclusive<u32> = 64..=1 << 20;
+/// Bytes of an IP packet: every link of IPv6 carries the least (RFC 8200).
+const MTU: std::ops::RangeInclusive<u16> = 1280..=9216;
 
 pub(super) fn packet(
     doc: Option<&At<PacketDoc>>,
@@ -84,7 +86,17 @@ fn dpdk(doc: &PacketDoc, base: &Path, findings: &mut Findings<'_>) -> Dpdk {
             findings.add(*place, format!("`{value}` is listed twice; remove one"));
         }
     }
-    let devices = devices.into_iter().map(|at| at.value.clone()).collect();
+    for At { place, value } in doc.ports.iter().filter_map(|port| port.value.mtu.as_ref()) {
+        if !MTU.contains(value) {
+            let (least, most) = (MTU.start(), MTU.end());
+            findings.add(*place, format!("`mtu` is {value}; it is {least} to {most}"));
+        }
+    }
+    let devices = doc.ports.iter().map(|At { value: port, .. }| Device {
+        name: port.device.value.clone(),
+        mtu: port.mtu.as_ref().map(|at| at.value),
+    });
+    let devices = devices.collect();
     let usual = DpdkDoc::default();
     let more = doc.dpdk.as_ref().map_or(&usual, |at| &at.value);
     let mebibytes = more.memory.as_ref().map_or(256, |at| {

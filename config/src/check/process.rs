@@ -5,16 +5,40 @@ use std::path::{Path, PathBuf};
 
 use super::Findings;
 use super::packet::packet;
-use crate::document::{ConnectionsDoc, Document, LogDoc, LogTargetDoc};
+use crate::document::{ConnectionsDoc, DataplaneDoc, Document, LogDoc, LogTargetDoc};
 use crate::spec::{LogTarget, Process};
 use crate::values::{At, Host, Size};
 
 const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
 const DEFAULT_METRICS_PORT: u16 = 9180;
 
+/// The cores of workers.
+fn cpus(dataplane: &DataplaneDoc, workers: Option<u32>, findings: &mut Findings<'_>) -> Vec<u32> {
+    let cpus = &dataplane.cpus;
+    let Some(At { place, .. }) = cpus.first() else { return Vec::new() };
+    if dataplane.pin_cpus == Some(false) {
+        findings.add(*place, "`cpus` are for workers that are bound: remove `pinCpus: false`");
+    }
+    if let Some(workers) = workers.filter(|workers| *workers as usize != cpus.len()) {
+        let count = cpus.len();
+        findings.add(
+            *place,
+            format!("`workers` is {workers}, and {count} `cpus` are named: leave `workers` out"),
+        );
+    }
+    for (n, At { place, value }) in cpus.iter().enumerate() {
+        if cpus[..n].iter().any(|other| other.value == *value) {
+            findings.add(*place, format!("core {value} is listed twice; remove one"));
+        }
+    }
+    cpus.iter().map(|at| at.value).collect()
+}
+
 pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<'_>) -> Process {
     let dataplane = &document.dataplane;
-    let workers = dataplane.workers.as_ref().and_then(|at| at.value.0);
+    let asked = dataplane.workers.as_ref().and_then(|at| at.value.0);
+    let cpus = cpus(dataplane, asked, findings);
+    let workers = asked.or(if cpus.is_empty() { None } else { Some(cpus.len() as u32) });
     if let Some(At { place, .. }) = dataplane.workers.as_ref().filter(|_| workers > Some(512)) {
         findings.add(*place, format!("{} workers are more than 512", workers.unwrap_or(0)));
     }
@@ -50,7 +74,8 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
     let shutdown = document.shutdown.drain_timeout.as_ref();
     Process {
         workers,
-        pin_cpus: dataplane.pin_cpus.unwrap_or(workers.is_none()),
+        pin_cpus: dataplane.pin_cpus.unwrap_or(workers.is_none() || !cpus.is_empty()),
+        cpus,
         zone: dataplane.zone.as_deref().map(Into::into),
         hash_seed: dataplane.hash_seed.unwrap_or(0),
         listen: dataplane.listen.unwrap_or_default(),

@@ -41,8 +41,11 @@ pub struct Document {
 pub struct DataplaneDoc {
     /// Worker threads; `auto` is one for each core.
     pub workers: Option<At<Auto>>,
-    /// Binds each worker to a core of its own. Default: true with `workers: auto`.
+    /// Binds each worker to a core of its own. Default: true with `workers: auto` or `cpus`.
     pub pin_cpus: Option<bool>,
+    /// The cores of the workers, by the kernel's numbers, in the order of the workers; there are then as
+    /// many workers. Default: those that the process may use.
+    pub cpus: Vec<At<u32>>,
     /// Where this box stands, in the words of the backends' `zone`. Default: nowhere.
     pub zone: Option<String>,
     /// Seed of the flow hash; equal on boxes that must choose alike. Default: 0.

@@ -5,7 +5,7 @@ mod owners;
 mod queues;
 
 pub use owners::{
-    Batch, Eal, EalError, EalOptions, Exchange, Membership, Memory, Mempool, MempoolError, Port,
-    PortError, PortSetup, PortStats, RxQueue, TxQueue, ring_ports,
+    Batch, Eal, EalError, EalOptions, Exchange, LogLevel, Membership, Memory, Mempool,
+    MempoolError, Port, PortError, PortSetup, PortStats, RxQueue, TxQueue, ring_ports,
 };
 pub use queues::{QueuePair, Queues};

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
+use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict, VlanTag};
 
 use crate::owners::{Batch, Eal, Exchange, Membership, Mempool, RxQueue, TxQueue, Waker};
 
@@ -107,8 +107,9 @@ impl<'p> Queues<'p> {
         let mut verdicts = [Verdict::Punt; BURST];
         let mut frames = batch.frames(port);
         work(&mut frames[..count], &mut verdicts[..count]);
+        let wires = &self.wires;
         let places: [_; BURST] =
-            std::array::from_fn(|n| (frames[n].port, leave(&mut frames[n], verdicts[n])));
+            std::array::from_fn(|n| (frames[n].port, leave(&mut frames[n], verdicts[n], wires)));
         for (n, (port, place)) in places.into_iter().enumerate().take(count) {
             self.carry_out(verdicts[n], port, (batch, n, place));
         }
@@ -121,7 +122,7 @@ impl<'p> Queues<'p> {
         &mut self,
         verdict: Verdict,
         port: u16,
-        (batch, n, place): (&mut Batch<'p>, usize, Option<Range<usize>>),
+        (batch, n, place): (&mut Batch<'p>, usize, Option<Place>),
     ) {
         let pair = match verdict {
             Verdict::Send(to) => self.wires.get_mut(usize::from(to)).map(|wire| &mut wire.card),
@@ -191,7 +192,7 @@ impl Ports for Queues<'_> {
         }
         let [frame, ..] = &mut batch.frames(Some(0));
         let Some(verdict) = fill(frame) else { return };
-        let (port, place) = (frame.port, leave(frame, verdict));
+        let (port, place) = (frame.port, leave(frame, verdict, &self.wires));
         self.carry_out(verdict, port, (&mut batch, 0, place));
     }
 
@@ -243,7 +244,7 @@ impl<'p> Pair<'p> {
         Self { rx, tx, out: Batch::new(), counts: PortCounts::default() }
     }
 
-    fn push(&mut self, from: &mut Batch<'p>, n: usize, place: Range<usize>) {
+    fn push(&mut self, from: &mut Batch<'p>, n: usize, place: Place) {
         if self.out.is_full() {
             self.flush();
         }
@@ -263,10 +264,18 @@ impl<'p> Pair<'p> {
     }
 }
 
-/// Where a frame lies that is to leave this machine or to go to its kernel, with its tag in it; none
-/// when it does not, or there is no room for that.
+/// Where a packet that leaves lies in its buffer, and the tag that its card is to put on.
+type Place = (Range<usize>, Option<VlanTag>);
+
+/// The place of a frame that is to leave this machine or to go to its kernel, with its tag in it unless
+/// the card puts it on; none when it does not leave, or there is no room for that.
 #[inline]
-fn leave(frame: &mut Frame<'_>, verdict: Verdict) -> Option<Range<usize>> {
-    let leaves = matches!(verdict, Verdict::Send(_) | Verdict::Punt) && frame.insert_tag();
-    leaves.then(|| frame.place())
+fn leave(frame: &mut Frame<'_>, verdict: Verdict, wires: &[Wire<'_>]) -> Option<Place> {
+    let inserts = match verdict {
+        Verdict::Send(to) => wires.get(usize::from(to)).is_some_and(|w| w.card.tx.inserts_tags()),
+        Verdict::Punt => false,
+        _ => return None,
+    };
+    let ready = inserts || frame.insert_tag();
+    ready.then(|| (frame.place(), frame.tag))
 }

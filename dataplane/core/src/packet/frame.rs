@@ -43,6 +43,8 @@ pub struct Frame<'b> {
     pub tag: Option<VlanTag>,
     /// The transport checksum on arrival.
     pub checksum: TransportChecksum,
+    /// The port has found the checksum of its IPv4 header right.
+    pub header_checked: bool,
 }
 
 impl<'b> Frame<'b> {
@@ -53,7 +55,8 @@ impl<'b> Frame<'b> {
     #[must_use]
     pub fn new(buffer: &'b mut [u8], start: usize, end: usize) -> Self {
         assert!(start <= end && end <= buffer.len(), "a frame lies in its buffer");
-        Self { buffer, start, end, port: 0, tag: None, checksum: TransportChecksum::Present }
+        let checksum = TransportChecksum::Present;
+        Self { buffer, start, end, port: 0, tag: None, checksum, header_checked: false }
     }
 
     /// No frame: what stands in a place where one may come.
@@ -140,6 +143,7 @@ impl<'b> Frame<'b> {
         place.copy_from_slice(bytes);
         self.end = end;
         (self.tag, self.checksum) = (None, TransportChecksum::Present);
+        self.header_checked = false;
         true
     }
 

@@ -86,6 +86,9 @@ impl<'p> Batch<'p> {
             if has(u64::from(dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_NONE)) {
                 frame.checksum = TransportChecksum::Partial;
             }
+            // Wrong ones are looked at by the engine, and counted there.
+            let good = view.flags & u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK);
+            frame.header_checked = good == u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD);
             frame
         })
     }
@@ -139,7 +142,7 @@ impl<'p> Batch<'p> {
         };
         // SAFETY: a packet of ours, of one segment, whose buffer has that place.
         unsafe {
-            dpdk_sys::fairway_place(self.packets[n], place.start as u16, place.len() as u16);
+            dpdk_sys::fairway_place(self.packets[n], place.start as u16, place.len() as u16, -1);
         }
         true
     }
@@ -163,15 +166,21 @@ impl<'p> Batch<'p> {
     }
 
     /// Moves packet `n` to the end of `to`, which has room; it lies at `place` of its buffer from now
-    /// on.
-    pub(crate) fn send(&mut self, n: usize, place: Range<usize>, to: &mut Batch<'p>) {
+    /// on, and its card is to put a tag on, if there is one.
+    pub(crate) fn send(
+        &mut self,
+        n: usize,
+        (place, tag): (Range<usize>, Option<VlanTag>),
+        to: &mut Batch<'p>,
+    ) {
         let Some(packet) = self.take(n) else { return };
         if to.is_full() || place.end > usize::from(u16::MAX) {
             return drop(Self::of_one(packet));
         }
         let (start, length) = (place.start as u16, place.len() as u16);
+        let tag = tag.map_or(-1, |tag| tag.0.into());
         // SAFETY: a packet of ours, of one segment, whose buffer has that place: frames end there.
-        unsafe { dpdk_sys::fairway_place(packet, start, length) };
+        unsafe { dpdk_sys::fairway_place(packet, start, length, tag) };
         to.packets[to.count] = packet;
         to.count += 1;
     }

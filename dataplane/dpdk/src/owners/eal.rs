@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
 
@@ -75,6 +76,32 @@ pub struct Eal {
 unsafe impl Sync for Eal {}
 
 static STARTED: AtomicBool = AtomicBool::new(false);
+static LOG: OnceLock<fn(LogLevel, &str)> = OnceLock::new();
+
+/// How grave a line of DPDK's log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// DPDK calls it an error, or worse.
+    Error,
+    /// Something to look at.
+    Warning,
+    /// All else.
+    Notice,
+}
+
+extern "C" fn log_line(level: u32, line: *const c_char, length: usize) {
+    // SAFETY: so many bytes, which stay during the call.
+    let line = unsafe { std::slice::from_raw_parts(line.cast::<u8>(), length) };
+    let level = match level {
+        0..=dpdk_sys::RTE_LOG_ERR => LogLevel::Error,
+        dpdk_sys::RTE_LOG_WARNING => LogLevel::Warning,
+        _ => LogLevel::Notice,
+    };
+    let text = String::from_utf8_lossy(line);
+    if let Some(log) = LOG.get().filter(|_| !text.trim().is_empty()) {
+        log(level, text.trim());
+    }
+}
 
 impl Eal {
     /// Starts it. The calling thread keeps its processors, which DPDK would narrow to one.
@@ -103,6 +130,15 @@ impl Eal {
             return Err(EalError::Refused { error: last_error(), arguments: words.join(" ") });
         }
         Ok(Self { thread: PhantomData })
+    }
+
+    /// Has lines of DPDK's log go to `log`, from any thread; before it starts.
+    pub fn log_to(log: fn(LogLevel, &str)) {
+        if LOG.set(log).is_ok() {
+            // SAFETY: a function that lives as long as the program. A failure leaves the log where it
+            // was, on stderr.
+            let _ = unsafe { dpdk_sys::fairway_log_to(Some(log_line)) };
+        }
     }
 
     /// DPDK's version, as it calls itself.

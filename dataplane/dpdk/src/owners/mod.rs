@@ -12,7 +12,7 @@ mod rings;
 mod waker;
 
 pub use batch::Batch;
-pub use eal::{Eal, EalError, EalOptions, Membership, Memory};
+pub use eal::{Eal, EalError, EalOptions, LogLevel, Membership, Memory};
 pub use exchange::Exchange;
 pub use mempool::{Mempool, MempoolError};
 pub use port::{Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};

@@ -19,6 +19,8 @@ pub struct PortSetup {
     pub descriptors: u16,
     /// The largest IP packet; none leaves what it is.
     pub mtu: Option<u16>,
+    /// It takes tags off, puts them on and checks headers, as far as it can.
+    pub helps: bool,
 }
 
 /// Why a port cannot be used.
@@ -92,6 +94,7 @@ pub struct RxQueue<'p> {
 pub struct TxQueue<'p> {
     open: Arc<Open<'p>>,
     queue: u16,
+    inserts_tags: bool,
 }
 
 impl<'p> Port<'p> {
@@ -145,6 +148,12 @@ impl<'p> Port<'p> {
         }
         let mut conf = rte_eth_conf::default();
         conf.intr_conf.set_rxq(interrupts.into());
+        conf.rxmode.mtu = setup.mtu.unwrap_or_default().into();
+        if setup.helps {
+            conf.rxmode.offloads = info.rx_offload_capa & dpdk_sys::FAIRWAY_RECEIVE_HELP;
+            conf.txmode.offloads = info.tx_offload_capa & dpdk_sys::FAIRWAY_SEND_HELP;
+        }
+        let inserts_tags = conf.txmode.offloads & dpdk_sys::FAIRWAY_SEND_HELP != 0;
         let spreads = info.flow_type_rss_offloads & SPREAD;
         if wanted > 1 && spreads != 0 {
             conf.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
@@ -181,17 +190,10 @@ impl<'p> Port<'p> {
         let open = Arc::new(Open { id, memory: PhantomData });
         let queues = (0..wanted).map(|queue| {
             let (rx, tx) = (Arc::clone(&open), Arc::clone(&open));
-            (RxQueue { open: rx, queue }, TxQueue { open: tx, queue })
+            (RxQueue { open: rx, queue }, TxQueue { open: tx, queue, inserts_tags })
         });
         let queues = queues.collect();
         Ok((Self { open }, queues))
-    }
-
-    /// Takes packets to other stations, too: to VIPs that have none of their own. Some devices have
-    /// nothing else.
-    pub fn hear_all(&self) -> bool {
-        // SAFETY: an open port.
-        unsafe { dpdk_sys::rte_eth_promiscuous_enable(self.open.id) == 0 }
     }
 
     /// Takes packets to groups: solicitations of neighbours.
@@ -273,6 +275,11 @@ impl<'p> RxQueue<'p> {
 }
 
 impl<'p> TxQueue<'p> {
+    /// Whether the card puts tags on.
+    pub(crate) fn inserts_tags(&self) -> bool {
+        self.inserts_tags
+    }
+
     /// Sends packets of `batch`, from the first on; those that the queue has no room for stay.
     #[inline]
     pub fn send(&mut self, batch: &mut Batch<'p>) {

@@ -93,14 +93,15 @@ impl Engine<'_> {
         if !look.plain || frame.checksum != TransportChecksum::Present {
             return None;
         }
-        let length = frame.len();
+        let (length, checked) = (frame.len(), frame.header_checked);
         let head: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
         let header: &[u8; 20] = head[L3..].first_chunk()?;
         let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
         let ttl = header[8];
         let number = header[9];
         // The addresses are those of a flow, or it ends below: they were looked at when it began.
-        if L3 + total > length || ttl <= 1 || Sum::ZERO.array(header).folded() != 0xffff {
+        let sound = checked || Sum::ZERO.array(header).folded() == 0xffff;
+        if L3 + total > length || ttl <= 1 || !sound {
             return None;
         }
         let ports = word(head, L4);
