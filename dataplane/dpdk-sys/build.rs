@@ -16,6 +16,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(rx|tx)_burst",
     "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
     "rte_epoll_wait",
+    "rte_log_(register|get_level|set_level)",
     "rte_eth_(rx|tx)_queue_setup",
     "rte_eth_allmulticast_enable",
     "rte_eth_(macaddr_get|link_get_nowait|stats_get|from_rings)",

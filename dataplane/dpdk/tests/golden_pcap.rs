@@ -66,7 +66,7 @@ fn a_port_makes_of_packets_what_the_engine_does() {
         queues.add(pairs.remove(0), None);
     }
 
-    let (snapshot, clients) = (golden::snapshot(&all), Clients::new(64));
+    let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64));
     let shape = Shape { ipv4: 256, ipv6: 256 };
     let mut region = HeapRegion::new(shape.bytes());
     let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();

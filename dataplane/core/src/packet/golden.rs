@@ -12,6 +12,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::num::{NonZeroU16, NonZeroU32};
 use core::ops::Range;
 
+use super::frame::VlanTag;
 use super::parse::{ETHERNET, protocol, tcp_flags};
 use super::routes::{Link, Mac, Route, Routes};
 use super::sample::{Sample, icmp, ip_in_ip, sctp, syn, tcp, udp};
@@ -128,12 +129,12 @@ pub fn all() -> Vec<Golden> {
 }
 
 /// The state of the world in which golden packets are what they are: one service each, and both
-/// sides.
+/// sides, whose packets may have tags.
 ///
 /// # Panics
 /// Never with what [`all`] returns.
 #[must_use]
-pub fn snapshot(all: &[Golden]) -> Snapshot {
+pub fn snapshot(all: &[Golden], tags: [Option<VlanTag>; 2]) -> Snapshot {
     let mut builder = SnapshotBuilder::from(&Snapshot::empty());
     let scheduler = Scheduler::Maglev { table_size: None, bounded_load_percent: None };
     for (n, Golden { name, mode, protocol, vip, backend, .. }) in all.iter().enumerate() {
@@ -162,15 +163,15 @@ pub fn snapshot(all: &[Golden]) -> Snapshot {
         let frontend = Frontend { net, ports, protocol: *protocol };
         builder.insert(&[frontend], &Arc::new(service));
     }
-    builder.set_routes(&Arc::new(routes()));
+    builder.set_routes(&Arc::new(routes(tags)));
     builder.finish()
 }
 
-fn routes() -> Routes {
+fn routes(tags: [Option<VlanTag>; 2]) -> Routes {
     let link = |side: usize| Link {
         port: side as u16,
         interface: side as u32,
-        tag: None,
+        tag: tags[side],
         mac: US[side],
         mtu: 1500,
         ipv4: match V4.links[side] {

@@ -37,7 +37,16 @@ impl<'p> Waker<'p> {
     /// Is woken by a queue, too; false when its card has no interrupts.
     pub(crate) fn add(&mut self, rx: &RxQueue<'p>) -> bool {
         let (open, queue) = rx.place();
+        // That a card has no interrupts is no error.
+        // SAFETY: a name that ends with zero; its number is asked for, or made.
+        let log = unsafe { dpdk_sys::rte_log_register(c"lib.ethdev".as_ptr()) } as u32;
+        // SAFETY: numbers.
+        let level = unsafe { dpdk_sys::rte_log_get_level(log) };
+        // SAFETY: as above.
+        unsafe { dpdk_sys::rte_log_set_level(log, dpdk_sys::RTE_LOG_CRIT) };
         let added = self.control(open, *queue, dpdk_sys::RTE_INTR_EVENT_ADD);
+        // SAFETY: as above.
+        unsafe { dpdk_sys::rte_log_set_level(log, level as u32) };
         if added {
             self.queues.push((Arc::clone(open), *queue));
         }
