@@ -4,9 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fairway_tests::http::get;
+use fairway_tests::http::{ask as ask_again, connect, get};
 use fairway_tests::packets::*;
 use fairway_tests::{Fairway, Host, Net, wait_for};
+use rustix::net::sockopt::Ipv4PathMtuDiscovery;
+use rustix::process::Signal;
 
 /// The links, by the name of the kernel's end of each at the load balancer: the host at the far end,
 /// and its addresses.
@@ -124,6 +126,118 @@ fn workers_sleep_while_no_packet_comes() {
 }
 
 #[test]
+fn links_carry_jumbo_frames() {
+    // The other drivers here set no MTU.
+    if driver().is_none_or(|driver| driver != "af_xdp") {
+        return println!("SKIPPED: for links by XDP; tests/run --all has them");
+    }
+    let Some(net) = net() else { return };
+    for (host, link) in [
+        (Host::Lb, "card-clients"),
+        (Host::Lb, "card-servers"),
+        (Host::Client, "lb"),
+        (Host::Servers, "lb"),
+    ] {
+        net.exec(host, &format!("ip link set {link} mtu 3000"));
+    }
+    server_ip(&net, 1, false);
+    let fields = "ports: [{port: 53, protocol: UDP}]\nhealthCheck: {interval: 1h}";
+    let usual = document("nat", VIP4, &[at("10.78.0.11", 5353)], fields);
+    let jumbo = usual
+        .replace("interface: clients", "interface: clients, mtu: 3000")
+        .replace("interface: servers", "interface: servers, mtu: 3000");
+    let _fairway = Fairway::start(&net, &jumbo);
+    let _echo = Echo::start(&net, at("10.78.0.11", 5353), "a");
+    net.on(Host::Client, || {
+        let socket = client_socket(at(VIP4, 53));
+        wait_for("packets pass", || ask(&socket, b"first").is_ok());
+        // Whole, or not at all: 2972 bytes fill a packet, and the answer has two more.
+        rustix::net::sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO).unwrap();
+        for length in [1473, 2972 - 2] {
+            assert_eq!(
+                ask(&socket, &vec![b'j'; length]).ok().as_deref(),
+                Some("a"),
+                "{length} bytes"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_card_that_is_gone_ends_nothing_else() {
+    let Some(net) = hosts() else { return };
+    let addresses = [at("10.78.0.11", 8080), at("10.78.0.12", 8080)];
+    let fairway = start(&net, &document("nat", VIP4, &addresses, "healthCheck: {interval: 1h}"));
+    let _servers = servers(&net, 2, false);
+    net.on(Host::Client, || wait_for("packets pass", || get(at(VIP4, 80), "/").is_ok()));
+    net.exec(Host::Client, "ip link delete lb");
+    wait_for("it is told of", || {
+        let troubles = fairway.status().unwrap()["troubles"].to_string();
+        troubles.contains("the card of interface `clients` has no link")
+    });
+    let check = "healthCheck: {interval: 100ms, timeout: 90ms, rise: 1, fall: 1}";
+    fairway.apply(&document("nat", VIP4, &addresses, check));
+    wait_for("the other card works", || {
+        addresses.iter().all(|at| fairway.state_of(&at.to_string()).unwrap() == "up")
+    });
+}
+
+#[test]
+fn huge_pages_are_given_back() {
+    let Some(net) = hosts() else { return };
+    let Some(_pages) = HugePages::get(128) else { return };
+    let addresses = [at("10.78.0.11", 8080), at("10.78.0.12", 8080)];
+    let fields = "healthCheck: {interval: 1h}";
+    let usual = document("nat", VIP4, &addresses, fields).replace("noHuge: true, ", "");
+    let before = HugePages::free();
+    let mut fairway = start(&net, &usual);
+    assert!(HugePages::free() < before, "packets lie in huge pages");
+    let _servers = servers(&net, 2, false);
+    let mut kept = net.on(Host::Client, || {
+        wait_for("packets pass", || get(at(VIP4, 80), "/").is_ok());
+        connect(at(VIP4, 80)).unwrap()
+    });
+    assert!(ask_again(&mut kept, "/").is_ok());
+    fairway.signal(Signal::TERM);
+    wait_for("it drains", || fairway.log().contains("stopping: no new connections"));
+    assert!(ask_again(&mut kept, "/").is_ok(), "open connections go on");
+    drop(kept);
+    assert!(fairway.wait().success(), "{}", fairway.log());
+    assert_eq!(HugePages::free(), before);
+}
+
+/// Huge pages of 2 MiB, for as long as a test runs.
+struct HugePages(u64);
+
+impl HugePages {
+    const COUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+    fn get(count: u64) -> Option<Self> {
+        let read = || std::fs::read_to_string(Self::COUNT).ok()?.trim().parse().ok();
+        let before: u64 = read()?;
+        let wanted = before.max(count);
+        let got = std::fs::write(Self::COUNT, wanted.to_string()).ok().and_then(|()| read());
+        let pages = Self(before);
+        if got.is_none_or(|got| got < count) {
+            println!("SKIPPED: the kernel has no {count} huge pages for us");
+            return None;
+        }
+        Some(pages)
+    }
+
+    fn free() -> u64 {
+        let path = Self::COUNT.replace("nr_hugepages", "free_hugepages");
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, self.0.to_string());
+    }
+}
+
+#[test]
 fn a_card_without_a_link_is_told_of() {
     let Some(net) = hosts() else { return };
     // The far ends stay here: where they are moved to, their driver does not see them.
@@ -158,6 +272,14 @@ fn what_dpdk_lacks_is_said_before_anything_starts() {
         (
             usual.replace("net_tap_clients,iface=card-clients", "net_af_packet0,iface=none"),
             "DPDK has no port `net_af_packet0`",
+        ),
+        (
+            usual.replace("memory: 128MiB", "memory: 128MiB, kernelEnd: vhost"),
+            "`kernelEnd: vhost` needs /dev/vhost-net",
+        ),
+        (
+            usual.replace("workers: 2, pinCpus: false", "cpus: [0, 8191]"),
+            "`dataplane.cpus` names core 8191, which this process may not use",
         ),
         (usual.replace("workers: 2", "workers: 17"), "17 workers are more than the 16 queues"),
         (usual.replace("workers: 2", "workers: 16"), "no memory for"),

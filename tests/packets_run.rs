@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use fairway_tests::http::{self, connect, get};
 use fairway_tests::packets::*;
@@ -196,4 +197,54 @@ fn captures_show_frames_and_what_became_of_them() {
     assert!(has(&dropped, "dropped: denied") && !has(&dropped, "sent by"));
     let none = fairway.cli(&["capture", "-w", &path, "--net", "nonsense"]);
     assert_eq!(none.status.code(), Some(2), "{}", String::from_utf8_lossy(&none.stderr));
+}
+
+#[test]
+fn reloads_lose_no_packet_and_send_none_elsewhere() {
+    let Some(net) = net() else { return };
+    let backends: Vec<SocketAddr> =
+        (1..=3).map(|n| (server_ip(&net, n, false), 5353).into()).collect();
+    let _echoes: Vec<Echo> =
+        backends.iter().map(|at| Echo::start(&net, *at, &at.ip().to_string())).collect();
+    let own = "source: {addresses: [10.99.1.1]}\n";
+    net.exec(Host::Servers, "ip route replace 10.99.1.1 via 10.78.0.1");
+    for (mode, source) in [("nat", ""), ("fullNat", own)] {
+        let fields =
+            format!("{source}ports: [{{port: 53, protocol: UDP}}]\nhealthCheck: {{interval: 1h}}");
+        let of = |count: usize| document(mode, VIP4, &backends[..count], &fields);
+        let fairway = Fairway::start(&net, &of(2));
+        let reloaded = AtomicBool::new(false);
+        let asked = std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                net.on(Host::Client, || {
+                    wait_for("packets pass", || {
+                        ask(&client_socket(at(VIP4, 53)), b"first").is_ok()
+                    });
+                    let sockets: Vec<_> = (0..24).map(|_| client_socket(at(VIP4, 53))).collect();
+                    let of = |socket| ask(socket, b"a datagram").expect("no packet is lost");
+                    let first: Vec<String> = sockets.iter().map(of).collect();
+                    let mut count = 0;
+                    while !reloaded.load(Relaxed) {
+                        let now: Vec<String> = sockets.iter().map(of).collect();
+                        assert_eq!(now, first, "{mode}: flows stay where they are");
+                        count += now.len();
+                    }
+                    count
+                })
+            });
+            for count in [3, 2].into_iter().cycle().take(20) {
+                fairway.apply(&of(count));
+            }
+            reloaded.store(true, Relaxed);
+            traffic.join().unwrap()
+        });
+        assert!(asked >= 24, "{mode}: {asked} datagrams");
+        let third = backends[2].ip().to_string();
+        net.on(Host::Client, || {
+            for _ in 0..24 {
+                let name = ask(&client_socket(at(VIP4, 53)), b"a new flow").unwrap();
+                assert_ne!(name, third, "{mode}: a backend that is gone");
+            }
+        });
+    }
 }

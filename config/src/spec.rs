@@ -11,8 +11,8 @@ use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
 use crate::document::{
-    ConnectionsDoc, CurveDoc, FormatDoc, LevelDoc, ListenDoc, PerBackendDoc, RecordDoc,
-    UringFeature,
+    ConnectionsDoc, CurveDoc, FormatDoc, KernelEndDoc, LevelDoc, ListenDoc, PerBackendDoc,
+    RecordDoc, UringFeature,
 };
 use crate::{File, Place};
 
@@ -119,6 +119,8 @@ pub struct Dpdk {
     pub mebibytes: u32,
     /// Where that comes from.
     pub pages: Pages,
+    /// What the kernel's ends of links are.
+    pub kernel_end: KernelEndDoc,
     /// Further arguments for the EAL.
     pub arguments: Vec<String>,
 }

@@ -2,16 +2,21 @@
 
 use std::path::Path;
 
+use fairway_config::document::KernelEndDoc;
 use fairway_config::{PacketPath, Pages};
 use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
 use fairway_uring::Polled;
+
+use crate::control::run;
 
 /// Packets that a queue holds.
 const DESCRIPTORS: u16 = 1024;
 /// The largest IP packet of links whose MTU nobody has named.
 const USUAL_MTU: u16 = 1500;
-/// Bytes before that: Ethernet, with two tags.
-const BEFORE: u16 = 22;
+/// Bytes of a buffer besides: Ethernet's with two tags, and those that XDP keeps.
+const BESIDES: u16 = 22 + 256;
+/// The least that drivers want of a buffer.
+const LEAST: u16 = 2048;
 /// Queues that a tap has at most.
 const MOST_WORKERS: usize = 16;
 /// Packets under way beside those in queues: in bursts, and in the caches of threads.
@@ -20,6 +25,8 @@ const UNDER_WAY: u32 = 4096;
 const CARDS: &str = "/sys/bus/pci/devices";
 /// Drivers that leave a card to DPDK, or share it (those of Mellanox).
 const DRIVERS: [&str; 4] = ["vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_core"];
+/// By what the kernel takes part in virtio.
+const VHOST: &str = "/dev/vhost-net";
 /// Where the kernel tells of its huge pages, a folder for each size.
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
@@ -92,6 +99,11 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         }
         Pages::Ordinary => Memory::Ordinary,
     };
+    if dpdk.kernel_end == KernelEndDoc::Vhost && !Path::new(VHOST).exists() {
+        return Err(format!(
+            "`kernelEnd: vhost` needs {VHOST}: `modprobe vhost_net` makes it; `tap` needs nothing"
+        ));
+    }
     let options = EalOptions {
         memory,
         mebibytes: dpdk.mebibytes,
@@ -109,7 +121,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
     let queues = 4 * (dpdk.devices.len() * workers) as u32;
     let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
     let mtu = dpdk.devices.iter().filter_map(|device| device.mtu).max().unwrap_or(0);
-    let bytes = (mtu.max(USUAL_MTU) + BEFORE).next_multiple_of(1024);
+    let bytes = (mtu + BESIDES).next_multiple_of(256).max(LEAST);
     let pool = Mempool::new(eal, "packets", count, bytes).map_err(|error| error.to_string())?;
     let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
     let exchange = Exchange::between(eal, workers)?.into_iter();
@@ -129,13 +141,22 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         if !port.hear_groups() {
             tracing::warn!(device = name, "the card hears no groups: VIPs of IPv6 are not found");
         }
-        // The driver has room for 22 bytes.
-        let kernel = format!("net_tap_fairway{number}");
         let mac = port.mac().ok_or_else(|| format!("port `{name}` has no station"))?;
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        eal.add_device(&kernel, &format!("iface={interface},mac={mac}"))
+        // The driver of taps has room for 22 bytes.
+        let (kernel, more) = match dpdk.kernel_end {
+            KernelEndDoc::Tap => (format!("net_tap_fairway{number}"), String::new()),
+            KernelEndDoc::Vhost => (
+                format!("net_virtio_user_fw{number}"),
+                format!(",path={VHOST},queues={workers},queue_size={DESCRIPTORS}"),
+            ),
+        };
+        eal.add_device(&kernel, &format!("iface={interface},mac={mac}{more}"))
             .map_err(|error| format!("interface `{interface}`: {error}"))?;
-        let (_, taps) = open(&kernel, port.mtu(), false)?;
+        let (_, taps) = open(&kernel, None, false)?;
+        // Drivers of the kernel's ends take jumbo frames, but set no MTU.
+        let mtu = port.mtu().unwrap_or(USUAL_MTU).to_string();
+        run("ip", &["link", "set", "dev", interface, "mtu", &mtu, "up"], "")?;
         for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
             queues.add(card, Some(tap));
         }

@@ -116,5 +116,6 @@ fn dpdk(doc: &PacketDoc, base: &Path, findings: &mut Findings<'_>) -> Dpdk {
         (Some(At { value, .. }), _) => Pages::Folder(base.join(value)),
         (None, _) => Pages::Huge,
     };
-    Dpdk { devices, mebibytes, pages, arguments: more.eal_arguments.clone() }
+    let kernel_end = more.kernel_end.unwrap_or_default();
+    Dpdk { devices, mebibytes, pages, kernel_end, arguments: more.eal_arguments.clone() }
 }

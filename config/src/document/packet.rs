@@ -60,6 +60,19 @@ pub struct DpdkDoc {
     pub huge_dir: Option<At<String>>,
     /// Takes ordinary pages: for virtual devices, on machines without huge pages. Default: false.
     pub no_huge: Option<At<bool>>,
+    /// What the kernel's ends of links are. Default: `tap`.
+    pub kernel_end: Option<KernelEndDoc>,
     /// Further arguments for DPDK's EAL, as they are: the last resort.
     pub eal_arguments: Vec<String>,
+}
+
+/// The kernel's end of a link of DPDK's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub enum KernelEndDoc {
+    /// A tap: a system call a packet.
+    #[default]
+    Tap,
+    /// A virtio device by /dev/vhost-net: a thread of the kernel's copies packets.
+    Vhost,
 }

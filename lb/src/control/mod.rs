@@ -55,7 +55,7 @@ pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
-pub(crate) use self::vip::Interface;
+pub(crate) use self::vip::{Interface, run};
 
 /// Changes that are taken together before one snapshot is published.
 const BATCH: usize = 4096;
