@@ -12,15 +12,16 @@ use fairway_dpdk::{
     Batch, Eal, EalOptions, Memory, Mempool, Port, PortSetup, QueuePair, Queues, ring_ports,
 };
 
-use crate::packets::{MODES, World, client, engine, gigahertz, next, patched, row};
-use crate::spread;
+use crate::packets::{World, cells, client, engine, gigahertz, next, patched, row};
+use crate::{Arguments, spread};
 
 /// Bursts that are timed together.
 const BURSTS: usize = 8;
 /// Packets in flight, some of each, of DPDK's test program.
 const IN_FLIGHT: usize = 4;
 
-pub(crate) fn run(quick: bool) {
+pub(crate) fn run(arguments: &Arguments) {
+    let quick = arguments.quick;
     let rounds = if quick { 1 } else { 5 };
     let packets = if quick { 200_000 } else { 4_000_000 };
     let ghz = gigahertz();
@@ -60,17 +61,13 @@ pub(crate) fn run(quick: bool) {
     let eal = Eal::start(&options).unwrap();
     let pool = Mempool::new(&eal, "packets", 8191, 2048).unwrap();
     let mut bench = Bench::new(&eal, &pool);
-    let sizes: &[u32] =
-        if quick { &[1000, 100_000] } else { &[1000, 100_000, 1_000_000, 4_000_000] };
-    for (name, mode, v6) in MODES {
-        for flows in sizes.iter().filter(|flows| name == "nat" || **flows <= 1_000_000) {
-            let world = World::new(mode, v6);
-            bench.engine = engine(*flows, v6);
-            bench.open(&world, *flows, v6, mode.is_two_way());
-            let times: Vec<f64> =
-                (0..rounds).map(|_| bench.established(&world, *flows, v6, packets)).collect();
-            row(name, *flows, &times, ghz);
-        }
+    for (name, mode, v6, flows) in cells(arguments) {
+        let world = World::new(mode, v6);
+        bench.engine = engine(flows, v6);
+        bench.open(&world, flows, v6, mode.is_two_way());
+        let times: Vec<f64> =
+            (0..rounds).map(|_| bench.established(&world, flows, v6, packets)).collect();
+        row(name, flows, &times, ghz);
     }
 }
 

@@ -17,10 +17,16 @@ use clap::Parser;
 
 /// Measures Fairway; prints tables.
 #[derive(Debug, Parser)]
-struct Arguments {
+pub(crate) struct Arguments {
     /// Fewer rounds and less work: to see that it runs, not to quote
     #[arg(long)]
     quick: bool,
+    /// Of `packets` and `dpdk` this mode alone, as their tables call it
+    #[arg(long, value_name = "NAME")]
+    mode: Option<String>,
+    /// Of `packets` and `dpdk` this number of flows alone
+    #[arg(long, value_name = "NUMBER")]
+    flows: Option<u32>,
     /// Carry packets as this file says: one of the rivals of `ports`
     #[arg(long, hide = true)]
     bounce: Option<String>,
@@ -40,11 +46,11 @@ fn main() {
         tables::run(arguments.quick);
     }
     if wanted("packets") {
-        packets::run(arguments.quick);
+        packets::run(&arguments);
     }
     #[cfg(feature = "dpdk")]
     if wanted("dpdk") {
-        dpdk::run(arguments.quick);
+        dpdk::run(&arguments);
     }
     if wanted("ports") {
         ports::run(arguments.quick);

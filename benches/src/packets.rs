@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
 
-use crate::spread;
+use crate::{Arguments, spread};
 use fairway_core::packet::flow::{Flow, FlowTable, FlowView, Shape};
 use fairway_core::packet::sample::{icmp, syn, tcp};
 use fairway_core::packet::{
@@ -32,7 +32,7 @@ const BACKENDS: u32 = 100;
 const TOGETHER: usize = 8 * BURST;
 
 /// What is measured: a name, the mode, and whether it is IPv6.
-pub(crate) const MODES: [(&str, Mode, bool); 6] = [
+const MODES: [(&str, Mode, bool); 6] = [
     ("nat", Mode::Nat, false),
     ("nat, IPv6", Mode::Nat, true),
     ("fullNat", Mode::FullNat, false),
@@ -41,7 +41,23 @@ pub(crate) const MODES: [(&str, Mode, bool); 6] = [
     ("gue", Mode::Tunnel(Tunnel::Gue), false),
 ];
 
-pub(crate) fn run(quick: bool) {
+/// A row of a table: its name, the mode, whether it is IPv6, and how many flows.
+pub(crate) type Cell = (&'static str, Mode, bool, u32);
+
+/// The rows that are wanted.
+pub(crate) fn cells(Arguments { quick, mode, flows, .. }: &Arguments) -> Vec<Cell> {
+    let sizes: &[u32] =
+        if *quick { &[1000, 100_000] } else { &[1000, 100_000, 1_000_000, 4_000_000] };
+    let sizes = flows.as_ref().map_or(sizes, std::slice::from_ref);
+    let modes = MODES.iter().filter(|(name, ..)| mode.as_ref().is_none_or(|mode| mode == name));
+    let cells =
+        modes.flat_map(|(name, mode, v6)| sizes.iter().map(|flows| (*name, *mode, *v6, *flows)));
+    // Four million are shown once a family.
+    cells.filter(|(_, mode, _, flows)| *mode == Mode::Nat || *flows <= 1_000_000).collect()
+}
+
+pub(crate) fn run(arguments: &Arguments) {
+    let quick = arguments.quick;
     let rounds = if quick { 1 } else { 5 };
     let packets = if quick { 200_000 } else { 4_000_000 };
     let ghz = gigahertz();
@@ -50,16 +66,15 @@ pub(crate) fn run(quick: bool) {
          {rounds} rounds (min-max); {ghz:.2} GHz"
     );
     println!("{:<34} {:>9}  {:>22}  {:>10}", "", "flows", "ns a packet", "cycles");
-    let sizes: &[u32] =
-        if quick { &[1000, 100_000] } else { &[1000, 100_000, 1_000_000, 4_000_000] };
-    for (name, mode, v6) in MODES {
-        for flows in sizes.iter().filter(|flows| mode == Mode::Nat || **flows <= 1_000_000) {
-            let mut bench = Bench::new(mode, *flows, v6);
-            bench.open(*flows);
-            bench.answer();
-            let times: Vec<f64> = (0..rounds).map(|_| bench.established(*flows, packets)).collect();
-            row(name, *flows, &times, ghz);
-        }
+    for (name, mode, v6, flows) in cells(arguments) {
+        let mut bench = Bench::new(mode, flows, v6);
+        bench.open(flows);
+        bench.answer();
+        let times: Vec<f64> = (0..rounds).map(|_| bench.established(flows, packets)).collect();
+        row(name, flows, &times, ghz);
+    }
+    if arguments.mode.is_some() || arguments.flows.is_some() {
+        return;
     }
     let flows = 100_000;
     let times: Vec<f64> = (0..rounds)

@@ -1,4 +1,5 @@
 /* What of DPDK is used here. */
+#include <stddef.h>
 #include <stdio.h>
 #include <sys/types.h>
 
@@ -45,64 +46,19 @@ static const uint64_t FAIRWAY_RECEIVE_HELP =
 	RTE_ETH_RX_OFFLOAD_VLAN_STRIP | RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
 static const uint64_t FAIRWAY_SEND_HELP = RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
 
-/* What is wanted of a packet buffer. Its fields have moved between releases of DPDK: so they are
- * read and written here, where the headers know them, a burst at a call. */
-struct fairway_view {
-	uint8_t *buffer;
-	uint64_t flags;
-	uint16_t size;
-	uint16_t start;
-	uint16_t length;
-	uint16_t tag;
-	uint16_t segments;
-	uint16_t port;
-};
-
-static inline void
-fairway_views(struct rte_mbuf **packets, struct fairway_view *views, uint16_t count)
-{
-	for (uint16_t n = 0; n < count; n++) {
-		const struct rte_mbuf *packet = packets[n];
-		views[n].buffer = (uint8_t *)packet->buf_addr;
-		views[n].flags = packet->ol_flags;
-		views[n].size = packet->buf_len;
-		views[n].start = packet->data_off;
-		views[n].length = packet->data_len;
-		views[n].tag = packet->vlan_tci;
-		views[n].segments = packet->nb_segs;
-		views[n].port = packet->port;
-	}
-}
-
-/* Where a packet of one segment lies in its buffer from now on, and all that a card should do: put a
- * tag on, unless that is negative. Whose the buffer is stays: some drivers attach their own. */
-static inline void
-fairway_place(struct rte_mbuf *packet, uint16_t start, uint16_t length, int32_t tag)
-{
-	packet->data_off = start;
-	packet->data_len = length;
-	packet->pkt_len = length;
-	packet->ol_flags &= RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT;
-	if (tag >= 0) {
-		packet->ol_flags |= RTE_MBUF_F_TX_VLAN;
-		packet->vlan_tci = (uint16_t)tag;
-	}
-}
-
-/* Takes the outer tag off packets that have it in their bytes still; says how many lie in several
- * buffers. */
-static inline uint16_t
-fairway_strip(struct rte_mbuf **packets, uint16_t count)
-{
-	uint16_t parted = 0;
-
-	for (uint16_t n = 0; n < count; n++) {
-		if (!(packets[n]->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED))
-			rte_vlan_strip(packets[n]);
-		parted += packets[n]->nb_segs > 1;
-	}
-	return parted;
-}
-
-/* The number of the port that a packet came by, as its worker knows it. */
-static inline void fairway_mark(struct rte_mbuf *packet, uint16_t port) { packet->port = port; }
+/* Where a packet buffer has what is read and written for each packet. Its fields have moved, and
+ * their unions got other names, between releases of DPDK; their own names and sizes have not. */
+static const size_t FAIRWAY_BUF_ADDR = offsetof(struct rte_mbuf, buf_addr);
+static const size_t FAIRWAY_BUF_LEN = offsetof(struct rte_mbuf, buf_len);
+static const size_t FAIRWAY_DATA_OFF = offsetof(struct rte_mbuf, data_off);
+static const size_t FAIRWAY_DATA_LEN = offsetof(struct rte_mbuf, data_len);
+static const size_t FAIRWAY_PKT_LEN = offsetof(struct rte_mbuf, pkt_len);
+static const size_t FAIRWAY_OL_FLAGS = offsetof(struct rte_mbuf, ol_flags);
+static const size_t FAIRWAY_VLAN_TCI = offsetof(struct rte_mbuf, vlan_tci);
+static const size_t FAIRWAY_NB_SEGS = offsetof(struct rte_mbuf, nb_segs);
+static const size_t FAIRWAY_PORT = offsetof(struct rte_mbuf, port);
+_Static_assert(sizeof(((struct rte_mbuf *)0)->buf_len) == 2 &&
+	sizeof(((struct rte_mbuf *)0)->data_off) == 2 && sizeof(((struct rte_mbuf *)0)->data_len) == 2 &&
+	sizeof(((struct rte_mbuf *)0)->pkt_len) == 4 && sizeof(((struct rte_mbuf *)0)->ol_flags) == 8 &&
+	sizeof(((struct rte_mbuf *)0)->vlan_tci) == 2 && sizeof(((struct rte_mbuf *)0)->nb_segs) == 2 &&
+	sizeof(((struct rte_mbuf *)0)->port) == 2, "sizes of fields");

@@ -2,12 +2,13 @@
 //! they came in.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict, VlanTag};
+use fairway_core::packet::{BURST, Frame, PortCounts, Ports, Verdict};
 
-use crate::owners::{Batch, Eal, Exchange, Membership, Mempool, RxQueue, TxQueue, Waker};
+use crate::owners::{
+    Batch, Eal, Exchange, Leaving, Membership, Mempool, Place, RxQueue, TxQueue, Waker,
+};
 
 /// A pair of queues of one port.
 #[derive(Debug)]
@@ -15,7 +16,7 @@ struct Pair<'p> {
     rx: RxQueue<'p>,
     tx: TxQueue<'p>,
     /// What is to leave by it.
-    out: Batch<'p>,
+    out: Leaving<'p>,
     counts: PortCounts,
 }
 
@@ -105,13 +106,27 @@ impl<'p> Queues<'p> {
             return 0;
         }
         let mut verdicts = [Verdict::Punt; BURST];
-        let mut frames = batch.frames(port);
+        let mut frames = batch.frames();
+        if let Some(port) = port {
+            frames[..count].iter_mut().for_each(|frame| frame.port = port);
+        }
         work(&mut frames[..count], &mut verdicts[..count]);
-        let wires = &self.wires;
-        let places: [_; BURST] =
-            std::array::from_fn(|n| (frames[n].port, leave(&mut frames[n], verdicts[n], wires)));
-        for (n, (port, place)) in places.into_iter().enumerate().take(count) {
-            self.carry_out(verdicts[n], port, (batch, n, place));
+        let (mut places, mut ports, mut all_alike) = ([None; BURST], [0; BURST], true);
+        for (n, frame) in frames[..count].iter_mut().enumerate() {
+            places[n] = leave(frame, verdicts[n], &self.wires);
+            ports[n] = frame.port;
+            all_alike &= verdicts[n] == verdicts[0] && places[n].is_some();
+        }
+        let one_way = match verdicts[0] {
+            Verdict::Send(to) if all_alike => self.wires.get_mut(usize::from(to)),
+            _ => None,
+        };
+        if let Some(wire) = one_way {
+            wire.card.push_all(batch, &places);
+        } else {
+            for n in 0..count {
+                self.carry_out(verdicts[n], ports[n], (batch, n, places[n]));
+            }
         }
         count
     }
@@ -129,7 +144,7 @@ impl<'p> Queues<'p> {
             Verdict::Punt => {
                 self.wires.get_mut(usize::from(port)).and_then(|wire| wire.kernel.as_mut())
             }
-            Verdict::Pass(worker) => return self.pass(worker.into(), port, batch, n),
+            Verdict::Pass(worker) => return self.pass(worker.into(), port, (batch, n, place)),
             Verdict::Drop(_) | Verdict::Wait => return,
         };
         match (pair, place) {
@@ -140,12 +155,18 @@ impl<'p> Queues<'p> {
         }
     }
 
-    fn pass(&mut self, worker: usize, port: u16, batch: &mut Batch<'p>, n: usize) {
+    #[cold]
+    fn pass(
+        &mut self,
+        worker: usize,
+        port: u16,
+        (batch, n, place): (&mut Batch<'p>, usize, Option<Place>),
+    ) {
         if self.others.get(worker).is_some_and(Batch::is_full) {
             self.hand_over(worker);
         }
-        if let Some(out) = self.others.get_mut(worker) {
-            batch.pass(n, port, out);
+        if let (Some(out), Some(place)) = (self.others.get_mut(worker), place) {
+            batch.pass(n, (place, port), out);
         }
     }
 
@@ -190,9 +211,9 @@ impl Ports for Queues<'_> {
             }
             return;
         }
-        let [frame, ..] = &mut batch.frames(Some(0));
-        let Some(verdict) = fill(frame) else { return };
-        let (port, place) = (frame.port, leave(frame, verdict, &self.wires));
+        let Some(mut frame) = batch.frame(0) else { return };
+        let Some(verdict) = fill(&mut frame) else { return };
+        let (port, place) = (frame.port, leave(&mut frame, verdict, &self.wires));
         self.carry_out(verdict, port, (&mut batch, 0, place));
     }
 
@@ -202,10 +223,11 @@ impl Ports for Queues<'_> {
             let Some(kernel) = kernel else { continue };
             // What waits for the card goes first, and makes room.
             card.flush();
-            kernel.rx.receive(&mut card.out, BURST);
-            card.counts.cut += card.out.join_segments();
-            count += card.out.len();
-            card.flush();
+            let mut batch = Batch::new();
+            kernel.rx.receive(&mut batch, BURST);
+            card.counts.cut += batch.arrive();
+            count += batch.len();
+            send(&mut card.tx, &mut batch, &mut card.counts);
         }
         count
     }
@@ -241,41 +263,52 @@ impl Ports for Queues<'_> {
 
 impl<'p> Pair<'p> {
     fn new((rx, tx): QueuePair<'p>) -> Self {
-        Self { rx, tx, out: Batch::new(), counts: PortCounts::default() }
+        Self { rx, tx, out: Leaving::new(), counts: PortCounts::default() }
     }
 
     fn push(&mut self, from: &mut Batch<'p>, n: usize, place: Place) {
         if self.out.is_full() {
             self.flush();
         }
-        from.send(n, place, &mut self.out);
+        self.out.push(from, n, place);
+    }
+
+    /// The same for all packets of a batch, which have places and are not more than a burst.
+    #[inline]
+    fn push_all(&mut self, from: &mut Batch<'p>, places: &[Option<Place>; BURST]) {
+        if self.out.len() + from.len() > BURST {
+            self.flush();
+        }
+        self.out.push_all(from, places);
     }
 
     /// Sends what is to leave; what the queue has no room for is gone.
     fn flush(&mut self) {
-        let count = self.out.len() as u64;
-        if count > 0 {
-            self.tx.send(&mut self.out);
-            let left = self.out.len() as u64;
-            self.counts.sent += count - left;
-            self.counts.full += left;
-            self.out.clear();
+        if self.out.len() > 0 {
+            send(&mut self.tx, self.out.ready(), &mut self.counts);
         }
     }
 }
 
-/// Where a packet that leaves lies in its buffer, and the tag that its card is to put on.
-type Place = (Range<usize>, Option<VlanTag>);
+/// Sends packets; what the queue has no room for is gone.
+fn send<'p>(tx: &mut TxQueue<'p>, batch: &mut Batch<'p>, counts: &mut PortCounts) {
+    let count = batch.len() as u64;
+    tx.send(batch);
+    let left = batch.len() as u64;
+    counts.sent += count - left;
+    counts.full += left;
+    batch.clear();
+}
 
-/// The place of a frame that is to leave this machine or to go to its kernel, with its tag in it unless
-/// the card puts it on; none when it does not leave, or there is no room for that.
+/// The place of a frame that goes somewhere, with its tag in it unless the card puts it on; none when it
+/// goes nowhere, or there is no room for that.
 #[inline]
 fn leave(frame: &mut Frame<'_>, verdict: Verdict, wires: &[Wire<'_>]) -> Option<Place> {
     let inserts = match verdict {
         Verdict::Send(to) => wires.get(usize::from(to)).is_some_and(|w| w.card.tx.inserts_tags()),
-        Verdict::Punt => false,
-        _ => return None,
+        Verdict::Punt | Verdict::Pass(_) => false,
+        Verdict::Drop(_) | Verdict::Wait => return None,
     };
     let ready = inserts || frame.insert_tag();
-    ready.then(|| (frame.place(), frame.tag))
+    ready.then(|| Place::of(frame.place(), frame.tag))
 }

@@ -110,6 +110,22 @@ impl<'b> Frame<'b> {
         true
     }
 
+    /// Takes a tag of 802.1Q that its bytes begin with off them, for ports that do not. What it had
+    /// before is there again after [`Frame::insert_tag`].
+    #[inline]
+    pub fn strip_tag(&mut self) {
+        const TYPE: [u8; 2] = ether::VLAN.to_be_bytes();
+        let bytes = self.bytes_mut();
+        if let [.., a, b] = bytes.get(STATIONS..STATIONS + VlanTag::LENGTH).unwrap_or_default()
+            && bytes[STATIONS..STATIONS + 2] == TYPE
+        {
+            let tag = VlanTag(u16::from_be_bytes([*a, *b]));
+            bytes.copy_within(..STATIONS, VlanTag::LENGTH);
+            self.shrink_front(VlanTag::LENGTH);
+            self.tag = Some(tag);
+        }
+    }
+
     /// Makes `n` bytes of room at its front, of any content; false when there is none.
     #[must_use]
     pub fn grow_front(&mut self, n: usize) -> bool {
@@ -175,6 +191,12 @@ mod tests {
         assert_eq!(frame.place(), 4..24);
         assert_eq!(frame.bytes()[..12], [1; 12]);
         assert_eq!(frame.bytes()[12..], [0x81, 0, 0x60, 10, 7, 7, 7, 7]);
+        frame.strip_tag();
+        assert_eq!((frame.tag, frame.place()), (Some(VlanTag(0x600a)), 8..24));
+        assert_eq!(frame.bytes()[..13], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 7]);
+        frame.tag = None;
+        frame.strip_tag();
+        assert_eq!((frame.tag, frame.place()), (None, 8..24), "no tag");
         let mut tight = [1; 20];
         let mut frame = Frame::new(&mut tight, 3, 20);
         frame.tag = Some(VlanTag(1));

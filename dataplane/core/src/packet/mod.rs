@@ -40,6 +40,7 @@ pub use parse::{
     tcp_flags,
 };
 pub use ports::{PortCounts, Ports};
+pub use prefetch::prefetch;
 pub use reason::DropReason;
 pub use routes::{Link, Mac, NextHop, Route, Routes};
 pub use segment::Segments;

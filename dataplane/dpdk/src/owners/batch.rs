@@ -1,11 +1,12 @@
 //! Packets in hand: at most a burst of them.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
-use dpdk_sys::{fairway_view, rte_mbuf, rte_mempool};
-use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag};
+use dpdk_sys::{rte_mbuf, rte_mempool};
+use fairway_core::packet::{BURST, Frame};
+
+use super::packet::{Packet, Place};
 
 /// Packets, and the memory that they lie in, which goes back to its pool with them.
 #[derive(Debug)]
@@ -66,52 +67,48 @@ impl<'p> Batch<'p> {
         self.count = 0;
     }
 
-    /// The packets as frames that came by port number `port`; none is for packets that were passed on,
-    /// which know it themselves. No place is empty, and no packet has more than one segment.
-    pub(crate) fn frames(&mut self, port: Option<u16>) -> [Frame<'_>; BURST] {
-        let views = self.views();
-        let mut views = views[..self.count].iter();
-        std::array::from_fn(|_| {
-            let Some(view) = views.next() else { return Frame::empty() };
-            let (start, length) = (usize::from(view.start), usize::from(view.length));
-            // SAFETY: the buffer of a packet that is ours alone, and is borrowed with the batch.
-            let buffer =
-                unsafe { std::slice::from_raw_parts_mut(view.buffer, usize::from(view.size)) };
-            let mut frame = Frame::new(buffer, start, start + length);
-            frame.port = port.unwrap_or(view.port);
-            let has = |flag: u64| view.flags & flag == flag;
-            if has(u64::from(dpdk_sys::RTE_MBUF_F_RX_VLAN_STRIPPED)) {
-                frame.tag = Some(VlanTag(view.tag));
-            }
-            if has(u64::from(dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_NONE)) {
-                frame.checksum = TransportChecksum::Partial;
-            }
-            // Wrong ones are looked at by the engine, and counted there.
-            let good = view.flags & u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK);
-            frame.header_checked = good == u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD);
-            frame
+    /// The packets as frames, of which the first are there. No place is empty, and no packet has more
+    /// than one segment.
+    #[inline]
+    pub(crate) fn frames(&mut self) -> [Frame<'_>; BURST] {
+        std::array::from_fn(|n| match n < self.count {
+            // SAFETY: a packet of ours, which is borrowed with the batch.
+            true => unsafe { Packet::new(self.packets[n]).frame() },
+            false => Frame::empty(),
         })
     }
 
-    fn views(&mut self) -> [fairway_view; BURST] {
-        let mut views = [fairway_view::default(); BURST];
-        let (packets, count) = (self.packets.as_mut_ptr(), self.count as u16);
-        // SAFETY: the first `count` places hold packets that are ours, and there are as many views.
-        unsafe { dpdk_sys::fairway_views(packets, views.as_mut_ptr(), count) };
-        views
+    /// Packet `n` as a frame.
+    pub(crate) fn frame(&mut self, n: usize) -> Option<Frame<'_>> {
+        let packet = self.packets[..self.count].get(n).filter(|packet| !packet.is_null())?;
+        // SAFETY: as in `frames`.
+        Some(unsafe { Packet::new(*packet).frame() })
     }
 
-    /// Makes packets whole that lie in several buffers; returns how many would not fit into one and
-    /// are gone.
-    pub(crate) fn join_segments(&mut self) -> u64 {
-        let views = self.views();
+    /// Makes packets whole that lie in several buffers, and has their first bytes fetched; returns how
+    /// many would not fit into one and are gone.
+    #[inline]
+    pub(crate) fn arrive(&mut self) -> u64 {
+        let mut whole = true;
+        for packet in &self.packets[..self.count] {
+            // SAFETY: a packet of ours: nothing has gone from a batch that has just come.
+            let packet = unsafe { Packet::new(*packet) };
+            packet.prefetch();
+            whole &= packet.is_whole();
+        }
+        if whole { 0 } else { self.join_segments() }
+    }
+
+    #[cold]
+    fn join_segments(&mut self) -> u64 {
         let (mut kept, mut gone) = (0, 0);
-        for (n, view) in views[..self.count].iter().enumerate() {
+        for n in 0..self.count {
             let packet = std::mem::replace(&mut self.packets[n], null_mut());
             // SAFETY: a packet of ours.
-            let whole =
-                view.segments == 1 || unsafe { dpdk_sys::rte_pktmbuf_linearize(packet) } == 0;
-            if whole {
+            let done = unsafe { Packet::new(packet) }.is_whole()
+                // SAFETY: as above.
+                || unsafe { dpdk_sys::rte_pktmbuf_linearize(packet) } == 0;
+            if done {
                 self.packets[kept] = packet;
                 kept += 1;
             } else {
@@ -132,67 +129,32 @@ impl<'p> Batch<'p> {
 
     /// Writes `bytes` as packet `n`; false when there is no such packet, or no room in it.
     pub fn write(&mut self, n: usize, bytes: &[u8]) -> bool {
-        let place = {
-            let frames = &mut self.frames(Some(0));
-            let Some(frame) = frames.get_mut(n) else { return false };
-            if !frame.replace(bytes) {
-                return false;
-            }
-            frame.place()
-        };
-        // SAFETY: a packet of ours, of one segment, whose buffer has that place.
-        unsafe {
-            dpdk_sys::fairway_place(self.packets[n], place.start as u16, place.len() as u16, -1);
+        let Some(mut frame) = self.frame(n) else { return false };
+        if bytes.len() > usize::from(u16::MAX) || !frame.replace(bytes) {
+            return false;
         }
+        let place = Place::of(frame.place(), None);
+        // SAFETY: a packet of ours, of one segment, whose buffer has that place.
+        unsafe { Packet::new(self.packets[n]).leave(place) };
         true
     }
 
     /// Takes packet `n` out, if it is there.
+    #[inline]
     fn take(&mut self, n: usize) -> Option<*mut rte_mbuf> {
         let place = self.packets[..self.count].get_mut(n)?;
         let packet = std::mem::replace(place, null_mut());
         (!packet.is_null()).then_some(packet)
     }
 
-    /// Takes the outer tags off packets that have come, and makes them whole; returns how many are
-    /// gone, as they would not fit into one buffer.
-    pub(crate) fn arrive(&mut self) -> u64 {
-        let (packets, count) = (self.packets.as_mut_ptr(), self.count as u16);
-        // SAFETY: the first `count` places hold packets that are ours.
-        match unsafe { dpdk_sys::fairway_strip(packets, count) } {
-            0 => 0,
-            _ => self.join_segments(),
-        }
-    }
-
-    /// Moves packet `n` to the end of `to`, which has room; it lies at `place` of its buffer from now
-    /// on, and its card is to put a tag on, if there is one.
-    pub(crate) fn send(
-        &mut self,
-        n: usize,
-        (place, tag): (Range<usize>, Option<VlanTag>),
-        to: &mut Batch<'p>,
-    ) {
-        let Some(packet) = self.take(n) else { return };
-        if to.is_full() || place.end > usize::from(u16::MAX) {
-            return drop(Self::of_one(packet));
-        }
-        let (start, length) = (place.start as u16, place.len() as u16);
-        let tag = tag.map_or(-1, |tag| tag.0.into());
-        // SAFETY: a packet of ours, of one segment, whose buffer has that place: frames end there.
-        unsafe { dpdk_sys::fairway_place(packet, start, length, tag) };
-        to.packets[to.count] = packet;
-        to.count += 1;
-    }
-
-    /// Moves packet `n`, which came by port number `port`, to the end of `to`, as it came.
-    pub(crate) fn pass(&mut self, n: usize, port: u16, to: &mut Batch<'p>) {
+    /// Moves packet `n`, which came by port number `port`, to the end of `to`; its tag is in its bytes.
+    pub(crate) fn pass(&mut self, n: usize, (place, port): (Place, u16), to: &mut Batch<'p>) {
         let Some(packet) = self.take(n) else { return };
         if to.is_full() {
             return drop(Self::of_one(packet));
         }
-        // SAFETY: a packet of ours.
-        unsafe { dpdk_sys::fairway_mark(packet, port) };
+        // SAFETY: a packet of ours, and the place of its frame.
+        unsafe { Packet::new(packet).pass(place, port) };
         to.packets[to.count] = packet;
         to.count += 1;
     }
@@ -212,6 +174,72 @@ impl<'p> Batch<'p> {
         let taken = taken.min(self.count);
         self.packets.copy_within(taken..self.count, 0);
         self.count -= taken;
+    }
+}
+
+/// Packets that are to leave, of one segment each.
+#[derive(Debug)]
+pub(crate) struct Leaving<'p> {
+    batch: Batch<'p>,
+    places: [Place; BURST],
+}
+
+impl<'p> Leaving<'p> {
+    /// None.
+    pub(crate) fn new() -> Self {
+        Self { batch: Batch::new(), places: [Place::default(); BURST] }
+    }
+
+    /// Number of packets.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.batch.count
+    }
+
+    /// Whether no further packet has room.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.batch.is_full()
+    }
+
+    /// Moves packet `n` of a batch to its end, while it has room. The place is one of the packet's
+    /// frame.
+    #[inline]
+    pub(crate) fn push(&mut self, from: &mut Batch<'p>, n: usize, place: Place) {
+        let Some(packet) = from.take(n) else { return };
+        if self.is_full() {
+            return drop(Batch::of_one(packet));
+        }
+        let count = self.batch.count;
+        (self.batch.packets[count], self.places[count]) = (packet, place);
+        self.batch.count += 1;
+    }
+
+    /// Moves all packets of a batch to its end, each to its place, if there is room for all and all
+    /// have one; else it does nothing.
+    #[inline]
+    pub(crate) fn push_all(&mut self, from: &mut Batch<'p>, places: &[Option<Place>; BURST]) {
+        let (own, count) = (self.batch.count, from.count);
+        let Some(free) = self.batch.packets.get_mut(own..own + count) else { return };
+        for (to, place) in self.places[own..own + count].iter_mut().zip(places) {
+            let Some(place) = place else { return };
+            *to = *place;
+        }
+        free.copy_from_slice(&from.packets[..count]);
+        self.batch.count += count;
+        from.count = 0;
+    }
+
+    /// The packets, as they are to leave.
+    #[inline]
+    pub(crate) fn ready(&mut self) -> &mut Batch<'p> {
+        let packets = &self.batch.packets[..self.batch.count];
+        for (packet, place) in packets.iter().zip(&self.places) {
+            // SAFETY: packets of ours, of one segment, each with a place that lies in its buffer: those
+            // of frames do.
+            unsafe { Packet::new(*packet).leave(*place) };
+        }
+        &mut self.batch
     }
 }
 

@@ -7,14 +7,17 @@ mod batch;
 mod eal;
 mod exchange;
 mod mempool;
+mod packet;
 mod port;
 mod rings;
 mod waker;
 
 pub use batch::Batch;
+pub(crate) use batch::Leaving;
 pub use eal::{Eal, EalError, EalOptions, LogLevel, Membership, Memory};
 pub use exchange::Exchange;
 pub use mempool::{Mempool, MempoolError};
+pub(crate) use packet::Place;
 pub use port::{Port, PortError, PortSetup, PortStats, RxQueue, TxQueue};
 pub use rings::ring_ports;
 pub(crate) use waker::Waker;

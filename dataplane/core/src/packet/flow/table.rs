@@ -243,7 +243,9 @@ impl<'r> FlowTable<'r> {
     pub(super) fn prefetch_cell(&self, place: u32) {
         if place & WIDE != 0 {
             if let Some(cell) = self.cells6.get(index_of(place)) {
-                prefetch(cell);
+                // Two lines.
+                prefetch(&cell.addresses);
+                prefetch(&cell.common);
             }
         } else if let Some(cell) = self.cells4.get(index_of(place)) {
             prefetch(cell);
