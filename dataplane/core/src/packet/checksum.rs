@@ -65,11 +65,10 @@ impl Sum {
     #[must_use]
     #[inline]
     pub fn folded(self) -> u16 {
-        // Each step halves the bits above the lower ones; four are enough for any 64.
-        let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
-        ((sum >> 16) + (sum & 0xffff)) as u16
+        let (sum, carry) = ((self.0 >> 32) as u32).overflowing_add(self.0 as u32);
+        let sum = sum + u32::from(carry);
+        // The upper half of this is the sum of both, and what the lower one carries is its carry.
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 
     /// What a checksum field holds.

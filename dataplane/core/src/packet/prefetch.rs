@@ -3,6 +3,7 @@
 
 /// Has the cache line at `place` fetched, where the processor can; any place will do.
 #[inline]
+#[allow(unreachable_pub, reason = "exported by its parent")]
 pub fn prefetch<T>(place: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {

@@ -269,7 +269,9 @@ impl HopCache {
         }
     }
 
-    fn next_hop6<'r>(&mut self, routes: &'r Routes, ip: u128) -> NextHop<'r> {
+    /// The same for an IPv6 address in a word.
+    #[inline(always)]
+    pub(super) fn next_hop6<'r>(&mut self, routes: &'r Routes, ip: u128) -> NextHop<'r> {
         let place = place(ip as u64 ^ (ip >> 64) as u64);
         match self.v6[place].hop(ip, routes) {
             Some(hop) if self.version == routes.version => hop,

@@ -37,9 +37,7 @@ impl Tunnel {
     }
 }
 
-/// Puts the packet of a frame, without its Ethernet header, into one from `source` to
-/// `destination`, both of one family; `hash` spreads flows over source ports. False when the
-/// buffer has no room.
+/// Puts the packet of a frame, whose time to live it lowers, into one as [`wrap`] does.
 pub(super) fn encapsulate(
     frame: &mut Frame<'_>,
     packet: &Packet,
@@ -51,8 +49,20 @@ pub(super) fn encapsulate(
     complete(frame, packet);
     lower_ttl(frame.bytes_mut(), packet);
     frame.narrow(packet.l3, packet.end);
+    wrap(frame, matches!(packet.addresses, Addresses::V4(..)), tunnel, (source, destination), hash)
+}
+
+/// Puts the IP packet that a frame consists of into one from `source` to `destination`, both of one
+/// family; `hash` spreads flows over source ports. False when the buffer has no room.
+pub(super) fn wrap(
+    frame: &mut Frame<'_>,
+    is_v4: bool,
+    tunnel: Tunnel,
+    (source, destination): (IpAddr, IpAddr),
+    hash: u64,
+) -> bool {
     let inner = frame.len();
-    let (is_v4, fields) = (matches!(packet.addresses, Addresses::V4(..)), frame.bytes());
+    let fields = frame.bytes();
     let number = match (tunnel, is_v4) {
         (Tunnel::Ipip, true) => protocol::IPIP,
         (Tunnel::Ipip, false) => protocol::IPV6,

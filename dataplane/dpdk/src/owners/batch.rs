@@ -73,16 +73,16 @@ impl<'p> Batch<'p> {
     pub(crate) fn frames(&mut self) -> [Frame<'_>; BURST] {
         std::array::from_fn(|n| match n < self.count {
             // SAFETY: a packet of ours, which is borrowed with the batch.
-            true => unsafe { Packet::new(self.packets[n]).frame() },
+            true => unsafe { packet(self.packets[n]).frame() },
             false => Frame::empty(),
         })
     }
 
     /// Packet `n` as a frame.
     pub(crate) fn frame(&mut self, n: usize) -> Option<Frame<'_>> {
-        let packet = self.packets[..self.count].get(n).filter(|packet| !packet.is_null())?;
+        let at = self.packets[..self.count].get(n).filter(|packet| !packet.is_null())?;
         // SAFETY: as in `frames`.
-        Some(unsafe { Packet::new(*packet).frame() })
+        Some(unsafe { packet(*at).frame() })
     }
 
     /// Makes packets whole that lie in several buffers, and has their first bytes fetched; returns how
@@ -90,9 +90,9 @@ impl<'p> Batch<'p> {
     #[inline]
     pub(crate) fn arrive(&mut self) -> u64 {
         let mut whole = true;
-        for packet in &self.packets[..self.count] {
-            // SAFETY: a packet of ours: nothing has gone from a batch that has just come.
-            let packet = unsafe { Packet::new(*packet) };
+        // Nothing has gone from a batch that has just come.
+        for at in &self.packets[..self.count] {
+            let packet = packet(*at);
             packet.prefetch();
             whole &= packet.is_whole();
         }
@@ -103,17 +103,14 @@ impl<'p> Batch<'p> {
     fn join_segments(&mut self) -> u64 {
         let (mut kept, mut gone) = (0, 0);
         for n in 0..self.count {
-            let packet = std::mem::replace(&mut self.packets[n], null_mut());
+            let at = std::mem::replace(&mut self.packets[n], null_mut());
             // SAFETY: a packet of ours.
-            let done = unsafe { Packet::new(packet) }.is_whole()
-                // SAFETY: as above.
-                || unsafe { dpdk_sys::rte_pktmbuf_linearize(packet) } == 0;
-            if done {
-                self.packets[kept] = packet;
+            if packet(at).is_whole() || unsafe { dpdk_sys::rte_pktmbuf_linearize(at) } == 0 {
+                self.packets[kept] = at;
                 kept += 1;
             } else {
                 // It goes with this batch.
-                drop(Self::of_one(packet));
+                drop(Self::of_one(at));
                 gone += 1;
             }
         }
@@ -134,8 +131,7 @@ impl<'p> Batch<'p> {
             return false;
         }
         let place = Place::of(frame.place(), None);
-        // SAFETY: a packet of ours, of one segment, whose buffer has that place.
-        unsafe { Packet::new(self.packets[n]).leave(place) };
+        packet(self.packets[n]).leave(place);
         true
     }
 
@@ -149,13 +145,12 @@ impl<'p> Batch<'p> {
 
     /// Moves packet `n`, which came by port number `port`, to the end of `to`; its tag is in its bytes.
     pub(crate) fn pass(&mut self, n: usize, (place, port): (Place, u16), to: &mut Batch<'p>) {
-        let Some(packet) = self.take(n) else { return };
+        let Some(at) = self.take(n) else { return };
         if to.is_full() {
-            return drop(Self::of_one(packet));
+            return drop(Self::of_one(at));
         }
-        // SAFETY: a packet of ours, and the place of its frame.
-        unsafe { Packet::new(packet).pass(place, port) };
-        to.packets[to.count] = packet;
+        packet(at).pass(place, port);
+        to.packets[to.count] = at;
         to.count += 1;
     }
 
@@ -175,6 +170,13 @@ impl<'p> Batch<'p> {
         self.packets.copy_within(taken..self.count, 0);
         self.count -= taken;
     }
+}
+
+/// A packet of a batch, in a place where one is.
+#[inline]
+fn packet(at: *mut rte_mbuf) -> Packet {
+    // SAFETY: packets of a batch are its own alone.
+    unsafe { Packet::new(at) }
 }
 
 /// Packets that are to leave, of one segment each.
@@ -234,10 +236,8 @@ impl<'p> Leaving<'p> {
     #[inline]
     pub(crate) fn ready(&mut self) -> &mut Batch<'p> {
         let packets = &self.batch.packets[..self.batch.count];
-        for (packet, place) in packets.iter().zip(&self.places) {
-            // SAFETY: packets of ours, of one segment, each with a place that lies in its buffer: those
-            // of frames do.
-            unsafe { Packet::new(*packet).leave(*place) };
+        for (at, place) in packets.iter().zip(&self.places) {
+            packet(*at).leave(*place);
         }
         &mut self.batch
     }

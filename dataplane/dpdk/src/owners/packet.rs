@@ -8,10 +8,23 @@ use dpdk_sys::{
 };
 use fairway_core::packet::{Frame, TransportChecksum, VlanTag};
 
-/// The card has taken the tag off.
-const STRIPPED: u64 = dpdk_sys::RTE_MBUF_F_RX_VLAN_STRIPPED as u64;
-/// Whose the buffer is: some drivers attach their own.
-const BELONGS: u64 = dpdk_sys::RTE_MBUF_F_EXTERNAL as u64 | dpdk_sys::RTE_MBUF_F_INDIRECT as u64;
+/// Flags of packets, as wide as their field: the bindings have each as wide as its value in this DPDK.
+#[allow(clippy::unnecessary_cast, reason = "some are that wide")]
+mod flag {
+    /// The card has taken the tag off.
+    pub(super) const STRIPPED: u64 = dpdk_sys::RTE_MBUF_F_RX_VLAN_STRIPPED as u64;
+    /// It is to put one on.
+    pub(super) const INSERT: u64 = dpdk_sys::RTE_MBUF_F_TX_VLAN as u64;
+    /// What the card says of the transport's checksum, and that there is none yet.
+    pub(super) const TRANSPORT: u64 = dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_MASK as u64;
+    pub(super) const NO_TRANSPORT: u64 = dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_NONE as u64;
+    /// What it says of the header's, and that it is right.
+    pub(super) const HEADER: u64 = dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK as u64;
+    pub(super) const GOOD_HEADER: u64 = dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD as u64;
+    /// Whose the buffer is: some drivers attach their own.
+    pub(super) const BELONGS: u64 =
+        dpdk_sys::RTE_MBUF_F_EXTERNAL as u64 | dpdk_sys::RTE_MBUF_F_INDIRECT as u64;
+}
 
 /// Where a packet lies in its buffer, and the tag that its card is to put on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,35 +55,34 @@ impl Packet {
         Self(packet)
     }
 
-    /// # Safety
-    /// A field of type `T` is at `at`.
+    /// The field at one of the places above, which has the type that is asked for.
     #[inline]
-    unsafe fn get<T: Copy>(self, at: usize) -> T {
+    fn get<T: Copy>(self, at: usize) -> T {
         // SAFETY: within a packet that is ours.
-        unsafe { self.0.cast::<u8>().add(at).cast::<T>().read() }
+        let field = unsafe { self.0.cast::<u8>().add(at) };
+        // SAFETY: a field of the packet's, and as large as said: the bindings see to that.
+        unsafe { field.cast::<T>().read() }
     }
 
-    /// # Safety
-    /// As of [`Self::get`], and `value` is one that DPDK may find there.
     #[inline]
-    unsafe fn set<T>(self, at: usize, value: T) {
+    fn set<T>(self, at: usize, value: T) {
         // SAFETY: within a packet that is ours.
-        unsafe { self.0.cast::<u8>().add(at).cast::<T>().write(value) }
+        let field = unsafe { self.0.cast::<u8>().add(at) };
+        // SAFETY: as above.
+        unsafe { field.cast::<T>().write(value) }
     }
 
     /// Whether it lies in one buffer.
     #[inline]
     pub(super) fn is_whole(self) -> bool {
-        // SAFETY: the field's type; the bindings see to sizes.
-        unsafe { self.get::<u16>(FAIRWAY_NB_SEGS) == 1 }
+        self.get::<u16>(FAIRWAY_NB_SEGS) == 1
     }
 
     /// Has its first bytes fetched.
     #[inline]
     pub(super) fn prefetch(self) {
-        // SAFETY: the fields' types.
-        let (buffer, start) =
-            unsafe { (self.get::<*mut u8>(FAIRWAY_BUF_ADDR), self.get::<u16>(FAIRWAY_DATA_OFF)) };
+        let start = self.get::<u16>(FAIRWAY_DATA_OFF);
+        let buffer = self.get::<*mut u8>(FAIRWAY_BUF_ADDR);
         fairway_core::packet::prefetch(buffer.wrapping_add(start.into()));
     }
 
@@ -80,81 +92,54 @@ impl Packet {
     /// It lies in one buffer, and is not used otherwise as long as the frame.
     #[inline]
     pub(super) unsafe fn frame<'b>(self) -> Frame<'b> {
-        // SAFETY: the fields' types.
-        let (buffer, size, start, length, flags) = unsafe {
-            (
-                self.get::<*mut u8>(FAIRWAY_BUF_ADDR),
-                usize::from(self.get::<u16>(FAIRWAY_BUF_LEN)),
-                usize::from(self.get::<u16>(FAIRWAY_DATA_OFF)),
-                usize::from(self.get::<u16>(FAIRWAY_DATA_LEN)),
-                self.get::<u64>(FAIRWAY_OL_FLAGS),
-            )
-        };
+        let start = usize::from(self.get::<u16>(FAIRWAY_DATA_OFF));
+        let end = start + usize::from(self.get::<u16>(FAIRWAY_DATA_LEN));
+        let size = usize::from(self.get::<u16>(FAIRWAY_BUF_LEN));
+        let flags = self.get::<u64>(FAIRWAY_OL_FLAGS);
         // SAFETY: its buffer, which is ours with it.
-        let buffer = unsafe { std::slice::from_raw_parts_mut(buffer, size) };
-        let mut frame = Frame::new(buffer, start, start + length);
-        // SAFETY: as above.
-        frame.port = unsafe { self.get(FAIRWAY_PORT) };
-        if flags & STRIPPED != 0 {
-            // SAFETY: as above.
-            frame.tag = Some(VlanTag(unsafe { self.get(FAIRWAY_VLAN_TCI) }));
+        let buffer = unsafe { std::slice::from_raw_parts_mut(self.get(FAIRWAY_BUF_ADDR), size) };
+        let mut frame = Frame::new(buffer, start, end);
+        frame.port = self.get(FAIRWAY_PORT);
+        if flags & flag::STRIPPED != 0 {
+            frame.tag = Some(VlanTag(self.get(FAIRWAY_VLAN_TCI)));
         } else {
             frame.strip_tag();
         }
-        let transport = flags & u64::from(dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_MASK);
-        if transport == u64::from(dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_NONE) {
+        if flags & flag::TRANSPORT == flag::NO_TRANSPORT {
             frame.checksum = TransportChecksum::Partial;
         }
         // Wrong ones are looked at by the engine, and counted there.
-        let header = flags & u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK);
-        frame.header_checked = header == u64::from(dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD);
+        frame.header_checked = flags & flag::HEADER == flag::GOOD_HEADER;
         frame
     }
 
-    /// Where it lies from now on, and all that a card is to do: put the tag on, if there is one.
-    ///
-    /// # Safety
-    /// It lies in one buffer, which has that place.
+    /// Where it lies from now on, and all that a card is to do: put the tag on, if there is one. The
+    /// place is one of its frame's.
     #[inline]
-    pub(super) unsafe fn leave(self, place: Place) {
-        // SAFETY: the caller's word, and the fields' types.
-        unsafe {
-            self.lie(place);
-            let belongs = self.get::<u64>(FAIRWAY_OL_FLAGS) & BELONGS;
-            self.set::<u64>(FAIRWAY_OL_FLAGS, belongs);
-            if let Some(tag) = place.tag {
-                let insert = u64::from(dpdk_sys::RTE_MBUF_F_TX_VLAN);
-                self.set::<u64>(FAIRWAY_OL_FLAGS, belongs | insert);
-                self.set::<u16>(FAIRWAY_VLAN_TCI, tag);
-            }
+    pub(super) fn leave(self, place: Place) {
+        self.lie(place);
+        let belongs = self.get::<u64>(FAIRWAY_OL_FLAGS) & flag::BELONGS;
+        self.set::<u64>(FAIRWAY_OL_FLAGS, belongs);
+        if let Some(tag) = place.tag {
+            self.set::<u64>(FAIRWAY_OL_FLAGS, belongs | flag::INSERT);
+            self.set::<u16>(FAIRWAY_VLAN_TCI, tag);
         }
     }
 
     /// Where it lies from now on, with its tag in its bytes, and the number of the port that it came
     /// by, as workers know it.
-    ///
-    /// # Safety
-    /// As of [`Self::leave`].
     #[inline]
-    pub(super) unsafe fn pass(self, place: Place, port: u16) {
-        // SAFETY: the caller's word, and the fields' types.
-        unsafe {
-            self.lie(place);
-            let flags = self.get::<u64>(FAIRWAY_OL_FLAGS) & !STRIPPED;
-            self.set::<u64>(FAIRWAY_OL_FLAGS, flags);
-            self.set::<u16>(FAIRWAY_PORT, port);
-        }
+    pub(super) fn pass(self, place: Place, port: u16) {
+        self.lie(place);
+        let flags = self.get::<u64>(FAIRWAY_OL_FLAGS) & !flag::STRIPPED;
+        self.set::<u64>(FAIRWAY_OL_FLAGS, flags);
+        self.set::<u16>(FAIRWAY_PORT, port);
     }
 
-    /// # Safety
-    /// As of [`Self::leave`].
     #[inline]
-    unsafe fn lie(self, place: Place) {
-        // SAFETY: the caller's word, and the fields' types.
-        unsafe {
-            self.set::<u16>(FAIRWAY_DATA_OFF, place.start);
-            self.set::<u16>(FAIRWAY_DATA_LEN, place.length);
-            self.set::<u32>(FAIRWAY_PKT_LEN, place.length.into());
-        }
+    fn lie(self, place: Place) {
+        self.set::<u16>(FAIRWAY_DATA_OFF, place.start);
+        self.set::<u16>(FAIRWAY_DATA_LEN, place.length);
+        self.set::<u32>(FAIRWAY_PKT_LEN, place.length.into());
     }
 }

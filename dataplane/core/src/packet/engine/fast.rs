@@ -1,16 +1,20 @@
-//! The way of most packets: plain IPv4, TCP or UDP, of an established flow that is rewritten, or goes
-//! to its backend's station as it is.
+//! The way of most packets: plain IP, TCP or UDP, of an established flow.
 //!
 //! Everything that this way needs lies at places that are known beforehand, so that a packet is read
 //! once and costs two cache lines of the table. What is not so plain goes the other way, from the
 //! start; both make the same of a packet.
 
+use core::net::{IpAddr, Ipv4Addr};
+
+use super::fast6::plain6;
 use super::{Context, Engine, Verdict};
 use crate::packet::checksum::{Change, Sum};
-use crate::packet::flow::{Direction, Guess, State, Tuple, plain_hash, step};
+use crate::packet::flow::{Cell, Direction, Guess, PlainCell, State, Tuple, plain_hash, step};
 use crate::packet::frame::{Frame, TransportChecksum};
 use crate::packet::parse::{ETHERNET, Parsed, ether, parse, protocol, tcp_flags};
-use crate::packet::routes::NextHop;
+use crate::packet::reason::DropReason;
+use crate::packet::routes::{Link, Mac, NextHop, address};
+use crate::packet::tunnel::{Tunnel, wrap};
 
 // Places in a frame without tags and options.
 const L3: usize = ETHERNET;
@@ -28,17 +32,31 @@ pub(super) struct Look {
     pub(super) hash: u64,
     /// The entry that is probably its flow's.
     pub(super) guess: Guess,
-    /// It may go this way.
-    plain: bool,
+    /// Whether it may go this way.
+    plain: Plain,
+}
+
+/// As what a frame may go this way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plain {
+    No,
+    V4,
+    V6,
 }
 
 impl Look {
-    pub(super) const NONE: Self = Self { hash: 0, guess: Guess::NONE, plain: false };
+    /// Whether it may go the short way of IPv6.
+    #[inline]
+    pub(super) fn is_plain6(&self) -> bool {
+        self.plain == Plain::V6
+    }
+
+    pub(super) const NONE: Self = Self { hash: 0, guess: Guess::NONE, plain: Plain::No };
 }
 
 /// What is the same for all packets of a burst.
 pub(super) struct Burst {
-    step: u32,
+    pub(super) step: u32,
     generation: u32,
 }
 
@@ -56,33 +74,93 @@ fn plain(frame: &Frame<'_>, seeds: [u64; 2]) -> Option<u64> {
     let kind = u16::from_be_bytes([head[12], head[13]]);
     let parts = u16::from_be_bytes([head[L3 + 6], head[L3 + 7]]) & 0x3fff;
     let protocol = head[L3 + 9];
-    let known = protocol == protocol::TCP || protocol == protocol::UDP;
-    if kind != ether::IPV4 || head[L3] != 0x45 || parts != 0 || !known {
+    if kind != ether::IPV4 || head[L3] != 0x45 || parts != 0 || !is_known(protocol) {
         return None;
     }
     let [from, to] = [word(head, ADDRESSES), word(head, ADDRESSES + 4)];
     Some(plain_hash(from, to, word(head, L4), protocol, seeds))
 }
 
+/// Whether this way is for packets of a protocol.
 #[inline]
-fn word(head: &[u8; READ], at: usize) -> u32 {
+pub(super) fn is_known(number: u8) -> bool {
+    number == protocol::TCP || number == protocol::UDP
+}
+
+#[inline]
+pub(super) fn word<const N: usize>(head: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+/// Whether a TCP or UDP header at `at` fits into `length` bytes and says nothing but that the flow goes
+/// on.
+#[inline]
+pub(super) fn is_sound<const N: usize>(
+    head: &[u8; N],
+    at: usize,
+    number: u8,
+    length: usize,
+) -> bool {
+    if number == protocol::TCP {
+        let header = usize::from(head[at + 12] >> 4) * 4;
+        head[at + 13] & TELLING == 0 && header >= 20 && header <= length
+    } else {
+        let said = usize::from(u16::from_be_bytes([head[at + 4], head[at + 5]]));
+        said >= 8 && said <= length
+    }
+}
+
+impl Burst {
+    /// Whether a packet's flow goes on, and its backend is still good.
+    #[inline]
+    pub(super) fn is_good<C: Cell>(&self, cell: &PlainCell<'_, C>, direction: Direction) -> bool {
+        cell.state() == State::Established as u8
+            && cell.expires() >= self.step
+            && (direction == Direction::Reply || cell.generation() == self.generation)
+    }
+}
+
+/// Puts a frame, whose IP packet begins behind Ethernet's header and is good to go, into a tunnel. There
+/// is room for that.
+pub(super) fn tunnelled(
+    frame: &mut Frame<'_>,
+    is_v4: bool,
+    tunnel: Tunnel,
+    ends: (IpAddr, IpAddr),
+    hash: u64,
+    (link, mac): (&Link, Mac),
+) -> Verdict {
+    frame.shrink_front(L3);
+    match wrap(frame, is_v4, tunnel, ends, hash) && address(frame, link, mac) {
+        true => Verdict::Send(link.port),
+        false => Verdict::Drop(DropReason::NoRoom),
+    }
 }
 
 impl Engine<'_> {
     /// The first look at a frame.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(&self, frame: &Frame<'_>) -> Look {
-        if let Some(hash) = plain(frame, self.flows.seeds()) {
-            return Look { hash, guess: Guess::NONE, plain: true };
+        let seeds = self.flows.seeds();
+        if let Some(hash) = plain(frame, seeds) {
+            return Look { hash, guess: Guess::NONE, plain: Plain::V4 };
+        }
+        self.look6(frame, seeds)
+    }
+
+    /// The same for one that is no plain IPv4.
+    #[inline(never)]
+    fn look6(&self, frame: &Frame<'_>, seeds: [u64; 2]) -> Look {
+        if let Some(hash) = plain6(frame, seeds) {
+            return Look { hash, guess: Guess::NONE, plain: Plain::V6 };
         }
         let Ok(Parsed::Ip(packet)) = parse(frame.bytes()) else { return Look::NONE };
         let hash = Tuple::of(&packet).map_or(0, |tuple| self.flows.hash(&tuple));
-        Look { hash, guess: Guess::NONE, plain: false }
+        Look { hash, guess: Guess::NONE, plain: Plain::No }
     }
 
     /// Sends a frame on if it is as plain as it looked; else nothing has happened to it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn fast(
         &mut self,
         frame: &mut Frame<'_>,
@@ -90,7 +168,7 @@ impl Engine<'_> {
         burst: &Burst,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
-        if !look.plain || frame.checksum != TransportChecksum::Present {
+        if look.plain != Plain::V4 || frame.checksum != TransportChecksum::Present {
             return None;
         }
         let (length, checked) = (frame.len(), frame.header_checked);
@@ -101,40 +179,25 @@ impl Engine<'_> {
         let number = header[9];
         // The addresses are those of a flow, or it ends below: they were looked at when it began.
         let sound = checked || Sum::ZERO.array(header).folded() == 0xffff;
-        if L3 + total > length || ttl <= 1 || !sound {
+        if L3 + total > length || ttl <= 1 || total < 20 || !sound {
             return None;
         }
         let ports = word(head, L4);
         let ends = [word(head, ADDRESSES), word(head, ADDRESSES + 4)];
-        let is_tcp = number == protocol::TCP;
-        let sound = match is_tcp {
-            true => {
-                let header = usize::from(head[L4 + 12] >> 4) * 4;
-                head[L4 + 13] & TELLING == 0 && header >= 20 && 20 + header <= total
-            }
-            false => {
-                let said = usize::from(u16::from_be_bytes([head[L4 + 4], head[L4 + 5]]));
-                said >= 8 && 20 + said <= total
-            }
-        };
-        if !sound {
+        if !is_sound(head, L4, number, total - 20) {
             return None;
         }
         let (direction, mut cell) = self.flows.plain(look.guess, ends, ports, number)?;
-        let established = State::Established as u8;
-        let plain = cell.is_plain()
-            && cell.state() == established
-            && cell.expires() >= burst.step
-            && (direction == Direction::Reply || cell.generation() == burst.generation);
-        if !plain {
+        if !burst.is_good(&cell, direction) {
             return None;
         }
-        let ((new_ends, new_ports), to) = match cell.is_direct() {
-            false => {
-                let new = cell.ends(direction);
-                (new, new.0[1])
-            }
-            true => ((ends, ports), cell.backend()),
+        let ((new_ends, new_ports), to) = if cell.is_rewritten() {
+            let new = cell.ends(direction);
+            ((new, cell.ports(direction)), new[1])
+        } else if cell.is_direct() {
+            ((ends, ports), cell.backend())
+        } else {
+            return self.tunnel4(frame, look, burst, cx);
         };
         let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
         let NextHop::Known(link, mac) = hop else { return None };
@@ -155,12 +218,46 @@ impl Engine<'_> {
         addresses.word(both(ttl), both(ttl - 1)).write(bytes, L3 + 10);
         let change = addresses.pair(ports, new_ports);
         bytes[L4..L4 + 4].copy_from_slice(&new_ports.to_be_bytes());
-        match is_tcp {
-            true => change.write(bytes, L4 + 16),
-            false => change.write_udp(bytes, L4 + 6),
+        match number {
+            protocol::TCP => change.write(bytes, L4 + 16),
+            _ => change.write_udp(bytes, L4 + 6),
         }
         frame.truncate(L3 + total);
         frame.tag = link.tag;
         Some(Verdict::Send(link.port))
+    }
+
+    /// Sends a frame that is good to go on in a tunnel, if it is one of its flow's client.
+    #[inline(never)]
+    fn tunnel4(
+        &mut self,
+        frame: &mut Frame<'_>,
+        look: &Look,
+        burst: &Burst,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        let head: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
+        let total = usize::from(u16::from_be_bytes([head[L3 + 2], head[L3 + 3]]));
+        let (ttl, number, ports) = (head[L3 + 8], head[L3 + 9], word(head, L4));
+        let ends = [word(head, ADDRESSES), word(head, ADDRESSES + 4)];
+        let (direction, mut cell) = self.flows.plain(look.guess, ends, ports, number)?;
+        let (tunnel, to) = (cell.tunnel()?, cell.backend());
+        let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
+        let NextHop::Known(link, mac) = hop else { return None };
+        let to: IpAddr = Ipv4Addr::from(to).into();
+        let (from, overhead) = (link.ipv4?.into(), tunnel.overhead(to));
+        let fits = total + overhead <= usize::from(link.mtu) && overhead <= frame.place().start;
+        // Flows are spread by the hash of what the client sends.
+        if !fits || direction == Direction::Reply {
+            return None;
+        }
+        let lives = self.held.count(cell.backend_slot(), direction, total as u64)?;
+        cell.note(burst.step + lives, total as u64);
+        let bytes: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
+        bytes[L3 + 8] = ttl - 1;
+        let both = |ttl: u8| u16::from_be_bytes([ttl, number]);
+        Change::NONE.word(both(ttl), both(ttl - 1)).write(bytes, L3 + 10);
+        frame.truncate(L3 + total);
+        Some(tunnelled(frame, true, tunnel, (from, to), look.hash, (link, mac)))
     }
 }

@@ -6,6 +6,7 @@ mod begin;
 mod cut;
 mod errors;
 mod fast;
+mod fast6;
 mod headed;
 mod later;
 mod odd;
@@ -195,7 +196,7 @@ impl<'r> Engine<'r> {
         let count = frames.len().min(verdicts.len()) as u64;
         self.counters.sent.add(count - u64::from(rest.count_ones()));
         if rest != 0 {
-            self.rest(rest, frames, &looks, verdicts, cx);
+            self.rest(rest, frames, (&looks, &burst), verdicts, cx);
         }
     }
 
@@ -206,7 +207,7 @@ impl<'r> Engine<'r> {
         &mut self,
         mut rest: u32,
         frames: &mut [Frame<'_>],
-        looks: &[Look; BURST],
+        (looks, burst): (&[Look; BURST], &Burst),
         verdicts: &mut [Verdict],
         cx: &Context<'_>,
     ) {
@@ -216,6 +217,11 @@ impl<'r> Engine<'r> {
             let n = rest.trailing_zeros() as usize;
             rest &= rest - 1;
             let (frame, look) = (&mut frames[n], &looks[n]);
+            if let Some(sent) = self.fast6(frame, look, burst, cx) {
+                verdicts[n] = sent;
+                self.counters.count(sent);
+                continue;
+            }
             let last = newest;
             newest = 1 - last;
             let same = begun[last].as_ref().is_some_and(|(_, before)| before.hash == look.hash);

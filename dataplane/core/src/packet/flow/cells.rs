@@ -29,7 +29,7 @@ pub(super) struct Bucket {
     Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub(super) struct Common {
+pub(in crate::packet) struct Common {
     /// Of the client, the VIP, the backend and our side towards it.
     pub ports: [u16; 4],
     pub protocol: u8,
@@ -56,7 +56,7 @@ pub(super) struct Common {
 /// A flow whose addresses are all IPv4: one cache line.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
-pub(super) struct Cell4 {
+pub(in crate::packet) struct Cell4 {
     /// In the order of the ports.
     pub addresses: [[u8; 4]; 4],
     pub common: Common,
@@ -65,7 +65,7 @@ pub(super) struct Cell4 {
 /// A flow with an IPv6 address; IPv4 ones are mapped.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
-pub(super) struct Cell6 {
+pub(in crate::packet) struct Cell6 {
     pub addresses: [[u8; 16]; 4],
     pub common: Common,
     pub unused: [u8; 16],

@@ -61,8 +61,7 @@ impl Tuple {
                     ((ip >> 64) as u64, ip as u64)
                 };
                 let ((a, b), (c, d)) = (halves(source), halves(destination));
-                let ips = folded(a ^ seeds[0], b ^ seeds[1]) ^ folded(c ^ seeds[1], d ^ !seeds[0]);
-                folded(folded(ips ^ seeds[0], rest ^ seeds[1]), ODD ^ seeds[0])
+                folded_wide([a, b, c, d], rest, seeds)
             }
         }
     }
@@ -72,6 +71,13 @@ impl Tuple {
 #[inline]
 pub(super) fn folded_plain(addresses: u64, rest: u64, seeds: [u64; 2]) -> u64 {
     folded(folded(addresses ^ seeds[0], rest ^ seeds[1]), ODD ^ seeds[0])
+}
+
+/// The hash of an IPv6 tuple: the halves of both addresses; ports and protocol.
+#[inline]
+pub(super) fn folded_wide([a, b, c, d]: [u64; 4], rest: u64, seeds: [u64; 2]) -> u64 {
+    let ips = folded(a ^ seeds[0], b ^ seeds[1]) ^ folded(c ^ seeds[1], d ^ !seeds[0]);
+    folded(folded(ips ^ seeds[0], rest ^ seeds[1]), ODD ^ seeds[0])
 }
 
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;

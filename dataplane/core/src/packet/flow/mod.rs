@@ -25,7 +25,7 @@ use core::num::NonZeroU32;
 pub use cells::HeapRegion;
 pub(super) use head::Expected;
 pub use key::Tuple;
-pub(super) use plain::plain_hash;
+pub(super) use plain::{Cell, PlainCell, plain_hash, plain_hash6};
 pub(super) use table::{Brief, Guess};
 pub use table::{Ended, FlowTable, Found, Handle, RegionError, Shape};
 
@@ -250,6 +250,9 @@ const MODE: u16 = 0xff;
 const NAT: u16 = 1;
 const FULL_NAT: u16 = 2;
 const DSR: u16 = 3;
+const IPIP: u16 = 4;
+const GUE: u16 = 5;
+const GUE_WITH_HEADER: u16 = 6;
 
 /// Mode and tracking in the flags of a cell.
 fn flags_of(flow: &Flow) -> u16 {
@@ -258,9 +261,9 @@ fn flags_of(flow: &Flow) -> u16 {
         Mode::Nat => NAT,
         Mode::FullNat => FULL_NAT,
         Mode::Dsr => DSR,
-        Mode::Tunnel(Tunnel::Ipip) => 4,
-        Mode::Tunnel(Tunnel::Gue) => 5,
-        Mode::Tunnel(Tunnel::GueWithHeader) => 6,
+        Mode::Tunnel(Tunnel::Ipip) => IPIP,
+        Mode::Tunnel(Tunnel::Gue) => GUE,
+        Mode::Tunnel(Tunnel::GueWithHeader) => GUE_WITH_HEADER,
     };
     mode | if flow.tracked { TRACKED } else { 0 }
 }
@@ -271,9 +274,9 @@ fn mode_of(flags: u16) -> Mode {
         NAT => Mode::Nat,
         FULL_NAT => Mode::FullNat,
         DSR => Mode::Dsr,
-        4 => Mode::Tunnel(Tunnel::Ipip),
-        5 => Mode::Tunnel(Tunnel::Gue),
-        6 => Mode::Tunnel(Tunnel::GueWithHeader),
+        IPIP => Mode::Tunnel(Tunnel::Ipip),
+        GUE => Mode::Tunnel(Tunnel::Gue),
+        GUE_WITH_HEADER => Mode::Tunnel(Tunnel::GueWithHeader),
         _ => Mode::Proxy,
     }
 }

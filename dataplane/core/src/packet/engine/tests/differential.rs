@@ -3,12 +3,16 @@
 use super::*;
 use alloc::collections::BTreeMap;
 
-const VIPS: [(&str, Mode, &[&str]); 5] = [
+const VIPS: [(&str, Mode, &[&str]); 9] = [
     ("192.0.2.10:80", Mode::Nat, &["10.78.0.11:8080", "10.78.0.12:8080"]),
     ("192.0.2.11:80", Mode::Dsr, &["10.78.0.11:80", "10.78.0.12:80"]),
     ("192.0.2.12:80", Mode::Tunnel(Tunnel::Gue), &["10.78.0.11:80", "fd78::12"]),
     ("[2001:db8::10]:80", Mode::Nat, &["[fd78::11]:8080", "10.78.0.12:8080"]),
     ("192.0.2.13:80", Mode::FullNat, &["10.78.0.11:8080"]),
+    ("[2001:db8::11]:80", Mode::FullNat, &["[fd78::11]:8080"]),
+    ("[2001:db8::12]:80", Mode::Tunnel(Tunnel::GueWithHeader), &["[fd78::11]:80", "10.78.0.12:80"]),
+    ("[2001:db8::13]:80", Mode::Tunnel(Tunnel::Ipip), &["[fd78::11]:80"]),
+    ("192.0.2.14:80", Mode::Tunnel(Tunnel::Ipip), &["10.78.0.11:80", "10.78.0.12:80"]),
 ];
 
 fn serve(world: &mut World) {
@@ -87,7 +91,7 @@ type Sent = BTreeMap<(u16, usize), Vec<Vec<u8>>>;
 
 fn steps() -> impl Strategy<Value = Vec<(u16, usize, u8, Vec<u8>)>> {
     let data = prop::collection::vec(any::<u8>(), 0..60);
-    prop::collection::vec((0_u16..12, 0_usize..5, 0_u8..14, data), 1..120)
+    prop::collection::vec((0_u16..12, 0..VIPS.len(), 0_u8..14, data), 1..120)
 }
 
 proptest! {
