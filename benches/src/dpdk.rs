@@ -3,11 +3,12 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use fairway_core::Tick;
 use fairway_core::packet::sample::{syn, tcp};
 use fairway_core::packet::{BURST, Engine, Ports, tcp_flags};
+use fairway_core::{Mode, Tick};
 use fairway_dpdk::{
     Batch, Eal, EalOptions, Memory, Mempool, Port, PortSetup, QueuePair, Queues, ring_ports,
 };
@@ -60,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) {
     }
     let eal = Eal::start(&options).unwrap();
     let pool = Mempool::new(&eal, "packets", 8191, 2048).unwrap();
-    let mut bench = Bench::new(&eal, &pool);
+    let mut bench = Bench::new(&eal, &pool, "one");
     for (name, mode, v6, flows) in cells(arguments) {
         let world = World::new(mode, v6);
         bench.engine = engine(flows, v6);
@@ -69,6 +70,63 @@ pub(crate) fn run(arguments: &Arguments) {
             (0..rounds).map(|_| bench.established(&world, flows, v6, packets)).collect();
         row(name, flows, &times, ghz);
     }
+    if arguments.mode.is_some() || arguments.flows.is_some() {
+        return;
+    }
+    let mut second = Bench::new(&eal, &pool, "two");
+    for flows in if quick { [1000, 100_000] } else { [1000, 1_000_000] } {
+        let run = |_| two_workers(&mut bench, &mut second, flows, packets);
+        row("nat, two workers, each", flows, &(0..rounds).map(run).collect::<Vec<_>>(), ghz);
+    }
+    println!("\nns a packet of a burst of {BURST}, nat, 1000 flows: median, 99.9 %, longest");
+    for (name, every) in [("no change", usize::MAX), ("published anew every 1000 bursts", 1000)] {
+        let (median, most, longest) = swaps(&mut bench, 1000, packets, every);
+        println!("{name:<34} {median:>9.1}  {most:>9.1}  {longest:>9.1}");
+    }
+}
+
+/// Two workers at once, each with a port, a table and half of the flows.
+fn two_workers<'p>(bench: &mut Bench<'p>, second: &mut Bench<'p>, flows: u32, packets: u32) -> f64 {
+    let worlds = [World::new(Mode::Nat, false), World::new(Mode::Nat, false)];
+    let begin = Barrier::new(2);
+    let times = std::thread::scope(|scope| {
+        let threads: Vec<_> = [bench, second]
+            .into_iter()
+            .zip(&worlds)
+            .map(|(bench, world)| {
+                let begin = &begin;
+                scope.spawn(move || {
+                    bench.engine = engine(flows / 2, false);
+                    bench.open(world, flows / 2, false, true);
+                    begin.wait();
+                    bench.established(world, flows / 2, false, packets)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    times.iter().sum::<f64>() / 2.0
+}
+
+/// The median and the longest of bursts, ns a packet, while the configuration is published anew after
+/// each so many bursts.
+fn swaps(bench: &mut Bench<'_>, flows: u32, packets: u32, every: usize) -> (f64, f64, f64) {
+    let mut world = World::new(Mode::Nat, false);
+    bench.engine = engine(flows, false);
+    bench.open(&world, flows, false, true);
+    let mut times = Vec::new();
+    let each = (BURSTS * BURST) as u32;
+    for group in 1..=(packets / each) as usize {
+        if group.is_multiple_of((every / BURSTS).max(1)) {
+            world.publish();
+        }
+        bench.bursts.clear();
+        bench.established(&world, flows, false, each);
+        times.extend(bench.bursts.iter().map(|time| time.as_nanos() as f64 / BURST as f64));
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
+    (at(0.5), at(0.999), at(1.0))
 }
 
 fn free_huge_pages() -> u32 {
@@ -111,11 +169,13 @@ struct Bench<'p> {
     outside: QueuePair<'p>,
     pool: &'p Mempool<'p>,
     random: u64,
+    /// How long each burst took.
+    bursts: Vec<Duration>,
 }
 
 impl<'p> Bench<'p> {
-    fn new(eal: &'p Eal, pool: &'p Mempool<'p>) -> Self {
-        let [inside, outside] = ring_ports(eal, "bench", 1, 1024).unwrap();
+    fn new(eal: &'p Eal, pool: &'p Mempool<'p>, name: &str) -> Self {
+        let [inside, outside] = ring_ports(eal, name, 1, 1024).unwrap();
         let setup = PortSetup { queues: 1, descriptors: 512, mtu: None, helps: true };
         let open = |id: u16, name: &str| {
             let (_, mut queues) = Port::open_number(eal, (id, name), pool, setup).unwrap();
@@ -123,9 +183,9 @@ impl<'p> Bench<'p> {
         };
         let (inside, outside) = (open(inside, "inside"), open(outside, "outside"));
         let mut queues = Queues::new(eal, pool, None).unwrap();
-        queues.enter();
         queues.add(inside, None);
-        Self { engine: engine(16, false), inside: queues, outside, pool, random: 1 }
+        let bursts = Vec::new();
+        Self { engine: engine(16, false), inside: queues, outside, pool, random: 1, bursts }
     }
 
     /// Packets made by `frame` of a number, counted up; ns a packet.
@@ -148,14 +208,18 @@ impl<'p> Bench<'p> {
                 assert!(batch.is_empty(), "the ring is full");
             }
             let cx = world.context(Tick(1000), self.random);
-            let start = Instant::now();
+            let mut start = Instant::now();
             for _ in 0..BURSTS {
                 self.inside.burst(0, &mut |frames, verdicts| {
                     self.engine.process(frames, verdicts, &cx);
                 });
                 self.inside.flush();
+                let end = Instant::now();
+                self.bursts.push(end - start);
+                total += end - start;
+                start = end;
             }
-            total += start.elapsed();
+            self.bursts.truncate(BURSTS);
             for _ in 0..BURSTS {
                 let mut batch = Batch::new();
                 rx.receive(&mut batch, BURST);

@@ -199,6 +199,11 @@ impl World {
         Self { snapshot: builder.finish(), clients: Clients::new(64), vip }
     }
 
+    /// The same configuration published anew, as after a change elsewhere.
+    pub(crate) fn publish(&mut self) {
+        self.snapshot = SnapshotBuilder::from(&self.snapshot).finish();
+    }
+
     /// The state of the world for a burst.
     pub(crate) fn context(&self, now: Tick, random: u64) -> Context<'_> {
         let Self { snapshot, clients, .. } = self;
