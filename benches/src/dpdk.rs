@@ -176,7 +176,7 @@ struct Bench<'p> {
 impl<'p> Bench<'p> {
     fn new(eal: &'p Eal, pool: &'p Mempool<'p>, name: &str) -> Self {
         let [inside, outside] = ring_ports(eal, name, 1, 1024).unwrap();
-        let setup = PortSetup { queues: 1, descriptors: 512, mtu: None, helps: true };
+        let setup = PortSetup { queues: 1, descriptors: 512, mtu: None, helps: true, key: None };
         let open = |id: u16, name: &str| {
             let (_, mut queues) = Port::open_number(eal, (id, name), pool, setup).unwrap();
             queues.remove(0)

@@ -9,17 +9,18 @@ const OLDEST: &str = "22.11";
 
 /// What is called. Inline ones get a shim.
 const FUNCTIONS: &[&str] = &[
-    "fairway_(errno|log_to)",
+    "fairway_(errno|link_is_up|log_to)",
     "rte_eal_(init|cleanup|hotplug_add)",
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu)",
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
     "rte_eth_(rx|tx)_burst",
     "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
     "rte_epoll_wait",
+    "rte_eth_dev_rss_(reta_update|hash_update|hash_conf_get)",
     "rte_log_(register|get_level|set_level)",
     "rte_eth_(rx|tx)_queue_setup",
     "rte_eth_allmulticast_enable",
-    "rte_eth_(macaddr_get|link_get_nowait|stats_get|from_rings)",
+    "rte_eth_(macaddr_get|stats_get|from_rings)",
     "rte_mempool_(free|avail_count)",
     "rte_pktmbuf_(pool_create|alloc_bulk|free_bulk|linearize)",
     "rte_ring_(create|free|enqueue_burst|dequeue_burst)",

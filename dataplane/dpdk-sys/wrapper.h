@@ -40,6 +40,17 @@ static inline int fairway_log_to(fairway_log_line to)
 /* rte_errno is a macro over a thread-local variable. */
 static inline int fairway_errno(void) { return rte_errno; }
 
+/* Whether a port has a link; negative when it does not say. The link's fields lie in a union in some
+ * releases. */
+static inline int fairway_link_is_up(uint16_t port)
+{
+	struct rte_eth_link link = {0};
+
+	if (rte_eth_link_get_nowait(port, &link) != 0)
+		return -1;
+	return link.link_status == RTE_ETH_LINK_UP;
+}
+
 /* What cards may do with packets that come, and with those that go. Checksums of the latter need no
  * help: they are changed by what changed (RFC 1624). */
 static const uint64_t FAIRWAY_RECEIVE_HELP =

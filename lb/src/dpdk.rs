@@ -1,9 +1,11 @@
 //! DPDK at the start of the process: its memory, its cards, and the kernel's end of each link.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use fairway_config::document::KernelEndDoc;
 use fairway_config::{PacketPath, Pages};
+use fairway_core::packet::Toeplitz;
 use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
 use fairway_uring::Polled;
 
@@ -74,10 +76,24 @@ fn describe_metrics() {
     metrics::describe_gauge!("fairway_card_up", "Whether a card of DPDK has a link.");
 }
 
+/// DPDK, started.
+#[derive(Default)]
+pub(crate) struct Started {
+    /// The queues of each worker.
+    pub(crate) polled: Vec<Polled>,
+    pub(crate) cards: Cards,
+    /// How all cards divide packets among workers; none when one does not as we want.
+    pub(crate) toeplitz: Option<Arc<Toeplitz>>,
+}
+
 /// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the
 /// process.
-pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>, Cards), String> {
-    let Some(dpdk) = &packet.dpdk else { return Ok((Vec::new(), Cards::default())) };
+pub(crate) fn start(
+    packet: &PacketPath,
+    workers: usize,
+    hash_seed: u64,
+) -> Result<Started, String> {
+    let Some(dpdk) = &packet.dpdk else { return Ok(Started::default()) };
     describe_metrics();
     if workers > MOST_WORKERS {
         return Err(format!(
@@ -126,6 +142,7 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
     let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
     let exchange = Exchange::between(eal, workers)?.into_iter();
     let mut ports = Vec::new();
+    let key = Toeplitz::key(hash_seed);
     let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
     let mut queues = exchange
         .map(|end| Queues::new(eal, pool, Some(end)).map_err(no_descriptors))
@@ -134,7 +151,8 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         let name = device.name.split(',').next().unwrap_or(&device.name);
         let open = |name: &str, mtu, helps| {
             let queues = workers as u16;
-            let setup = PortSetup { queues, descriptors: DESCRIPTORS, mtu, helps };
+            let key = Some(key).filter(|_| helps);
+            let setup = PortSetup { queues, descriptors: DESCRIPTORS, mtu, helps, key };
             Port::open(eal, name, pool, setup).map_err(|error| error.to_string())
         };
         let (port, cards) = open(name, device.mtu, true)?;
@@ -167,7 +185,11 @@ pub(crate) fn start(packet: &PacketPath, workers: usize) -> Result<(Vec<Polled>,
         let waker = queues.waker().map(|waker| waker.try_clone_to_owned()).transpose();
         Ok(Polled { waker: waker.map_err(no_descriptors)?, ports: Box::new(queues) })
     });
-    Ok((polled.collect::<Result<_, String>>()?, Cards(ports)))
+    let polled = polled.collect::<Result<_, String>>()?;
+    // One that divides packets otherwise would bring replies elsewhere.
+    let divide = ports.iter().all(Port::divides);
+    let toeplitz = divide.then(|| Arc::new(Toeplitz::new(&key, workers as u16)));
+    Ok(Started { polled, cards: Cards(ports), toeplitz })
 }
 
 /// A line of DPDK's log. What it calls an error ends nothing by itself.

@@ -1,6 +1,9 @@
 //! In builds without DPDK.
 
+use std::sync::Arc;
+
 use fairway_config::PacketPath;
+use fairway_core::packet::Toeplitz;
 use fairway_uring::Polled;
 
 /// There are none.
@@ -14,10 +17,22 @@ impl Cards {
     }
 }
 
+/// Nothing started.
+#[derive(Default)]
+pub(crate) struct Started {
+    pub(crate) polled: Vec<Polled>,
+    pub(crate) cards: Cards,
+    pub(crate) toeplitz: Option<Arc<Toeplitz>>,
+}
+
 /// Says what is missing when DPDK is wanted.
-pub(crate) fn start(packet: &PacketPath, _workers: usize) -> Result<(Vec<Polled>, Cards), String> {
+pub(crate) fn start(
+    packet: &PacketPath,
+    _workers: usize,
+    _hash_seed: u64,
+) -> Result<Started, String> {
     match packet.dpdk {
-        None => Ok((Vec::new(), Cards::default())),
+        None => Ok(Started::default()),
         Some(_) => Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build \
                         --release --features dpdk`; `driver: raw` runs anywhere"
             .into()),

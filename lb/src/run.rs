@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc, UringFeature};
 use fairway_config::{Config, Process, load};
-use fairway_core::packet::{Steering, flow::Shape};
+use fairway_core::packet::{Steering, Toeplitz, flow::Shape};
 use fairway_core::publish::Publisher;
 use fairway_uring::{
     Clock, ConnectionLog, ConnectionRecord, Event, Feature, Features, Inboxes, PacketSetup,
@@ -29,7 +29,6 @@ use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
-use crate::dpdk::Cards;
 use crate::health::Checker;
 use crate::network::Watch;
 use crate::reload::{self, Reload};
@@ -131,11 +130,11 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let mut workers = Vec::with_capacity(count);
     let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
     let inboxes = Arc::new(inboxes);
-    let (polled, cards) = match &process.packet {
-        Some(packet) => crate::dpdk::start(packet, count)?,
-        None => (Vec::new(), Cards::default()),
+    let dpdk = match &process.packet {
+        Some(packet) => crate::dpdk::start(packet, count, process.hash_seed)?,
+        None => crate::dpdk::Started::default(),
     };
-    let mut polled = polled.into_iter();
+    let mut polled = dpdk.polled.into_iter();
     for worker in 0..count {
         let cpu = cpus.get(worker).copied();
         let reader = publisher.reader();
@@ -145,7 +144,12 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
             Arc::clone(&shared),
             reader,
             features,
-            packet_setup(&process, (worker, count), &inboxes, polled.next()),
+            packet_setup(
+                &process,
+                steering((worker, count), dpdk.toeplitz.as_ref()),
+                &inboxes,
+                polled.next(),
+            ),
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
@@ -168,7 +172,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 let _ = network.send(Input::Network(news));
             });
             let (watch, news) = watch?;
-            Some(PacketPath::new(configured, (watch, news), cards, &workers)?)
+            Some(PacketPath::new(configured, (watch, news), dpdk.cards, &workers)?)
         }
         None => None,
     };
@@ -386,21 +390,29 @@ fn budgets(process: &Process, workers: usize) -> Budgets {
     }
 }
 
-/// What the packet path of `worker` of so many is made with; none when the document names no
-/// interfaces.
+/// The place of `worker` of so many.
+fn steering((worker, workers): (usize, usize), cards: Option<&Arc<Toeplitz>>) -> Steering {
+    let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let steering = Steering::of(number(worker), number(workers));
+    match cards {
+        Some(cards) => steering.with_cards(Arc::clone(cards)),
+        None => steering,
+    }
+}
+
+/// What the packet path of a worker is made with; none when the document names no interfaces.
 fn packet_setup(
     process: &Process,
-    (worker, workers): (usize, usize),
+    steering: Steering,
     inboxes: &Arc<Inboxes>,
     polled: Option<Polled>,
 ) -> Option<PacketSetup> {
     let configured = process.packet.as_ref()?;
-    let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let random = std::collections::hash_map::RandomState::new();
     Some(PacketSetup {
         flows: Shape { ipv4: configured.flows, ipv6: configured.flows_ipv6 },
         seeds: [0_u8, 1].map(|n| random.hash_one(n)),
-        steering: Steering { worker: number(worker), workers: number(workers) },
+        steering,
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
         inboxes: Arc::clone(inboxes),
         polled,

@@ -79,7 +79,7 @@ fn cards_that_see_to_tags_make_the_same_of_packets() {
     let mut far = Queues::new(&eal, &pool, None).unwrap();
     for (n, name) in names.iter().enumerate() {
         let is_near = n % 2 == 0;
-        let setup = PortSetup { queues: 1, descriptors: 128, mtu: None, helps: is_near };
+        let setup = PortSetup { queues: 1, descriptors: 128, mtu: None, helps: is_near, key: None };
         let (_, mut pairs) = Port::open(&eal, name, &pool, setup).unwrap();
         let queues = if is_near { &mut near } else { &mut far };
         queues.add(pairs.remove(0), None);

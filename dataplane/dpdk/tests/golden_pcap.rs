@@ -59,7 +59,7 @@ fn a_port_makes_of_packets_what_the_engine_does() {
     };
     let eal = Eal::start(&options).unwrap();
     let pool = Mempool::new(&eal, "packets", 1023, 2048).unwrap();
-    let setup = PortSetup { queues: 1, descriptors: 256, mtu: None, helps: true };
+    let setup = PortSetup { queues: 1, descriptors: 256, mtu: None, helps: true, key: None };
     let mut queues = Queues::new(&eal, &pool, None).unwrap();
     for name in ["net_pcap0", "net_pcap1"] {
         let (_, mut pairs) = Port::open(&eal, name, &pool, setup).unwrap();

@@ -27,6 +27,7 @@ mod routes;
 pub mod sample;
 mod segment;
 mod steer;
+mod toeplitz;
 mod tunnel;
 mod waiting;
 
@@ -45,5 +46,6 @@ pub use reason::DropReason;
 pub use routes::{Link, Mac, NextHop, Route, Routes};
 pub use segment::Segments;
 pub use steer::{FACTORS, Steering};
+pub use toeplitz::{KEY, Toeplitz};
 pub use tunnel::{GUE_PORT, Tunnel};
 pub use waiting::Unresolved;

@@ -4,16 +4,25 @@
 //! towards the backend. That end is the source of packets to a VIP and the destination of all
 //! others. Its hash is simple enough for a filter in the kernel, which steers packets by it; local
 //! ports are chosen so that replies hash to the worker that chose.
+//!
+//! Cards divide packets by all of their addresses and ports. Where they do, so do we, and local ports
+//! are chosen so that the card brings replies to the worker that chose.
 
+use alloc::sync::Arc;
 use core::net::IpAddr;
 
+use super::flow::Tuple;
+use super::toeplitz::Toeplitz;
+
 /// The worker of an engine, among all workers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Steering {
     /// Its number.
     pub worker: u16,
     /// How many there are, one at least.
     pub workers: u16,
+    /// How cards divide packets, if they do.
+    cards: Option<Arc<Toeplitz>>,
 }
 
 /// Odd numbers of the finalisers of MurmurHash3, and the golden ratio in 32 bits.
@@ -21,21 +30,46 @@ pub const FACTORS: [u32; 3] = [0x9e37_79b1, 0x85eb_ca6b, 0xc2b2_ae35];
 
 impl Steering {
     /// A worker without others.
-    pub const ALONE: Self = Self { worker: 0, workers: 1 };
+    pub const ALONE: Self = Self::of(0, 1);
 
-    /// The worker of flows whose known end is this address and port.
+    /// A worker among so many.
+    #[must_use]
+    pub const fn of(worker: u16, workers: u16) -> Self {
+        Self { worker, workers, cards: None }
+    }
+
+    /// The same where cards divide packets, among as many queues.
+    #[must_use]
+    pub fn with_cards(self, cards: Arc<Toeplitz>) -> Self {
+        Self { cards: Some(cards), ..self }
+    }
+
+    /// The worker that packets with a tuple come to; `to_vip` says whether they are to a VIP.
+    pub(super) fn home_of(&self, tuple: &Tuple, to_vip: impl FnOnce() -> bool) -> u16 {
+        if self.workers == 1 {
+            return 0;
+        }
+        if let Some(queue) = self.cards.as_ref().and_then(|cards| cards.queue(tuple)) {
+            return queue;
+        }
+        match to_vip() {
+            true => self.home(tuple.addresses.source(), tuple.ports.0),
+            false => self.home(tuple.addresses.destination(), tuple.ports.1),
+        }
+    }
+
+    /// Whether packets of backends with a tuple come to this worker.
+    pub(super) fn comes_home(&self, reply: &Tuple) -> bool {
+        self.home_of(reply, || false) == self.worker
+    }
+
+    /// The worker of flows whose known end is this address and port, where cards divide nothing.
     #[must_use]
     pub fn home(&self, ip: IpAddr, port: u16) -> u16 {
         if self.workers == 1 {
             return 0;
         }
         (hash(ip, port) % u32::from(self.workers)) as u16
-    }
-
-    /// Whether such flows are this worker's.
-    #[must_use]
-    pub fn is_home(&self, ip: IpAddr, port: u16) -> bool {
-        self.home(ip, port) == self.worker
     }
 }
 
@@ -60,7 +94,7 @@ mod tests {
 
     #[test]
     fn flows_are_spread_over_workers_by_address_and_by_port() {
-        let four = Steering { worker: 3, workers: 4 };
+        let four = Steering::of(3, 4);
         let spread = |ends: &mut dyn Iterator<Item = (IpAddr, u16)>| {
             let mut counts = [0_u32; 4];
             ends.for_each(|(ip, port)| counts[usize::from(four.home(ip, port))] += 1);
@@ -75,6 +109,6 @@ mod tests {
         for counts in [by_port, by_v4, by_v6] {
             assert!(counts.iter().all(|count| (1850..2250).contains(count)), "{counts:?}");
         }
-        assert!(Steering::ALONE.is_home(one, 7));
+        assert_eq!(Steering::ALONE.home(one, 7), 0);
     }
 }

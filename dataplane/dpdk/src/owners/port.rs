@@ -4,7 +4,11 @@ use std::ffi::CString;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use dpdk_sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_link, rte_eth_stats, rte_ether_addr};
+use dpdk_sys::{
+    rte_eth_conf, rte_eth_dev_info, rte_eth_rss_conf, rte_eth_rss_reta_entry64, rte_eth_stats,
+    rte_ether_addr,
+};
+use fairway_core::packet::{KEY, Toeplitz};
 
 use super::batch::Batch;
 use super::eal::{Eal, error_text};
@@ -21,6 +25,8 @@ pub struct PortSetup {
     pub mtu: Option<u16>,
     /// It takes tags off, puts them on and checks headers, as far as it can.
     pub helps: bool,
+    /// The key by which it is to divide packets among queues, if it can.
+    pub key: Option<[u8; KEY]>,
 }
 
 /// Why a port cannot be used.
@@ -60,6 +66,16 @@ const SPREAD: u64 = {
     (1 << (last + 1)) - (1 << first)
 };
 
+/// Those of which we know ports.
+const BY_PORTS: u64 = 1 << dpdk_sys::RTE_ETH_FLOW_NONFRAG_IPV4_TCP
+    | 1 << dpdk_sys::RTE_ETH_FLOW_NONFRAG_IPV4_UDP
+    | 1 << dpdk_sys::RTE_ETH_FLOW_NONFRAG_IPV6_TCP
+    | 1 << dpdk_sys::RTE_ETH_FLOW_NONFRAG_IPV6_UDP;
+/// Bytes of the longest key that cards have.
+const LONGEST_KEY: usize = 64;
+/// Entries of a table of queues that are written together.
+const RETA_PART: u16 = dpdk_sys::RTE_ETH_RETA_GROUP_SIZE as u16;
+
 /// A port that is open; closed when its owner and its queues are gone.
 #[derive(Debug)]
 pub(super) struct Open<'p> {
@@ -80,6 +96,7 @@ impl Drop for Open<'_> {
 #[derive(Debug)]
 pub struct Port<'p> {
     open: Arc<Open<'p>>,
+    divides: bool,
 }
 
 /// A queue of packets that come.
@@ -155,9 +172,24 @@ impl<'p> Port<'p> {
         }
         let inserts_tags = conf.txmode.offloads & dpdk_sys::FAIRWAY_SEND_HELP != 0;
         let spreads = info.flow_type_rss_offloads & SPREAD;
+        // Longer keys than are needed end with zeros.
+        let mut key = [0; LONGEST_KEY];
+        let length = match usize::from(info.hash_key_size) {
+            0 => KEY,
+            length => length,
+        };
+        let mut divides = false;
         if wanted > 1 && spreads != 0 {
             conf.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
             conf.rx_adv_conf.rss_conf.rss_hf = spreads;
+            divides = spreads & BY_PORTS == BY_PORTS && (KEY..=LONGEST_KEY).contains(&length);
+            if let Some(wanted) = setup.key.filter(|_| divides) {
+                key[..KEY].copy_from_slice(&wanted);
+                conf.rx_adv_conf.rss_conf.rss_key = key.as_mut_ptr();
+                conf.rx_adv_conf.rss_conf.rss_key_len = length as u8;
+            } else {
+                divides = false;
+            }
         }
         // SAFETY: `conf` is read; the port is not started.
         let code = unsafe { dpdk_sys::rte_eth_dev_configure(id, wanted, wanted, &conf) };
@@ -188,12 +220,54 @@ impl<'p> Port<'p> {
         // SAFETY: a configured port.
         done("starting", unsafe { dpdk_sys::rte_eth_dev_start(id) })?;
         let open = Arc::new(Open { id, memory: PhantomData });
+        divides =
+            divides && Self::divide(id, (info.reta_size, wanted), (&mut key[..length], spreads));
         let queues = (0..wanted).map(|queue| {
             let (rx, tx) = (Arc::clone(&open), Arc::clone(&open));
             (RxQueue { open: rx, queue }, TxQueue { open: tx, queue, inserts_tags })
         });
         let queues = queues.collect();
-        Ok((Self { open }, queues))
+        Ok((Self { open, divides }, queues))
+    }
+
+    /// Fills a port's table of queues; whether it divides packets by that and the key from now on.
+    fn divide(id: u16, (entries, queues): (u16, u16), (key, kinds): (&mut [u8], u64)) -> bool {
+        let mut table = Vec::new();
+        for part in 0..entries / RETA_PART {
+            let mut reta = [0; RETA_PART as usize];
+            for (queue, n) in reta.iter_mut().zip(part * RETA_PART..) {
+                *queue = Toeplitz::entry(n, queues);
+            }
+            table.push(rte_eth_rss_reta_entry64 { mask: u64::MAX, reta });
+        }
+        if table.is_empty() || !entries.is_power_of_two() {
+            return false;
+        }
+        // SAFETY: a started port, and as many entries as said.
+        let code =
+            unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(id, table.as_mut_ptr(), entries) };
+        #[allow(clippy::needless_update, reason = "later releases of DPDK have more fields")]
+        // Some take the key now, some took it when they were configured: what they have decides.
+        let mut conf = rte_eth_rss_conf {
+            rss_key: key.as_mut_ptr(),
+            rss_key_len: key.len() as u8,
+            rss_hf: kinds,
+            ..rte_eth_rss_conf::default()
+        };
+        // SAFETY: a started port; the key is as long as said.
+        let _ = unsafe { dpdk_sys::rte_eth_dev_rss_hash_update(id, &mut conf) };
+        let mut got = [0; LONGEST_KEY];
+        conf.rss_key = got.as_mut_ptr();
+        // SAFETY: a started port; there is room for the longest key.
+        let told = unsafe { dpdk_sys::rte_eth_dev_rss_hash_conf_get(id, &mut conf) };
+        code == 0 && told == 0 && conf.rss_hf & BY_PORTS == BY_PORTS && got.starts_with(key)
+    }
+
+    /// Whether it divides packets among its queues by the key that it was given, as
+    /// [`Toeplitz::queue`] does.
+    #[must_use]
+    pub fn divides(&self) -> bool {
+        self.divides
     }
 
     /// Takes packets to groups: solicitations of neighbours.
@@ -237,10 +311,12 @@ impl<'p> Port<'p> {
     /// Whether its link is up; none when it does not say.
     #[must_use]
     pub fn link_is_up(&self) -> Option<bool> {
-        let mut link = rte_eth_link::default();
-        // SAFETY: `link` is written.
-        let done = unsafe { dpdk_sys::rte_eth_link_get_nowait(self.open.id, &mut link) };
-        (done == 0).then(|| u32::from(link.link_status()) == dpdk_sys::RTE_ETH_LINK_UP)
+        // SAFETY: an open port.
+        match unsafe { dpdk_sys::fairway_link_is_up(self.open.id) } {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
     }
 }
 

@@ -124,13 +124,14 @@ impl<'r> Packets<'r> {
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
         let counters = Arc::clone(&stats.counters);
-        let engine = Engine::new(flows, counters, steering, shared.settings.hash_seed);
+        let worker = steering.worker;
+        let engine = Engine::new(flows, counters, steering.clone(), shared.settings.hash_seed);
         let count = stats.ports.len();
         Ok(Self {
             engine,
             ports: (0..count).map(|_| None).collect(),
             scratch: vec![0; BURST * PLACE].into(),
-            random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(steering.worker),
+            random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(worker),
             listings: Vec::new(),
             steering,
             passed: false,
@@ -142,7 +143,7 @@ impl<'r> Packets<'r> {
                 inboxes,
                 stats,
                 captures: Vec::new(),
-                worker: steering.worker,
+                worker,
             },
         })
     }

@@ -79,7 +79,7 @@ fn worker_of(sample: &Sample) -> u16 {
     run(&program, &packet, kind) as u16
 }
 
-const FOUR: Steering = Steering { worker: 0, workers: 4 };
+const FOUR: Steering = Steering::of(0, 4);
 
 /// A client, a VIP and a backend of one family.
 fn ends() -> impl Strategy<Value = (SocketAddr, SocketAddr, SocketAddr)> {

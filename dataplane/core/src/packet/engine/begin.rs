@@ -203,8 +203,9 @@ impl Engine<'_> {
         service: &Service,
         start: u64,
     ) -> Result<Option<u64>, DropReason> {
-        let free = |flow: &Flow| {
-            let reply = flow.reply()?;
+        // Ports whose replies come to another worker are passed over.
+        let home = |flow: &Flow| flow.reply().filter(|reply| self.steering.comes_home(reply));
+        let free = |reply: Tuple| {
             let hash = self.flows.hash(&reply);
             self.flows.find(&reply, hash).is_none().then_some(hash)
         };
@@ -224,21 +225,26 @@ impl Engine<'_> {
         };
         // The client's own port, if nobody has it: two VIPs over one backend would collide.
         flow.local = SocketAddr::new(ip, flow.client.port());
-        let ours = self.steering.is_home(ip, flow.client.port());
-        if let Some(hash) = (kept && ours).then(|| free(flow)).flatten() {
+        if kept && let Some(hash) = home(flow).and_then(free) {
             return Ok(Some(hash));
         }
         let range = u64::from(last - first) + 1;
-        // Starts of rounds count up, and those of clients' hashes are alike.
-        let from = flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple)) >> 16;
-        // Ports whose replies come to another worker are passed over at no cost.
-        let ours = (0..range)
-            .map(|n| first + (from.wrapping_add(n) % range) as u16)
-            .filter(|port| self.steering.is_home(ip, *port));
-        for port in ours.take(PORT_TRIES) {
+        let from = match kept {
+            // The same after a restart, and far from where the client's next ports are.
+            true => u64::from(flow.client.port().saturating_sub(first)) + range / 2,
+            // Starts of rounds count up, and those of clients' hashes are alike.
+            false => flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple)) >> 16,
+        };
+        let mut tries = 0;
+        for port in (0..range).map(|n| first + (from.wrapping_add(n) % range) as u16) {
             flow.local.set_port(port);
-            if let Some(hash) = free(flow) {
+            let Some(reply) = home(flow) else { continue };
+            if let Some(hash) = free(reply) {
                 return Ok(Some(hash));
+            }
+            tries += 1;
+            if tries == PORT_TRIES {
+                break;
             }
         }
         Err(DropReason::NoPort)

@@ -299,11 +299,8 @@ impl<'r> Engine<'r> {
         if self.steering.workers == 1 {
             return None;
         }
-        let (source, destination) = (tuple.addresses.source(), tuple.addresses.destination());
-        let home = match cx.snapshot.is_vip(destination) {
-            true => self.steering.home(source, tuple.ports.0),
-            false => self.steering.home(destination, tuple.ports.1),
-        };
+        let to_vip = || cx.snapshot.is_vip(tuple.addresses.destination());
+        let home = self.steering.home_of(tuple, to_vip);
         (home != self.steering.worker).then_some(home)
     }
 

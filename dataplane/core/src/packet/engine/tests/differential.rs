@@ -135,7 +135,7 @@ proptest! {
             let mut regions: Vec<_> = (0..workers).map(|_| HeapRegion::new(SHAPE.bytes())).collect();
             let mut engines: Vec<_> = (0..)
                 .zip(&mut regions)
-                .map(|(worker, region)| engine(region, Steering { worker, workers }))
+                .map(|(worker, region)| engine(region, Steering::of(worker, workers)))
                 .collect();
             let mut world = World::new();
             serve(&mut world);

@@ -1,5 +1,6 @@
 //! The engine between a router's clients and two backends.
 
+mod cards;
 mod differential;
 mod families;
 mod flows;

@@ -151,13 +151,13 @@ fn parts_come_to_the_worker_that_has_the_flow() {
         .zip(&mut regions)
         .map(|(worker, region)| {
             let flows = FlowTable::open(region.bytes(), SHAPE, [1, 2], false).unwrap();
-            Engine::new(flows, Arc::default(), Steering { worker, workers: 2 }, 0)
+            Engine::new(flows, Arc::default(), Steering::of(worker, 2), 0)
         })
         .collect();
     let mut world = World::new();
     world.serve(Protocol::Udp, "192.0.2.10:53", Mode::Nat, &["10.78.0.11:53"], |_| {});
     let (vip, backend) = (addr("192.0.2.10:53"), addr("10.78.0.11:53"));
-    let two = Steering { worker: 0, workers: 2 };
+    let two = Steering::of(0, 2);
     for port in 4000..4020 {
         let client = SocketAddr::new(ip("203.0.113.7"), port);
         let home = usize::from(two.home(client.ip(), port));
