@@ -15,6 +15,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
     "rte_eth_(rx|tx)_burst",
     "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
+    "rte_dev_(event_monitor_start|hotplug_handle_enable)",
     "rte_epoll_wait",
     "rte_eth_dev_rss_(reta_update|hash_update|hash_conf_get)",
     "rte_log_(register|get_level|set_level)",
@@ -70,7 +71,12 @@ fn main() {
         ))
     });
     // fopencookie is GNU's, and musl's.
-    let mut flags = vec!["-D_GNU_SOURCE".to_owned(), "-include".into(), "rte_config.h".into()];
+    let mut flags = vec![
+        "-D_GNU_SOURCE".to_owned(),
+        "-DALLOW_EXPERIMENTAL_API".into(),
+        "-include".into(),
+        "rte_config.h".into(),
+    ];
     flags.extend(library.include_paths.iter().map(|path| format!("-I{}", path.display())));
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         // DPDK's own least processor; its headers do not compile for less.

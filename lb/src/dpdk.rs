@@ -133,6 +133,9 @@ pub(crate) fn start(
     // There is one a process, and workers use it until the end.
     let eal: &'static Eal =
         Box::leak(Box::new(Eal::start(&options).map_err(|error| error.to_string())?));
+    if !options.pci.is_empty() && !eal.survive_removals() {
+        tracing::warn!("a card that is pulled out ends the process");
+    }
     // The card and the kernel's end, in both directions.
     let queues = 4 * (dpdk.devices.len() * workers) as u32;
     let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);

@@ -15,6 +15,7 @@ fn ports_that_divide_packets_do_so_by_our_key() {
         more: vec!["--log-level=4".into()],
     };
     let eal = Eal::start(&options).unwrap();
+    assert!(eal.survive_removals(), "cards may be pulled out");
     let pool = Mempool::new(&eal, "packets", 4095, 2048).unwrap();
     let key = Some(Toeplitz::key(7));
     let usual = PortSetup { queues: 4, descriptors: 128, mtu: None, helps: true, key };

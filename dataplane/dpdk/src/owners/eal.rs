@@ -141,6 +141,15 @@ impl Eal {
         }
     }
 
+    /// Has a card that is pulled out end its own work only, and not the process: what is read of it from
+    /// then on is nothing. False when that is not to be had.
+    pub fn survive_removals(&self) -> bool {
+        // SAFETY: the EAL runs.
+        let watched = unsafe { dpdk_sys::rte_dev_event_monitor_start() } == 0;
+        // SAFETY: as above.
+        watched && unsafe { dpdk_sys::rte_dev_hotplug_handle_enable() } == 0
+    }
+
     /// DPDK's version, as it calls itself.
     #[must_use]
     pub fn version() -> String {
