@@ -200,6 +200,7 @@ impl World {
     }
 
     /// The same configuration published anew, as after a change elsewhere.
+    #[cfg(feature = "dpdk")]
     pub(crate) fn publish(&mut self) {
         self.snapshot = SnapshotBuilder::from(&self.snapshot).finish();
     }

@@ -130,7 +130,7 @@ pub struct Dpdk {
 pub struct Device {
     /// A card's address, or a virtual device as DPDK writes it.
     pub name: String,
-    /// The largest IP packet; none leaves what it is.
+    /// The largest IP packet; none is 1500.
     pub mtu: Option<u16>,
 }
 

@@ -14,6 +14,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu)",
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
     "rte_eth_(rx|tx)_burst",
+    "rte_eth_tx_prepare",
     "rte_eth_dev_rx_intr_(ctl_q|enable|disable)",
     "rte_dev_(event_monitor_start|hotplug_handle_enable)",
     "rte_epoll_wait",

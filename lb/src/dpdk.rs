@@ -175,7 +175,14 @@ pub(crate) fn start(
         eal.add_device(&kernel, &format!("iface={interface},mac={mac}{more}"))
             .map_err(|error| format!("interface `{interface}`: {error}"))?;
         let (_, taps) = open(&kernel, None, false)?;
-        // Drivers of the kernel's ends take jumbo frames, but set no MTU.
+        if device.mtu > Some(USUAL_MTU) && dpdk.kernel_end == KernelEndDoc::Tap {
+            tracing::warn!(
+                interface,
+                "packets to this machine itself that are larger than {USUAL_MTU} bytes are lost at the tap: \
+                 give its routes `advmss 1460`, or set `kernelEnd: vhost`"
+            );
+        }
+        // Drivers of the kernel's ends set no MTU.
         let mtu = port.mtu().unwrap_or(USUAL_MTU).to_string();
         run("ip", &["link", "set", "dev", interface, "mtu", &mtu, "up"], "")?;
         for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {

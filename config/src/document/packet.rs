@@ -46,7 +46,7 @@ pub struct DpdkPortDoc {
     /// Name of the kernel's end of its link, which Fairway makes: it has the addresses and routes of
     /// the link, and gets what is not for VIPs.
     pub interface: At<String>,
-    /// The largest IP packet of the link; jumbo frames need more memory. Default: what the card has.
+    /// The largest IP packet of the link; jumbo frames need more memory. Default: 1500.
     pub mtu: Option<At<u16>>,
 }
 

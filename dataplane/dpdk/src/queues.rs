@@ -165,8 +165,10 @@ impl<'p> Queues<'p> {
         if self.others.get(worker).is_some_and(Batch::is_full) {
             self.hand_over(worker);
         }
-        if let (Some(out), Some(place)) = (self.others.get_mut(worker), place) {
-            batch.pass(n, (place, port), out);
+        match (self.others.get_mut(worker), place) {
+            (Some(out), Some(place)) => batch.pass(n, (place, port), out),
+            // No room for its tag.
+            _ => self.wires.iter_mut().take(1).for_each(|wire| wire.card.counts.unpassed += 1),
         }
     }
 
@@ -176,7 +178,7 @@ impl<'p> Queues<'p> {
         if let Some(exchange) = self.exchange.as_mut().filter(|_| !out.is_empty()) {
             exchange.send(worker, out);
             if let Some(first) = self.wires.first_mut() {
-                first.card.counts.full += out.len() as u64;
+                first.card.counts.unpassed += out.len() as u64;
             }
             out.clear();
         }
@@ -240,9 +242,9 @@ impl Ports for Queues<'_> {
         (0..self.others.len()).for_each(|worker| self.hand_over(worker));
     }
 
-    fn arm(&mut self) {
+    fn arm(&mut self) -> bool {
         self.exchange.iter_mut().for_each(Exchange::sleep);
-        self.waker.iter_mut().for_each(Waker::arm);
+        self.waker.as_mut().is_some_and(Waker::arm)
     }
 
     fn disarm(&mut self) {
@@ -290,14 +292,24 @@ impl<'p> Pair<'p> {
     }
 }
 
-/// Sends packets; what the queue has no room for is gone.
+/// Sends packets; what the queue has no room for is gone, and so is a packet that it does not take.
 fn send<'p>(tx: &mut TxQueue<'p>, batch: &mut Batch<'p>, counts: &mut PortCounts) {
-    let count = batch.len() as u64;
-    tx.send(batch);
-    let left = batch.len() as u64;
-    counts.sent += count - left;
-    counts.full += left;
-    batch.clear();
+    loop {
+        let count = batch.len();
+        tx.send(batch);
+        let left = batch.len();
+        counts.sent += (count - left) as u64;
+        if left == 0 {
+            return;
+        }
+        // Nothing went: there is no room. Else the first one left may be one that never goes.
+        if left == count {
+            counts.full += left as u64;
+            return batch.clear();
+        }
+        counts.full += 1;
+        batch.drop_first();
+    }
 }
 
 /// The place of a frame that goes somewhere, with its tag in it unless the card puts it on; none when it

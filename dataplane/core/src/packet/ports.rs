@@ -12,6 +12,8 @@ pub struct PortCounts {
     pub full: u64,
     /// Packets that came and were too large, or in more parts than fit into one buffer.
     pub cut: u64,
+    /// Packets for other workers that had no room on their way.
+    pub unpassed: u64,
     /// Packets that could not be made for want of memory.
     pub without_memory: u64,
 }
@@ -42,7 +44,8 @@ pub trait Ports: Send + core::fmt::Debug {
 
     /// Asks that whoever sleeps is woken by the next packet; what has come before is told of by
     /// chance only, so the caller looks once more.
-    fn arm(&mut self);
+    /// False when a port cannot do that.
+    fn arm(&mut self) -> bool;
 
     /// Ends that, and forgets who has woken it.
     fn disarm(&mut self);

@@ -194,6 +194,10 @@ pub(super) fn complete(frame: &mut Frame<'_>, packet: &Packet) {
         _ => return,
     };
     let body = &mut frame.bytes_mut()[usize::from(packet.l4)..usize::from(packet.end)];
+    // A datagram of IPv4 may have none, and a pseudo-header's sum is never zero.
+    if body[field..field + 2] == [0, 0] && packet.protocol == protocol::UDP {
+        return;
+    }
     body[field..field + 2].fill(0);
     let pseudo = packet.addresses.pseudo_header(packet.protocol, body.len());
     let checksum = match pseudo.bytes(body).checksum() {

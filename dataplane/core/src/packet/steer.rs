@@ -12,7 +12,7 @@ use alloc::sync::Arc;
 use core::net::IpAddr;
 
 use super::flow::Tuple;
-use super::toeplitz::Toeplitz;
+use super::toeplitz::{ToPorts, Toeplitz};
 
 /// The worker of an engine, among all workers.
 #[derive(Debug, Clone)]
@@ -23,6 +23,22 @@ pub struct Steering {
     pub workers: u16,
     /// How cards divide packets, if they do.
     cards: Option<Arc<Toeplitz>>,
+}
+
+/// Local ports whose replies come to a worker.
+pub(super) enum LocalPorts<'s> {
+    ByCards(ToPorts<'s>, u16),
+    ByEnd(&'s Steering, IpAddr),
+}
+
+impl LocalPorts<'_> {
+    /// Whether replies to a port do.
+    pub(super) fn come_home(&self, port: u16) -> bool {
+        match self {
+            Self::ByCards(to, worker) => to.queue(port) == *worker,
+            Self::ByEnd(steering, ip) => steering.home(*ip, port) == steering.worker,
+        }
+    }
 }
 
 /// Odd numbers of the finalisers of MurmurHash3, and the golden ratio in 32 bits.
@@ -58,9 +74,14 @@ impl Steering {
         }
     }
 
-    /// Whether packets of backends with a tuple come to this worker.
-    pub(super) fn comes_home(&self, reply: &Tuple) -> bool {
-        self.home_of(reply, || false) == self.worker
+    /// The local ports by which packets of a backend come to this worker, where `reply` is the tuple
+    /// of one of them to any port.
+    pub(super) fn local_ports(&self, reply: &Tuple) -> LocalPorts<'_> {
+        let cards = self.cards.as_deref().filter(|_| self.workers > 1);
+        match cards.and_then(|cards| cards.to_ports(reply)) {
+            Some(to) => LocalPorts::ByCards(to, self.worker),
+            None => LocalPorts::ByEnd(self, reply.addresses.destination()),
+        }
     }
 
     /// The worker of flows whose known end is this address and port, where cards divide nothing.

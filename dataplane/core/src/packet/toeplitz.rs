@@ -72,21 +72,58 @@ impl Toeplitz {
     /// The queue of packets with that tuple; none when cards do not look at its ports.
     #[must_use]
     pub fn queue(&self, tuple: &Tuple) -> Option<u16> {
+        Some(self.queue_of(self.hash_of(tuple)?))
+    }
+
+    fn queue_of(&self, hash: u32) -> u16 {
+        Self::entry((hash % u32::from(ENTRIES)) as u16, self.queues)
+    }
+
+    fn hash_of(&self, tuple: &Tuple) -> Option<u32> {
         if !matches!(tuple.protocol, protocol::TCP | protocol::UDP) {
             return None;
         }
         let ports = [tuple.ports.0.to_be_bytes(), tuple.ports.1.to_be_bytes()];
         let ports = ports.as_flattened();
-        let hash = match tuple.addresses {
+        Some(match tuple.addresses {
             Addresses::V4(from, to) => self.hash(&[&from.octets(), &to.octets(), ports]),
             Addresses::V6(from, to) => self.hash(&[&from.octets(), &to.octets(), ports]),
+        })
+    }
+
+    /// The queues of packets with that tuple to one port or another; none as for [`Self::queue`].
+    pub(super) fn to_ports(&self, tuple: &Tuple) -> Option<ToPorts<'_>> {
+        let tuple = Tuple { ports: (tuple.ports.0, 0), ..*tuple };
+        let rest = self.hash_of(&tuple)?;
+        // The port comes last.
+        let end = match tuple.addresses {
+            Addresses::V4(..) => 12,
+            Addresses::V6(..) => MOST,
         };
-        Some(Self::entry((hash % u32::from(ENTRIES)) as u16, self.queues))
+        Some(ToPorts { toeplitz: self, rest, end })
     }
 
     fn hash(&self, parts: &[&[u8]]) -> u32 {
         let bytes = parts.iter().copied().flatten();
         self.parts.iter().zip(bytes).fold(0, |hash, (part, byte)| hash ^ part[usize::from(*byte)])
+    }
+}
+
+/// Queues by destination port: the hash is linear, so each costs two look-ups.
+pub(super) struct ToPorts<'t> {
+    toeplitz: &'t Toeplitz,
+    /// The hash with port 0.
+    rest: u32,
+    /// Bytes that are hashed.
+    end: usize,
+}
+
+impl ToPorts<'_> {
+    /// The queue of packets to a port.
+    pub(super) fn queue(&self, port: u16) -> u16 {
+        let [high, low] = port.to_be_bytes().map(usize::from);
+        let parts = &self.toeplitz.parts;
+        self.toeplitz.queue_of(self.rest ^ parts[self.end - 2][high] ^ parts[self.end - 1][low])
     }
 }
 
@@ -133,6 +170,8 @@ mod tests {
             assert_eq!(toeplitz.hash(&[&octets[0], &octets[1], ports]), with_ports, "{source}");
             let tuple = Tuple::new(ends[0], ends[1], protocol::UDP).unwrap();
             assert_eq!(toeplitz.queue(&tuple), Some((with_ports % 64 % 4) as u16));
+            let to = toeplitz.to_ports(&Tuple { ports: (tuple.ports.0, 7), ..tuple }).unwrap();
+            assert_eq!(to.queue(tuple.ports.1), (with_ports % 64 % 4) as u16);
             assert_eq!(toeplitz.queue(&Tuple { protocol: protocol::SCTP, ..tuple }), None);
         }
     }

@@ -135,6 +135,14 @@ impl<'p> Batch<'p> {
         true
     }
 
+    /// The bytes of packet `n`, as they are in its buffer.
+    #[must_use]
+    pub fn bytes(&self, n: usize) -> Option<&[u8]> {
+        let at = self.packets[..self.count].get(n).filter(|packet| !packet.is_null())?;
+        // SAFETY: a packet of ours, which is borrowed with the batch.
+        Some(unsafe { packet(*at).bytes() })
+    }
+
     /// Takes packet `n` out, if it is there.
     #[inline]
     fn take(&mut self, n: usize) -> Option<*mut rte_mbuf> {
@@ -160,6 +168,15 @@ impl<'p> Batch<'p> {
         let free = &mut self.packets[self.count..];
         let room = free.len().min(most) as u16;
         self.count += usize::from(fill(free.as_mut_ptr(), room).min(room));
+    }
+
+    /// Lets go of the first packet.
+    pub(crate) fn drop_first(&mut self) {
+        if let Some(first) = self.take(0) {
+            drop(Self::of_one(first));
+            self.packets.copy_within(1..self.count, 0);
+            self.count -= 1;
+        }
     }
 
     /// Hands packets from the first on to somebody who takes them over, and says how many; the rest

@@ -141,8 +141,8 @@ impl Eal {
         }
     }
 
-    /// Has a card that is pulled out end its own work only, and not the process: what is read of it from
-    /// then on is nothing. False when that is not to be had.
+    /// Has a card that is pulled out end its own work only, and not the process, where its bus can see
+    /// to that: with uio, what is read of it from then on is nothing. False when that is not to be had.
     pub fn survive_removals(&self) -> bool {
         // SAFETY: the EAL runs.
         let watched = unsafe { dpdk_sys::rte_dev_event_monitor_start() } == 0;

@@ -21,7 +21,7 @@ pub struct PortSetup {
     pub queues: u16,
     /// Packets that a queue holds, in either direction; rounded to what the port can.
     pub descriptors: u16,
-    /// The largest IP packet; none leaves what it is.
+    /// The largest IP packet; none is the usual 1500, or what the port can.
     pub mtu: Option<u16>,
     /// It takes tags off, puts them on and checks headers, as far as it can.
     pub helps: bool,
@@ -76,10 +76,16 @@ const LONGEST_KEY: usize = 64;
 /// Entries of a table of queues that are written together.
 const RETA_PART: u16 = dpdk_sys::RTE_ETH_RETA_GROUP_SIZE as u16;
 
+fn no_key() -> Box<[u8; LONGEST_KEY]> {
+    Box::new([0; LONGEST_KEY])
+}
+
 /// A port that is open; closed when its owner and its queues are gone.
 #[derive(Debug)]
 pub(super) struct Open<'p> {
     pub(super) id: u16,
+    /// DPDK keeps a pointer to it.
+    _key: Box<[u8; LONGEST_KEY]>,
     memory: PhantomData<&'p Mempool<'p>>,
 }
 
@@ -143,7 +149,7 @@ impl<'p> Port<'p> {
         // Some have none, and say so late.
         Self::configure(at, pool, setup, true)
             .or_else(|_| Self::configure(at, pool, setup, false))
-            .inspect_err(|_| drop(Open { id: at.0, memory: PhantomData }))
+            .inspect_err(|_| drop(Open { id: at.0, _key: no_key(), memory: PhantomData }))
     }
 
     fn configure(
@@ -172,26 +178,27 @@ impl<'p> Port<'p> {
         }
         let inserts_tags = conf.txmode.offloads & dpdk_sys::FAIRWAY_SEND_HELP != 0;
         let spreads = info.flow_type_rss_offloads & SPREAD;
-        // Longer keys than are needed end with zeros.
-        let mut key = [0; LONGEST_KEY];
-        let length = match usize::from(info.hash_key_size) {
-            0 => KEY,
-            length => length,
-        };
+        let mut key = no_key();
+        // Some say no size: they take a key later, or none.
+        let length = usize::from(info.hash_key_size);
+        let takes_key = length == 0 || (KEY..=LONGEST_KEY).contains(&length);
         let mut divides = false;
         if wanted > 1 && spreads != 0 {
             conf.rxmode.mq_mode = dpdk_sys::RTE_ETH_MQ_RX_RSS;
             conf.rx_adv_conf.rss_conf.rss_hf = spreads;
-            divides = spreads & BY_PORTS == BY_PORTS && (KEY..=LONGEST_KEY).contains(&length);
-            if let Some(wanted) = setup.key.filter(|_| divides) {
+            let by_ports = takes_key && spreads & BY_PORTS == BY_PORTS;
+            if let Some(wanted) = setup.key.filter(|_| by_ports) {
+                // Longer keys than are needed end with zeros.
                 key[..KEY].copy_from_slice(&wanted);
-                conf.rx_adv_conf.rss_conf.rss_key = key.as_mut_ptr();
-                conf.rx_adv_conf.rss_conf.rss_key_len = length as u8;
-            } else {
-                divides = false;
+                divides = true;
+                if length != 0 {
+                    conf.rx_adv_conf.rss_conf.rss_key = key.as_mut_ptr();
+                    conf.rx_adv_conf.rss_conf.rss_key_len = length as u8;
+                }
             }
         }
-        // SAFETY: `conf` is read; the port is not started.
+        // SAFETY: `conf` is copied, and the key that it points to stays as long as the port is open;
+        // the port is not started.
         let code = unsafe { dpdk_sys::rte_eth_dev_configure(id, wanted, wanted, &conf) };
         done("configuring", code)?;
         if let Some(mtu) = setup.mtu {
@@ -219,9 +226,10 @@ impl<'p> Port<'p> {
         }
         // SAFETY: a configured port.
         done("starting", unsafe { dpdk_sys::rte_eth_dev_start(id) })?;
-        let open = Arc::new(Open { id, memory: PhantomData });
+        let told = if length == 0 { KEY } else { length.min(LONGEST_KEY) };
         divides =
-            divides && Self::divide(id, (info.reta_size, wanted), (&mut key[..length], spreads));
+            divides && Self::divide(id, (info.reta_size, wanted), (&mut key[..told], spreads));
+        let open = Arc::new(Open { id, _key: key, memory: PhantomData });
         let queues = (0..wanted).map(|queue| {
             let (rx, tx) = (Arc::clone(&open), Arc::clone(&open));
             (RxQueue { open: rx, queue }, TxQueue { open: tx, queue, inserts_tags })
@@ -359,10 +367,15 @@ impl<'p> TxQueue<'p> {
     /// Sends packets of `batch`, from the first on; those that the queue has no room for stay.
     #[inline]
     pub fn send(&mut self, batch: &mut Batch<'p>) {
-        let (id, queue) = (self.open.id, self.queue);
-        // SAFETY: an open port's queue that nobody else has, which takes the packets over.
-        batch.hand_over(|first, count| unsafe {
-            dpdk_sys::rte_eth_tx_burst(id, queue, first, count)
+        let (id, queue, inserts_tags) = (self.open.id, self.queue, self.inserts_tags);
+        batch.hand_over(|first, mut count| {
+            if inserts_tags {
+                // Some do it here.
+                // SAFETY: an open port's queue that nobody else has; so many packets of ours.
+                count = unsafe { dpdk_sys::rte_eth_tx_prepare(id, queue, first, count) };
+            }
+            // SAFETY: as above, and it takes the packets over.
+            unsafe { dpdk_sys::rte_eth_tx_burst(id, queue, first, count) }
         });
     }
 }

@@ -11,6 +11,8 @@ use super::port::{Open, RxQueue};
 
 /// Events that are forgotten at a time.
 const EVENTS: usize = 16;
+/// ENOTSUP.
+const ALWAYS_ON: i32 = rustix::io::Errno::NOTSUP.raw_os_error();
 
 /// Queues that wake a thread, if their cards have interrupts, and a bell by which other threads do.
 #[derive(Debug)]
@@ -63,13 +65,14 @@ impl<'p> Waker<'p> {
         code == 0
     }
 
-    /// Asks the queues for an interrupt at their next packet.
-    pub(crate) fn arm(&mut self) {
-        for (open, queue) in &self.queues {
-            // SAFETY: an open port, and one of its queues. Cards whose interrupts are always on say
-            // that they cannot do this.
-            let _ = unsafe { dpdk_sys::rte_eth_dev_rx_intr_enable(open.id, *queue) };
-        }
+    /// Asks the queues for an interrupt at their next packet; false when one refuses.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.queues.iter().all(|(open, queue)| {
+            // SAFETY: an open port, and one of its queues.
+            let code = unsafe { dpdk_sys::rte_eth_dev_rx_intr_enable(open.id, *queue) };
+            // Those whose interrupts are always on say that they cannot do this.
+            code == 0 || code == -ALWAYS_ON
+        })
     }
 
     /// Forgets what has woken the thread, and asks for no more.

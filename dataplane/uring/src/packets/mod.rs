@@ -257,7 +257,7 @@ impl<'r> Packets<'r> {
             return Some(Duration::ZERO);
         }
         let again = self.way.senders.iter().flatten().any(|sender| sender.again);
-        let poll = self.way.polled.as_ref().and_then(|_| self.rest.sleep());
+        let poll = self.way.polled.as_ref().map(|_| self.rest.sleep());
         self.engine.sleep(now).into_iter().chain(again.then_some(AGAIN)).chain(poll).min()
     }
 
@@ -270,6 +270,7 @@ impl<'r> Packets<'r> {
                 stats.full.add(counts.full);
                 stats.cut.add(counts.cut);
                 stats.lost.add(counts.without_memory);
+                self.way.stats.unpassed.add(counts.unpassed);
             }
         }
         for (port, stats) in self.ports.iter_mut().zip(&self.way.stats.ports) {

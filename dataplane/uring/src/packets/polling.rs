@@ -18,6 +18,10 @@ const NAP: Duration = Duration::from_micros(50);
 /// The same after a longer one.
 const SLEEP: Duration = Duration::from_micros(500);
 
+/// The longest sleep of one whom ports wake: should one of them forget it, or be late, and so that
+/// counters are shown.
+const LONGEST: Duration = Duration::from_millis(50);
+
 /// One worker's end of ports that are polled.
 #[derive(Debug)]
 pub struct Polled {
@@ -54,13 +58,13 @@ impl Rest {
         Self { state: State::Awake(0), waker, polled: false, woken: false }
     }
 
-    /// How long nothing is to be done unless somebody wakes us; none is for ever.
-    pub(super) fn sleep(&self) -> Option<Duration> {
+    /// How long nothing is to be done unless somebody wakes us.
+    pub(super) fn sleep(&self) -> Duration {
         match self.state {
-            State::Falling | State::Awake(0..RESTLESS) => Some(Duration::ZERO),
-            State::Awake(RESTLESS..IDLE) => Some(NAP),
-            State::Awake(IDLE..) => Some(SLEEP),
-            State::Asleep => None,
+            State::Falling | State::Awake(0..RESTLESS) => Duration::ZERO,
+            State::Awake(RESTLESS..IDLE) => NAP,
+            State::Awake(IDLE..) => SLEEP,
+            State::Asleep => LONGEST,
         }
     }
 
@@ -80,10 +84,11 @@ impl Rest {
     fn note(&mut self, packets: usize, ports: &mut dyn Ports, ring: &mut Ring) {
         match (self.state, &self.waker) {
             _ if packets > 0 => self.stay_awake(ports),
-            (State::Awake(RESTLESS..), Some(_)) => {
-                ports.arm();
-                self.state = State::Falling;
-            }
+            (State::Awake(RESTLESS..), Some(_)) => match ports.arm() {
+                true => self.state = State::Falling,
+                // It naps, then.
+                false => self.waker = None,
+            },
             (State::Awake(idle), _) => self.state = State::Awake(idle.saturating_add(1)),
             (State::Falling, Some(waker)) => {
                 self.state = State::Asleep;

@@ -14,6 +14,8 @@ use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 
 /// Ports that are tried for our side of a flow.
 const PORT_TRIES: usize = 64;
+/// The golden ratio in 64 bits.
+const SPREADING: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A flow that was let in, and where it goes. It holds a place on its service and on its backend.
 struct Chosen<'s> {
@@ -203,11 +205,9 @@ impl Engine<'_> {
         service: &Service,
         start: u64,
     ) -> Result<Option<u64>, DropReason> {
-        // Ports whose replies come to another worker are passed over.
-        let home = |flow: &Flow| flow.reply().filter(|reply| self.steering.comes_home(reply));
-        let free = |reply: Tuple| {
-            let hash = self.flows.hash(&reply);
-            self.flows.find(&reply, hash).is_none().then_some(hash)
+        let free = |reply: &Tuple| {
+            let hash = self.flows.hash(reply);
+            self.flows.find(reply, hash).is_none().then_some(hash)
         };
         let source = &service.policy.source;
         let (first, last) = source.ports.unwrap_or((1024, 65_535));
@@ -225,21 +225,27 @@ impl Engine<'_> {
         };
         // The client's own port, if nobody has it: two VIPs over one backend would collide.
         flow.local = SocketAddr::new(ip, flow.client.port());
-        if kept && let Some(hash) = home(flow).and_then(free) {
+        let reply = flow.reply().ok_or(DropReason::NoPort)?;
+        // Ports whose replies come to another worker are passed over.
+        let home = self.steering.local_ports(&reply);
+        let own = kept && home.come_home(flow.client.port());
+        if let Some(hash) = own.then(|| free(&reply)).flatten() {
             return Ok(Some(hash));
         }
         let range = u64::from(last - first) + 1;
         let from = match kept {
-            // The same after a restart, and far from where the client's next ports are.
-            true => u64::from(flow.client.port().saturating_sub(first)) + range / 2,
+            // The same after a restart, and spread: a client's ports follow each other.
+            true => u64::from(flow.client.port()).wrapping_mul(SPREADING) >> 16,
             // Starts of rounds count up, and those of clients' hashes are alike.
             false => flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple)) >> 16,
         };
         let mut tries = 0;
         for port in (0..range).map(|n| first + (from.wrapping_add(n) % range) as u16) {
-            flow.local.set_port(port);
-            let Some(reply) = home(flow) else { continue };
-            if let Some(hash) = free(reply) {
+            if !home.come_home(port) {
+                continue;
+            }
+            if let Some(hash) = free(&Tuple { ports: (reply.ports.0, port), ..reply }) {
+                flow.local.set_port(port);
                 return Ok(Some(hash));
             }
             tries += 1;
