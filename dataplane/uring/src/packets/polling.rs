@@ -11,6 +11,9 @@ use crate::token::{Op, Token};
 
 /// Turns without a packet after which a worker rests: these are some 100 µs.
 const RESTLESS: u32 = 100;
+/// Turns after which it sleeps, where ports can wake it: some milliseconds. DPDK's taps have nothing
+/// until a signal handler has run, in whichever thread, and that may be later than they wake us.
+const DROWSY: u32 = RESTLESS + 40;
 /// Turns after which naps are longer: these are some 100 ms.
 const IDLE: u32 = RESTLESS + 2000;
 /// How long a worker naps that nobody wakes, after a pause in which nothing came.
@@ -84,7 +87,7 @@ impl Rest {
     fn note(&mut self, packets: usize, ports: &mut dyn Ports, ring: &mut Ring) {
         match (self.state, &self.waker) {
             _ if packets > 0 => self.stay_awake(ports),
-            (State::Awake(RESTLESS..), Some(_)) => match ports.arm() {
+            (State::Awake(DROWSY..), Some(_)) => match ports.arm() {
                 true => self.state = State::Falling,
                 // It naps, then.
                 false => self.waker = None,
