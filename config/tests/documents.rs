@@ -266,7 +266,7 @@ fn packet_modes_have_their_own_conditions() {
         ("{interfaces: [a], flows: many}", "`many` is not a number (5000, 256k, 4M)"),
         (
             "{interfaces: [a], ports: [{device: net_null0, interface: b}]}",
-            "`ports` go with `driver: dpdk`; name `interfaces`",
+            "`ports` go with `driver: dpdk`: add it, or name `interfaces`",
         ),
         ("{interfaces: [a], dpdk: {noHuge: true}}", "`dpdk` goes with `driver: dpdk`"),
         ("{driver: dpdk}", "`ports` is empty"),

@@ -198,6 +198,9 @@ pub(crate) fn start(
     let polled = polled.collect::<Result<_, String>>()?;
     // One that divides packets otherwise would bring replies elsewhere.
     let divide = ports.iter().all(Port::divides);
+    if workers > 1 && !divide {
+        tracing::info!("a card takes no key for its hash: packets may change workers by a ring");
+    }
     let toeplitz = divide.then(|| Arc::new(Toeplitz::new(&key, workers as u16)));
     Ok(Started { polled, cards: Cards(ports), toeplitz })
 }
@@ -256,10 +259,12 @@ fn check_huge_pages(mebibytes: u32) -> Result<(), String> {
     if free >= u64::from(mebibytes) {
         return Ok(());
     }
-    let pages = mebibytes.div_ceil(2);
+    let path = Path::new(HUGE_PAGES).join("hugepages-2048kB/nr_hugepages");
+    let present = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    let pages = present.unwrap_or(0) + u64::from(mebibytes).saturating_sub(free).div_ceil(2);
     Err(format!(
         "DPDK needs {mebibytes} MiB of huge pages, and {free} MiB are free: `sysctl -w \
-         vm.nr_hugepages={pages}`, at every start by a file in /etc/sysctl.d; or name less \
+         vm.nr_hugepages={pages}` (pages of 2 MiB), at every start by a file in /etc/sysctl.d; or name less \
          `dataplane.packet.dpdk.memory`; without a card, `noHuge: true`"
     ))
 }

@@ -29,10 +29,14 @@ pub(super) fn packet(
                     .absent(*place, "`interfaces` is empty; packets come and go by at least one");
             }
             if let Some(port) = doc.ports.first() {
-                findings.add(port.place, "`ports` go with `driver: dpdk`; name `interfaces`");
+                findings.add(
+                    port.place,
+                    "`ports` go with `driver: dpdk`: add it, or name `interfaces`",
+                );
             }
             if let Some(dpdk) = &doc.dpdk {
-                findings.add(dpdk.place, "`dpdk` goes with `driver: dpdk`; remove it");
+                findings
+                    .add(dpdk.place, "`dpdk` goes with `driver: dpdk`: add that, or remove this");
             }
         }
         DriverDoc::Dpdk => {

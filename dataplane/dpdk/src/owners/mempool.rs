@@ -28,8 +28,8 @@ unsafe impl Sync for Mempool<'_> {}
 /// No such pool.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "no memory for {count} packets of {bytes} bytes ({error}); give DPDK more memory, or fewer \
-     descriptors"
+    "no memory for {count} packets of {bytes} bytes ({error}): raise `dataplane.packet.dpdk.memory`, \
+     or have fewer workers"
 )]
 pub struct MempoolError {
     count: u32,

@@ -38,7 +38,7 @@ pub enum PortError {
     /// Fewer than are needed.
     #[error(
         "port `{name}` has {most} queues in a direction, and {wanted} workers need one each: name \
-         fewer `dataplane.workers`, or more queues of a virtual device (`qpairs=` and the like)"
+         fewer `dataplane.workers`, or more queues of a virtual device (`queue_count=` with XDP, `qpairs=` with af_packet)"
     )]
     Queues {
         /// Its name.
