@@ -196,7 +196,7 @@ fn captures_show_frames_and_what_became_of_them() {
     };
     net.exec(Host::Client, "ip address add 10.77.0.77/24 dev lb");
     let has = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|w| w == text.as_bytes());
-    let all = capture(&["--port", "8080", "--count", "12"]);
+    let all = capture(&["--port", "8080", "--count", "60"]);
     assert_eq!(all[..4], [0x0a, 0x0d, 0x0d, 0x0a]);
     assert!(has(&all, "clients") && has(&all, "sent by interface 1"), "both directions");
     assert!(has(&all, "GET / HTTP/1.1") || has(&all, "HTTP/1.1 200"));
