@@ -8,6 +8,7 @@ use alloc::vec;
 
 use super::flow::Tuple;
 use super::parse::{Addresses, protocol};
+use crate::hash::mixed;
 
 /// Bytes of a key: enough for both addresses and ports of IPv6.
 pub const KEY: usize = 40;
@@ -52,13 +53,8 @@ impl Toeplitz {
     #[must_use]
     pub fn key(seed: u64) -> [u8; KEY] {
         let mut key = [0; KEY];
-        let mut state = seed;
-        for part in key.chunks_exact_mut(8) {
-            // splitmix64.
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            part.copy_from_slice(&(word ^ (word >> 31)).to_be_bytes());
+        for (n, part) in (0..).zip(key.chunks_exact_mut(8)) {
+            part.copy_from_slice(&mixed(mixed(seed).wrapping_add(n)).to_be_bytes());
         }
         key
     }
@@ -153,6 +149,23 @@ mod tests {
             0x02d1feef,
         ),
     ];
+
+    #[test]
+    fn each_queue_has_its_share_of_ports() {
+        for seed in 0..20 {
+            let toeplitz = Toeplitz::new(&Toeplitz::key(seed), 4);
+            for (backend, own) in
+                [("10.78.0.11:80", "10.99.1.1:0"), ("[fd78::11]:80", "[fd99::1]:0")]
+            {
+                let [backend, own] = [backend, own].map(|at| at.parse().unwrap());
+                let to = Tuple::new(backend, own, protocol::TCP).unwrap();
+                let to = toeplitz.to_ports(&to).unwrap();
+                let mut counts = [0; 4];
+                (0..=u16::MAX).for_each(|port| counts[usize::from(to.queue(port))] += 1);
+                assert_eq!(counts, [1 << 14; 4], "a quarter, seed {seed}");
+            }
+        }
+    }
 
     #[test]
     fn hashes_are_the_published_ones() {

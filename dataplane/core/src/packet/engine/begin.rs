@@ -4,6 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 
 use super::fast::Look;
 use super::{Context, Engine, Verdict, is_odd};
+use crate::hash::mixed;
 use crate::packet::flow::{Direction, Ended, Flow, FlowView, Found, Guess, State, Tuple, tick};
 use crate::packet::frame::Frame;
 use crate::packet::icmp::Error;
@@ -14,8 +15,6 @@ use crate::{EndReason, Entrant, Mode, Protocol, Service, VipAddr, admit};
 
 /// Ports that are tried for our side of a flow.
 const PORT_TRIES: usize = 64;
-/// The golden ratio in 64 bits.
-const SPREADING: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A flow that was let in, and where it goes. It holds a place on its service and on its backend.
 struct Chosen<'s> {
@@ -235,7 +234,7 @@ impl Engine<'_> {
         let range = u64::from(last - first) + 1;
         let from = match kept {
             // The same after a restart, and spread: a client's ports follow each other.
-            true => u64::from(flow.client.port()).wrapping_mul(SPREADING) >> 16,
+            true => mixed(flow.client.port().into()),
             // Starts of rounds count up, and those of clients' hashes are alike.
             false => flow.forward().map_or(start, |tuple| start ^ self.flows.hash(&tuple)) >> 16,
         };

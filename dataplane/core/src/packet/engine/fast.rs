@@ -9,11 +9,14 @@ use core::net::{IpAddr, Ipv4Addr};
 use super::fast6::plain6;
 use super::{Context, Engine, Verdict};
 use crate::packet::checksum::{Change, Sum};
-use crate::packet::flow::{Cell, Direction, Guess, PlainCell, State, Tuple, plain_hash, step};
+use crate::packet::flow::{
+    Cell, Cell4, Direction, Guess, PlainCell, State, Tuple, plain_hash, step,
+};
 use crate::packet::frame::{Frame, TransportChecksum};
+use crate::packet::held::Held;
 use crate::packet::parse::{ETHERNET, Parsed, ether, parse, protocol, tcp_flags};
 use crate::packet::reason::DropReason;
-use crate::packet::routes::{Link, Mac, NextHop, address};
+use crate::packet::routes::{HopCache, Link, Mac, NextHop, address};
 use crate::packet::tunnel::{Tunnel, wrap};
 
 // Places in a frame without tags and options.
@@ -197,7 +200,8 @@ impl Engine<'_> {
         } else if cell.is_direct() {
             ((ends, ports), cell.backend())
         } else {
-            return self.tunnel4(frame, look, burst, cx);
+            let (hops, held) = (&mut self.hops, &mut self.held);
+            return tunnel4(frame, (look.hash, total), (direction, cell), burst, (hops, held), cx);
         };
         let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
         let NextHop::Known(link, mac) = hop else { return None };
@@ -226,38 +230,36 @@ impl Engine<'_> {
         frame.tag = link.tag;
         Some(Verdict::Send(link.port))
     }
+}
 
-    /// Sends a frame that is good to go on in a tunnel, if it is one of its flow's client.
-    #[inline(never)]
-    fn tunnel4(
-        &mut self,
-        frame: &mut Frame<'_>,
-        look: &Look,
-        burst: &Burst,
-        cx: &Context<'_>,
-    ) -> Option<Verdict> {
-        let head: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
-        let total = usize::from(u16::from_be_bytes([head[L3 + 2], head[L3 + 3]]));
-        let (ttl, number, ports) = (head[L3 + 8], head[L3 + 9], word(head, L4));
-        let ends = [word(head, ADDRESSES), word(head, ADDRESSES + 4)];
-        let (direction, mut cell) = self.flows.plain(look.guess, ends, ports, number)?;
-        let (tunnel, to) = (cell.tunnel()?, cell.backend());
-        let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
-        let NextHop::Known(link, mac) = hop else { return None };
-        let to: IpAddr = Ipv4Addr::from(to).into();
-        let (from, overhead) = (link.ipv4?.into(), tunnel.overhead(to));
-        let fits = total + overhead <= usize::from(link.mtu) && overhead <= frame.place().start;
-        // Flows are spread by the hash of what the client sends.
-        if !fits || direction == Direction::Reply {
-            return None;
-        }
-        let lives = self.held.count(cell.backend_slot(), direction, total as u64)?;
-        cell.note(burst.step + lives, total as u64);
-        let bytes: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
-        bytes[L3 + 8] = ttl - 1;
-        let both = |ttl: u8| u16::from_be_bytes([ttl, number]);
-        Change::NONE.word(both(ttl), both(ttl - 1)).write(bytes, L3 + 10);
-        frame.truncate(L3 + total);
-        Some(tunnelled(frame, true, tunnel, (from, to), look.hash, (link, mac)))
+/// Sends a frame on in its flow's tunnel, if there is one and it is of its client; it is plain, and its IP
+/// packet has `total` bytes. Apart, so that it costs other packets nothing.
+#[inline(never)]
+fn tunnel4(
+    frame: &mut Frame<'_>,
+    (hash, total): (u64, usize),
+    (direction, mut cell): (Direction, PlainCell<'_, Cell4>),
+    burst: &Burst,
+    (hops, held): (&mut HopCache, &mut Held),
+    cx: &Context<'_>,
+) -> Option<Verdict> {
+    let (tunnel, to) = (cell.tunnel()?, cell.backend());
+    let hop = hops.next_hop4(cx.snapshot.routes(), to);
+    let NextHop::Known(link, mac) = hop else { return None };
+    let to: IpAddr = Ipv4Addr::from(to).into();
+    let (from, overhead) = (link.ipv4?.into(), tunnel.overhead(to));
+    let fits = total + overhead <= usize::from(link.mtu) && overhead <= frame.place().start;
+    // Flows are spread by the hash of what the client sends.
+    if !fits || direction == Direction::Reply {
+        return None;
     }
+    let lives = held.count(cell.backend_slot(), direction, total as u64)?;
+    cell.note(burst.step + lives, total as u64);
+    let bytes: &mut [u8; READ] = frame.bytes_mut().first_chunk_mut()?;
+    let [ttl, number] = [bytes[L3 + 8], bytes[L3 + 9]];
+    bytes[L3 + 8] = ttl - 1;
+    let both = |ttl: u8| u16::from_be_bytes([ttl, number]);
+    Change::NONE.word(both(ttl), both(ttl - 1)).write(bytes, L3 + 10);
+    frame.truncate(L3 + total);
+    Some(tunnelled(frame, true, tunnel, (from, to), hash, (link, mac)))
 }

@@ -22,6 +22,7 @@ mod table;
 use core::net::SocketAddr;
 use core::num::NonZeroU32;
 
+pub(super) use cells::Cell4;
 pub use cells::HeapRegion;
 pub(super) use head::Expected;
 pub use key::Tuple;

@@ -143,24 +143,37 @@ fn a_third_first_segment_moves_a_connection_that_is_answered_past_us() {
     }
 }
 
+/// Has one of two backends say nothing to a client, and the other one say no: the first, and what
+/// becomes of that.
+fn slow_and_refused(
+    world: &mut World,
+    engine: &mut Engine<'_>,
+    attempts: Option<u16>,
+) -> (SocketAddr, (Verdict, Vec<u8>)) {
+    let (client, vip, _) = CASES[0];
+    let backends = ["10.78.0.11:8443", "10.78.0.12:8443"];
+    world.serve(Protocol::Tcp, vip, Mode::Nat, &backends, |policy| {
+        policy.retry.syn_timeout = Duration::from_millis(20);
+        policy.retry.deadline = Duration::from_secs(10);
+        policy.retry.attempts = attempts;
+    });
+    let (client, vip) = (addr(client), addr(vip));
+    let (_, got) = world.pass(engine, &syn(client, vip).frame());
+    let slow = SocketAddr::new(destination(&got), 8443);
+    world.now = world.now.plus(Duration::from_millis(20));
+    let (_, got) = world.replay(engine).unwrap();
+    let refusing = SocketAddr::new(destination(&got), 8443);
+    assert_ne!(slow, refusing);
+    let reset = tcp(refusing, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
+    (slow, world.pass(engine, &reset.frame()))
+}
+
 #[test]
 fn a_second_chance_is_an_attempt() {
     for (attempts, verdict) in [(2, Verdict::Send(0)), (3, Verdict::Send(1))] {
         with_engine(|world, engine| {
-            let (client, vip, _) = CASES[0];
-            let backends = ["10.78.0.11:8443", "10.78.0.12:8443"];
-            world.serve(Protocol::Tcp, vip, Mode::Nat, &backends, |policy| {
-                policy.retry.syn_timeout = Duration::from_millis(20);
-                policy.retry.deadline = Duration::from_secs(10);
-                policy.retry.attempts = Some(attempts);
-            });
-            let (client, vip) = (addr(client), addr(vip));
-            world.pass(engine, &syn(client, vip).frame());
-            world.now = world.now.plus(Duration::from_millis(20));
-            let (_, got) = world.replay(engine).unwrap();
-            let refusing = SocketAddr::new(destination(&got), 8443);
-            let reset = tcp(refusing, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
-            assert_eq!(world.pass(engine, &reset.frame()).0, verdict, "{attempts} attempts");
+            let (_, (got, _)) = slow_and_refused(world, engine, Some(attempts));
+            assert_eq!(got, verdict, "{attempts} attempts");
         });
     }
 }
@@ -168,22 +181,9 @@ fn a_second_chance_is_an_attempt() {
 #[test]
 fn before_a_client_is_refused_slow_backends_are_asked_again() {
     with_engine(|world, engine| {
-        let (client, vip, _) = CASES[0];
-        let backends = ["10.78.0.11:8443", "10.78.0.12:8443"];
-        world.serve(Protocol::Tcp, vip, Mode::Nat, &backends, |policy| {
-            policy.retry.syn_timeout = Duration::from_millis(20);
-            policy.retry.deadline = Duration::from_secs(10);
-        });
-        let (client, vip) = (addr(client), addr(vip));
-        let (_, got) = world.pass(engine, &syn(client, vip).frame());
-        let slow = SocketAddr::new(destination(&got), 8443);
-        world.now = world.now.plus(Duration::from_millis(20));
-        let (_, got) = world.replay(engine).unwrap();
-        let refusing = SocketAddr::new(destination(&got), 8443);
-        assert_ne!(slow, refusing);
-        // The other one says no: the first may have been busy.
-        let reset = tcp(refusing, client, tcp_flags::RST | tcp_flags::ACK).numbers(0, 1001);
-        let (verdict, got) = world.pass(engine, &reset.frame());
+        let client = addr(CASES[0].0);
+        // The other one has said no: the first may have been busy.
+        let (slow, (verdict, got)) = slow_and_refused(world, engine, None);
         assert_eq!((verdict, destination(&got)), (Verdict::Send(1), slow.ip()));
         world.now = world.now.plus(Duration::from_millis(100));
         assert_eq!(world.replay(engine), None, "it has more time now");
