@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{self, TryRecvError};
 
 use fairway_tests::http::{self, connect, get};
 use fairway_tests::packets::*;
@@ -208,30 +208,32 @@ fn captures_show_frames_and_what_became_of_them() {
 
 #[test]
 fn reloads_lose_no_packet_and_send_none_elsewhere() {
-    let Some(net) = net() else { return };
+    let Some(net) = &net() else { return };
     let backends: Vec<SocketAddr> =
-        (1..=3).map(|n| (server_ip(&net, n, false), 5353).into()).collect();
+        (1..=3).map(|n| (server_ip(net, n, false), 5353).into()).collect();
     let _echoes: Vec<Echo> =
-        backends.iter().map(|at| Echo::start(&net, *at, &at.ip().to_string())).collect();
+        backends.iter().map(|at| Echo::start(net, *at, &at.ip().to_string())).collect();
     let own = "source: {addresses: [10.99.1.1]}\n";
     net.exec(Host::Servers, "ip route replace 10.99.1.1 via 10.78.0.1");
     for (mode, source) in [("nat", ""), ("fullNat", own)] {
         let fields =
             format!("{source}ports: [{{port: 53, protocol: UDP}}]\nhealthCheck: {{interval: 1h}}");
         let of = |count: usize| document(mode, VIP4, &backends[..count], &fields);
-        let fairway = Fairway::start(&net, &of(2));
-        let reloaded = AtomicBool::new(false);
+        let fairway = Fairway::start(net, &of(2));
+        let (begun, begins) = mpsc::channel();
+        let (reloading, reloads) = mpsc::channel::<()>();
         let asked = std::thread::scope(|scope| {
-            let traffic = scope.spawn(|| {
-                net.on(Host::Client, || {
+            let traffic = scope.spawn(move || {
+                net.on(Host::Client, move || {
                     wait_for("packets pass", || {
                         ask(&client_socket(at(VIP4, 53)), b"first").is_ok()
                     });
                     let sockets: Vec<_> = (0..24).map(|_| client_socket(at(VIP4, 53))).collect();
                     let of = |socket| ask(socket, b"a datagram").expect("no packet is lost");
                     let first: Vec<String> = sockets.iter().map(of).collect();
+                    begun.send(()).unwrap();
                     let mut count = 0;
-                    while !reloaded.load(Relaxed) {
+                    while reloads.try_recv() == Err(TryRecvError::Empty) {
                         let now: Vec<String> = sockets.iter().map(of).collect();
                         assert_eq!(now, first, "{mode}: flows stay where they are");
                         count += now.len();
@@ -239,10 +241,12 @@ fn reloads_lose_no_packet_and_send_none_elsewhere() {
                     count
                 })
             });
+            // A flow that begins while there are three would move when the third goes.
+            begins.recv().expect("traffic begins");
             for count in [3, 2].into_iter().cycle().take(20) {
                 fairway.apply(&of(count));
             }
-            reloaded.store(true, Relaxed);
+            drop(reloading);
             traffic.join().unwrap()
         });
         assert!(asked >= 24, "{mode}: {asked} datagrams");
