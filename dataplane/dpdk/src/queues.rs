@@ -94,7 +94,7 @@ impl<'p> Queues<'p> {
         self.decide(&mut batch, Some(port), work)
     }
 
-    /// A batch goes where `work` says; `port` is that of all its packets.
+    /// A batch goes where `work` says; `port` is that of all its packets, unless they tell their own.
     fn decide(
         &mut self,
         batch: &mut Batch<'p>,
@@ -106,10 +106,7 @@ impl<'p> Queues<'p> {
             return 0;
         }
         let mut verdicts = [Verdict::Punt; BURST];
-        let mut frames = batch.frames();
-        if let Some(port) = port {
-            frames[..count].iter_mut().for_each(|frame| frame.port = port);
-        }
+        let mut frames = batch.frames(port);
         work(&mut frames[..count], &mut verdicts[..count]);
         let (mut places, mut ports, mut all_alike) = ([None; BURST], [0; BURST], true);
         for (n, frame) in frames[..count].iter_mut().enumerate() {

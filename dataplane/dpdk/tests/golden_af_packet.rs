@@ -2,18 +2,18 @@
 //! of virtual links, whose far ends are ports that do not.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod common;
+
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
-use fairway_core::packet::golden::{self, Golden, Step};
-use fairway_core::packet::{Context, Engine, Ports, Steering, Verdict, VlanTag};
+use fairway_core::packet::golden::{self, Golden};
+use fairway_core::packet::{Context, Ports, Steering, VlanTag};
 use fairway_core::{Clients, Tick};
-use fairway_dpdk::{Eal, EalOptions, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_dpdk::{Eal, Mempool, Port, PortSetup, Queues};
 
 /// The tag of the servers' side.
-const TAG: VlanTag = VlanTag(0x6009);
+const TAG: Option<VlanTag> = Some(VlanTag(0x6009));
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pairs of links; gone with this.
@@ -47,12 +47,6 @@ fn ip(words: &str) -> bool {
     Command::new("ip").args(words.split(' ')).output().is_ok_and(|output| output.status.success())
 }
 
-/// A frame as it is on a side.
-fn on(side: u16, frame: &[u8]) -> Vec<u8> {
-    let tag: &[u8] = if side == 1 { &TAG.bytes() } else { &[] };
-    [&frame[..12], tag, &frame[12..]].concat()
-}
-
 #[test]
 fn cards_that_see_to_tags_make_the_same_of_packets() {
     let Some(links) = Links::new() else {
@@ -65,15 +59,8 @@ fn cards_that_see_to_tags_make_the_same_of_packets() {
     let device = |(name, end)| {
         format!("{name},iface={end},framesz=2048,blocksz=65536,framecnt=128,qdisc_bypass=1")
     };
-    let options = EalOptions {
-        memory: Memory::Ordinary,
-        mebibytes: 64,
-        prefix: format!("fw{}", std::process::id()),
-        pci: Vec::new(),
-        devices: names.iter().zip(ends).map(device).collect(),
-        more: vec!["--log-level=4".into()],
-    };
-    let eal = Eal::start(&options).unwrap();
+    let devices = names.iter().zip(ends).map(device);
+    let eal = Eal::start(&common::options(devices)).unwrap();
     let pool = Mempool::new(&eal, "packets", 2047, 2048).unwrap();
     let mut near = Queues::new(&eal, &pool, None).unwrap();
     let mut far = Queues::new(&eal, &pool, None).unwrap();
@@ -84,55 +71,34 @@ fn cards_that_see_to_tags_make_the_same_of_packets() {
         let queues = if is_near { &mut near } else { &mut far };
         queues.add(pairs.remove(0), None);
     }
-    let snapshot = golden::snapshot(&all, [None, Some(TAG)]);
+    let snapshot = golden::snapshot(&all, [None, TAG]);
     let clients = Clients::new(64);
-    let shape = Shape { ipv4: 256, ipv6: 256 };
-    let mut region = HeapRegion::new(shape.bytes());
-    let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();
-    let mut engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);
+    let mut region = common::region();
+    let mut engine = common::engine(&mut region, Steering::ALONE);
     let now = Tick(1000);
     let cx = Context { snapshot: &snapshot, clients: &clients, now, micros: 0, random: 1 };
     // This driver has the kernel join fragments.
     let whole = |golden: &&Golden| golden.steps.iter().all(|step| !step.name.contains("fragment"));
     let steps = all.iter().filter(whole);
     let mut count = 0;
-    for (name, Step { name: step, side, sent, want, spread }) in
-        steps.flat_map(|Golden { name, steps, .. }| steps.iter().map(move |s| (name, s)))
+    for (name, step) in
+        steps.flat_map(|Golden { name, steps, .. }| steps.iter().map(move |step| (name, step)))
     {
-        far.emit(&mut |frame| {
-            assert!(frame.replace(&on(*side, sent)));
-            frame.port = *side;
-            Some(Verdict::Send(*side))
-        });
-        far.flush();
-        let mut tagged = None;
-        let mut got = Vec::new();
+        let side = step.side;
+        common::send(&mut far, side, &common::on(side, TAG, &step.sent));
+        let (mut tag, mut got) = (None, Vec::new());
         let end = Instant::now() + PATIENCE;
         while got.is_empty() && Instant::now() < end {
-            near.burst(*side, &mut |frames, verdicts| {
-                tagged = frames[0].tag;
+            near.burst(side, &mut |frames, verdicts| {
+                tag = frames[0].tag;
                 engine.process(frames, verdicts, &cx);
             });
             near.flush();
-            far.burst(1 - *side, &mut |frames, verdicts| {
-                assert!(got.is_empty() && frames.len() == 1, "{name}: {step}");
-                let mut frame = frames[0].bytes().to_vec();
-                if let Some(tag) = frames[0].tag {
-                    frame.splice(12..12, tag.bytes());
-                }
-                got = frame;
-                verdicts.fill(Verdict::Punt);
-            });
+            got = common::received(&mut far, 1 - side);
         }
-        assert_eq!(tagged, (*side == 1).then_some(TAG), "{name}: {step}: taken off");
-        let mut want = on(1 - *side, want);
-        assert_eq!(got.len(), want.len(), "{name}: {step}");
-        let shift = if *side == 0 { VlanTag::LENGTH } else { 0 };
-        for bytes in spread {
-            let bytes = bytes.start + shift..bytes.end + shift;
-            want[bytes.clone()].copy_from_slice(&got[bytes]);
-        }
-        assert_eq!(got, want, "{name}: {step}");
+        assert_eq!(tag, TAG.filter(|_| side == 1), "{name}: {}: taken off", step.name);
+        let [got] = &got[..] else { panic!("{name}: {}: {} came", step.name, got.len()) };
+        assert_eq!(*got, common::wanted(step, TAG, got), "{name}: {}", step.name);
         count += 1;
     }
     println!("{count} packets, with tags on one side, by {}", Eal::version());

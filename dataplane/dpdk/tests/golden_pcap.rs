@@ -2,14 +2,14 @@
 //! them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::path::Path;
-use std::sync::Arc;
+mod common;
 
-use fairway_core::packet::flow::{FlowTable, HeapRegion, Shape};
+use std::path::Path;
+
 use fairway_core::packet::golden::{self, Golden, Step};
-use fairway_core::packet::{Context, Engine, Ports, Steering};
+use fairway_core::packet::{Context, Ports, Steering};
 use fairway_core::{Clients, Tick};
-use fairway_dpdk::{Eal, EalOptions, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_dpdk::{Eal, Mempool, Port, PortSetup, Queues};
 
 /// A pcap file of Ethernet frames.
 fn pcap<'f>(frames: impl Iterator<Item = &'f [u8]>) -> Vec<u8> {
@@ -49,15 +49,7 @@ fn a_port_makes_of_packets_what_the_engine_does() {
         std::fs::write(&rx, pcap(sent)).unwrap();
         format!("net_pcap{side},rx_pcap={},tx_pcap={}", rx.display(), tx.display())
     });
-    let options = EalOptions {
-        memory: Memory::Ordinary,
-        mebibytes: 64,
-        prefix: format!("fw{}", std::process::id()),
-        pci: Vec::new(),
-        devices: devices.into(),
-        more: vec!["--log-level=4".into()],
-    };
-    let eal = Eal::start(&options).unwrap();
+    let eal = Eal::start(&common::options(devices)).unwrap();
     let pool = Mempool::new(&eal, "packets", 1023, 2048).unwrap();
     let setup = PortSetup { queues: 1, descriptors: 256, mtu: None, helps: true, key: None };
     let mut queues = Queues::new(&eal, &pool, None).unwrap();
@@ -67,10 +59,8 @@ fn a_port_makes_of_packets_what_the_engine_does() {
     }
 
     let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64));
-    let shape = Shape { ipv4: 256, ipv6: 256 };
-    let mut region = HeapRegion::new(shape.bytes());
-    let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();
-    let mut engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);
+    let mut region = common::region();
+    let mut engine = common::engine(&mut region, Steering::ALONE);
     let now = Tick(1000);
     let cx = Context { snapshot: &snapshot, clients: &clients, now, micros: 0, random: 1 };
     for (name, Step { name: step, side, .. }) in steps() {
@@ -87,13 +77,9 @@ fn a_port_makes_of_packets_what_the_engine_does() {
     drop(queues);
     assert_eq!(pool.available(), pool.size(), "no packet is lost");
     let mut got = [0, 1].map(|side| frames(&file(&format!("tx{side}"))).into_iter());
-    for (name, Step { name: step, side, want, spread, .. }) in steps() {
-        let got = got[usize::from(1 - side)].next().unwrap();
-        let mut want = want.clone();
-        for bytes in spread {
-            want[bytes.clone()].copy_from_slice(&got[bytes.clone()]);
-        }
-        assert_eq!(got, want, "{name}: {step}");
+    for (name, step) in steps() {
+        let got = got[usize::from(1 - step.side)].next().unwrap();
+        assert_eq!(got, common::wanted(step, None, &got), "{name}: {}", step.name);
     }
     assert!(got.iter_mut().all(|rest| rest.next().is_none()));
     println!("{sent} packets by {}", Eal::version());

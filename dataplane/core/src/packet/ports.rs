@@ -43,8 +43,8 @@ pub trait Ports: Send + core::fmt::Debug {
     fn flush(&mut self);
 
     /// Asks that whoever sleeps is woken by the next packet; what has come before is told of by
-    /// chance only, so the caller looks once more.
-    /// False when a port cannot do that.
+    /// chance only, so the caller looks once more. False when a port cannot do that: then others may
+    /// have been asked already.
     fn arm(&mut self) -> bool;
 
     /// Ends that, and forgets who has woken it.

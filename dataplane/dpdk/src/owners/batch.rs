@@ -67,14 +67,18 @@ impl<'p> Batch<'p> {
         self.count = 0;
     }
 
-    /// The packets as frames, of which the first are there. No place is empty, and no packet has more
-    /// than one segment.
+    /// The packets as frames, of which the first are there, and came by `port` if that is told. No
+    /// place is empty, and no packet has more than one segment.
     #[inline]
-    pub(crate) fn frames(&mut self) -> [Frame<'_>; BURST] {
-        std::array::from_fn(|n| match n < self.count {
+    pub(crate) fn frames(&mut self, port: Option<u16>) -> [Frame<'_>; BURST] {
+        std::array::from_fn(|n| {
+            if n >= self.count {
+                return Frame::empty();
+            }
             // SAFETY: a packet of ours, which is borrowed with the batch.
-            true => unsafe { packet(self.packets[n]).frame() },
-            false => Frame::empty(),
+            let mut frame = unsafe { packet(self.packets[n]).frame() };
+            frame.port = port.unwrap_or(frame.port);
+            frame
         })
     }
 
@@ -133,14 +137,6 @@ impl<'p> Batch<'p> {
         let place = Place::of(frame.place(), None);
         packet(self.packets[n]).leave(place);
         true
-    }
-
-    /// The bytes of packet `n`, as they are in its buffer.
-    #[must_use]
-    pub fn bytes(&self, n: usize) -> Option<&[u8]> {
-        let at = self.packets[..self.count].get(n).filter(|packet| !packet.is_null())?;
-        // SAFETY: a packet of ours, which is borrowed with the batch.
-        Some(unsafe { packet(*at).bytes() })
     }
 
     /// Takes packet `n` out, if it is there.

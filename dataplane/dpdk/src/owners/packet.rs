@@ -86,18 +86,6 @@ impl Packet {
         fairway_core::packet::prefetch(buffer.wrapping_add(start.into()));
     }
 
-    /// Its bytes in its first buffer.
-    ///
-    /// # Safety
-    /// It is not changed as long as these are there.
-    pub(super) unsafe fn bytes<'b>(self) -> &'b [u8] {
-        let start = usize::from(self.get::<u16>(FAIRWAY_DATA_OFF));
-        let length = usize::from(self.get::<u16>(FAIRWAY_DATA_LEN));
-        let buffer = self.get::<*const u8>(FAIRWAY_BUF_ADDR).wrapping_add(start);
-        // SAFETY: a place in its buffer, which is ours with it.
-        unsafe { std::slice::from_raw_parts(buffer, length) }
-    }
-
     /// Its bytes as a frame, without an outer tag.
     ///
     /// # Safety

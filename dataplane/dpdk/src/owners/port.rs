@@ -343,8 +343,8 @@ pub struct PortStats {
 
 impl<'p> RxQueue<'p> {
     /// Its port and its number there.
-    pub(super) fn place(&self) -> (&Arc<Open<'p>>, &u16) {
-        (&self.open, &self.queue)
+    pub(super) fn place(&self) -> (&Arc<Open<'p>>, u16) {
+        (&self.open, self.queue)
     }
 
     /// Adds packets that have come to `batch`, `most` of them, and as far as it has room.

@@ -46,11 +46,11 @@ impl<'p> Waker<'p> {
         let level = unsafe { dpdk_sys::rte_log_get_level(log) };
         // SAFETY: as above.
         unsafe { dpdk_sys::rte_log_set_level(log, dpdk_sys::RTE_LOG_CRIT) };
-        let added = self.control(open, *queue, dpdk_sys::RTE_INTR_EVENT_ADD);
+        let added = self.control(open, queue, dpdk_sys::RTE_INTR_EVENT_ADD);
         // SAFETY: as above.
         unsafe { dpdk_sys::rte_log_set_level(log, level as u32) };
         if added {
-            self.queues.push((Arc::clone(open), *queue));
+            self.queues.push((Arc::clone(open), queue));
         }
         added
     }

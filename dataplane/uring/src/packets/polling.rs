@@ -90,7 +90,10 @@ impl Rest {
             (State::Awake(DROWSY..), Some(_)) => match ports.arm() {
                 true => self.state = State::Falling,
                 // It naps, then.
-                false => self.waker = None,
+                false => {
+                    ports.disarm();
+                    self.waker = None;
+                }
             },
             (State::Awake(idle), _) => self.state = State::Awake(idle.saturating_add(1)),
             (State::Falling, Some(waker)) => {
