@@ -168,7 +168,7 @@ fn a_card_that_is_gone_ends_nothing_else() {
     let Some(net) = hosts() else { return };
     let addresses = [at("10.78.0.11", 8080), at("10.78.0.12", 8080)];
     let fairway = start(&net, &document("nat", VIP4, &addresses, "healthCheck: {interval: 1h}"));
-    let _servers = servers(&net, 2, false);
+    let serving = servers(&net, 2, false);
     net.on(Host::Client, || wait_for("packets pass", || get(at(VIP4, 80), "/").is_ok()));
     net.exec(Host::Client, "ip link delete lb");
     wait_for("it is told of", || {
@@ -177,9 +177,13 @@ fn a_card_that_is_gone_ends_nothing_else() {
     });
     let check = "healthCheck: {interval: 100ms, timeout: 90ms, rise: 1, fall: 1}";
     fairway.apply(&document("nat", VIP4, &addresses, check));
-    wait_for("the other card works", || {
-        addresses.iter().all(|at| fairway.state_of(&at.to_string()).unwrap() == "up")
-    });
+    let all_are = |state: &str| {
+        addresses.iter().all(|at| fairway.state_of(&at.to_string()).unwrap() == state)
+    };
+    drop(serving);
+    wait_for("the other card tells of servers that stop", || all_are("down"));
+    let _servers = servers(&net, 2, false);
+    wait_for("and of servers that start", || all_are("up"));
 }
 
 #[test]

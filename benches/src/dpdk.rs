@@ -120,7 +120,6 @@ fn swaps(bench: &mut Bench<'_>, flows: u32, packets: u32, every: usize) -> (f64,
         if group.is_multiple_of((every / BURSTS).max(1)) {
             world.publish();
         }
-        bench.bursts.clear();
         bench.established(&world, flows, false, each);
         times.extend(bench.bursts.iter().map(|time| time.as_nanos() as f64 / BURST as f64));
     }
@@ -208,6 +207,7 @@ impl<'p> Bench<'p> {
                 assert!(batch.is_empty(), "the ring is full");
             }
             let cx = world.context(Tick(1000), self.random);
+            self.bursts.clear();
             let mut start = Instant::now();
             for _ in 0..BURSTS {
                 self.inside.burst(0, &mut |frames, verdicts| {
@@ -219,7 +219,6 @@ impl<'p> Bench<'p> {
                 total += end - start;
                 start = end;
             }
-            self.bursts.truncate(BURSTS);
             for _ in 0..BURSTS {
                 let mut batch = Batch::new();
                 rx.receive(&mut batch, BURST);

@@ -11,7 +11,6 @@ mod cli;
 mod connection_log;
 mod control;
 mod demo;
-#[cfg_attr(not(feature = "dpdk"), path = "no_dpdk.rs")]
 mod dpdk;
 mod health;
 pub mod measure;

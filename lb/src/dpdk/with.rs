@@ -1,4 +1,4 @@
-//! DPDK at the start of the process: its memory, its cards, and the kernel's end of each link.
+//! DPDK's memory, its cards, and the kernel's end of each link.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use fairway_core::packet::Toeplitz;
 use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
 use fairway_uring::Polled;
 
+use super::Started;
 use crate::control::run;
 
 /// Packets that a queue holds.
@@ -74,16 +75,6 @@ fn describe_metrics() {
         metrics::describe_counter!(name, help);
     }
     metrics::describe_gauge!("fairway_card_up", "Whether a card of DPDK has a link.");
-}
-
-/// DPDK, started.
-#[derive(Default)]
-pub(crate) struct Started {
-    /// The queues of each worker.
-    pub(crate) polled: Vec<Polled>,
-    pub(crate) cards: Cards,
-    /// How all cards divide packets among workers; none when one does not as we want.
-    pub(crate) toeplitz: Option<Arc<Toeplitz>>,
 }
 
 /// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the

@@ -1,10 +1,8 @@
 //! In builds without DPDK.
 
-use std::sync::Arc;
-
 use fairway_config::PacketPath;
-use fairway_core::packet::Toeplitz;
-use fairway_uring::Polled;
+
+use super::Started;
 
 /// There are none.
 #[derive(Default)]
@@ -15,14 +13,6 @@ impl Cards {
     pub(crate) fn look<'i>(&self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
         Vec::new()
     }
-}
-
-/// Nothing started.
-#[derive(Default)]
-pub(crate) struct Started {
-    pub(crate) polled: Vec<Polled>,
-    pub(crate) cards: Cards,
-    pub(crate) toeplitz: Option<Arc<Toeplitz>>,
 }
 
 /// Says what is missing when DPDK is wanted.
