@@ -71,17 +71,18 @@ fn give_to_dpdk(net: &Net, driver: &str) {
     }
 }
 
-/// Gives the kernel's ends of cards their addresses; false while they are not there.
-pub(crate) fn address_kernel_ends(namespace: &str) -> bool {
-    let run = |words: &str| {
-        let words = format!("netns exec {namespace} ip {words}");
-        let output = std::process::Command::new("ip").args(words.split(' ')).output().unwrap();
-        output.status.success()
-    };
-    LINKS.iter().all(|(name, _, [v4, v6])| {
-        run(&format!("address replace {v4} dev {name}"))
-            && run(&format!("-6 address replace {v6} dev {name} nodad"))
-    })
+/// Gives the kernel's ends of cards their addresses, as far as they are there.
+pub(crate) fn address_kernel_ends(namespace: &str) {
+    for (name, _, [v4, v6]) in LINKS {
+        for words in [
+            format!("address replace {v4} dev {name}"),
+            format!("-6 address replace {v6} dev {name} nodad"),
+        ] {
+            let words = format!("netns exec {namespace} ip {words}");
+            let mut command = std::process::Command::new("ip");
+            command.args(words.split(' ')).output().unwrap();
+        }
+    }
 }
 
 /// How packets come, in the document's words.
