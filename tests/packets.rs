@@ -264,6 +264,7 @@ fn no_connect_fails_while_backends_die() {
         };
         net.on(Host::Client, || {
             std::thread::scope(|scope| {
+                let _stopper = outcome.stopper();
                 scope.spawn(connects);
                 scope.spawn(connects);
                 let passed = |more: u64| {
@@ -286,7 +287,6 @@ fn no_connect_fails_while_backends_die() {
                     &format!("nft add rule inet silent in {family} daddr {ip} drop"),
                 );
                 passed(200);
-                outcome.stop.store(true, Relaxed);
             });
         });
         assert_eq!(outcome.failed(), 0, "of {}", outcome.requests());

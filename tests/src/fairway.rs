@@ -25,17 +25,23 @@ impl Fairway {
     pub fn start_by(net: &Net, document: &str, words: &[&str]) -> Self {
         let mut fairway = Self::spawn(net, document, words);
         let has_kernel_ends = document.contains("driver: dpdk");
+        let namespace = fairway.namespace.clone();
+        let address = || {
+            if has_kernel_ends {
+                crate::packets::address_kernel_ends(&namespace);
+            }
+        };
         wait_for("fairway is ready", || {
             // Before its checks have given anybody up. Again each time: a link that is set up loses the
             // addresses of IPv6 that came before.
-            if has_kernel_ends {
-                crate::packets::address_kernel_ends(&fairway.namespace);
-            }
+            address();
             if let Some(status) = fairway.child.try_wait().unwrap() {
                 panic!("fairway ended with {status}:\n{}", fairway.log());
             }
             fairway.status().is_some_and(|status| status["ready"] == true)
         });
+        // An interface that came between has one family's alone.
+        address();
         fairway
     }
 

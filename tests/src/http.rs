@@ -72,6 +72,19 @@ impl Outcome {
     pub fn failed(&self) -> u64 {
         self.failed.load(Relaxed)
     }
+
+    /// Ends it when this is dropped: also when who waits for it panics.
+    pub fn stopper(&self) -> Stopper<'_> {
+        Stopper(self)
+    }
+}
+
+pub struct Stopper<'o>(&'o Outcome);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Relaxed);
+    }
 }
 
 /// Asks for `path` until told to stop or `most` requests are made, each on a connection of its
