@@ -10,6 +10,7 @@
 mod check;
 mod de;
 pub mod document;
+pub mod kubernetes;
 mod load;
 mod problem;
 mod spec;
@@ -21,11 +22,11 @@ pub use document::schema;
 pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
-    BackendSpec, ChangeSet, CheckSpec, Config, Desired, Device, Dpdk, Exchange, Http, LogTarget,
-    NamedBackends, Origin, Outliers, PacketPath, Pages, Priority, Probe, Process, Query,
-    ServiceKey, ServiceSpec, SlowStart, Tls,
+    BackendSpec, ChangeSet, CheckSpec, ClusterSource, Config, Desired, Device, Dpdk, Exchange,
+    Http, LogTarget, NamedBackends, Origin, Outliers, PacketPath, Pages, Priority, Probe, Process,
+    Query, ServiceKey, ServiceSpec, Serving, SlowStart, Tls,
 };
 pub use values::{
-    Address, At, Auto, Endpoint, Host, Percent, Ports, Prefix, Size, Socket, Statuses, Time,
+    Address, At, Auto, Endpoint, Host, Percent, Ports, Prefix, Range, Size, Socket, Statuses, Time,
 };
 pub use watch::{WatchError, Watcher};

@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::check::{self, Findings, Means};
-use crate::document::{Document, ListenDoc, ServiceDoc, SourceDoc};
-use crate::spec::{Config, Desired, Origin, Process, ServiceSpec};
+use crate::document::{Document, KubernetesDoc, ListenDoc, ServiceDoc};
+use crate::kubernetes::Manifests;
+use crate::spec::{ClusterSource, Config, Desired, Origin, Process, ServiceSpec};
 use crate::tree::{self, Node, Value};
 use crate::values::At;
 use crate::{File, Place, Problems};
@@ -105,13 +106,36 @@ impl Loader {
         let process = check::process(&document, base, &mut findings);
         let means = Means { listen: Some(process.listen), packets: process.packet.is_some() };
         self.services(file, services, means);
-        for source in &document.sources {
-            self.source(file, base, source, means);
+        let sources = document.sources;
+        let kubernetes = sources.kubernetes.as_ref().map(|at| &at.value);
+        let defaults = || root.get("sources")?.get("kubernetes")?.get("defaults");
+        let usual = KubernetesDoc::default();
+        let mut findings = Findings { file, complete: true, problems: &mut self.problems };
+        let rules = check::rules(
+            kubernetes.unwrap_or(&usual),
+            defaults(),
+            (&process, means),
+            &mut findings,
+        );
+        let pools = check::pools(&document.address_pools, &mut findings);
+        for path in &sources.files {
+            for (further, text) in self.texts(file, base, path, &["yaml", "yml"]) {
+                self.further(further, &text, means);
+            }
         }
+        let mut manifests = Manifests::default();
+        for path in &sources.manifests {
+            for (further, text) in self.texts(file, base, path, &["yaml", "yml", "json"]) {
+                manifests.read(&further, &text, &mut self.problems);
+            }
+        }
+        manifests.check(&mut self.problems);
         self.across(file, &process);
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
-        Some(Config { process, services, files: self.files.clone() })
+        let manifests = (!sources.manifests.is_empty()).then_some(manifests);
+        let cluster = ClusterSource { rules, manifests, pools };
+        Some(Config { process, services, cluster, files: self.files.clone() })
     }
 
     fn parse(&mut self, file: &File, text: &str) -> Option<Node> {
@@ -156,29 +180,36 @@ impl Loader {
         }
     }
 
-    fn source(&mut self, main: &File, base: &Path, source: &SourceDoc, means: Means) {
-        let path = base.join(&source.path.value);
-        let unreadable =
-            |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
+    /// The texts of a file, or of the files of a folder that end in one of these ways.
+    fn texts(
+        &mut self,
+        main: &File,
+        base: &Path,
+        source: &At<String>,
+        endings: &[&str],
+    ) -> Vec<(File, String)> {
+        let path = base.join(&source.value);
         self.files.push(path.clone());
-        let mut paths = vec![path.clone()];
-        if path.is_dir() {
-            match files_in(&path) {
-                Ok(found) => paths = found,
-                Err(error) => {
-                    return self.problems.push(main, source.path.place, unreadable(error));
-                }
+        let found = match path.is_dir() {
+            true => files_in(&path, endings),
+            false => Ok(vec![path.clone()]),
+        };
+        let mut unreadable = |path: &Path, error: std::io::Error| {
+            let message = format!("{} cannot be read: {error}", path.display());
+            self.problems.push(main, source.place, message);
+        };
+        let paths = found.unwrap_or_else(|error| {
+            unreadable(&path, error);
+            Vec::new()
+        });
+        let read = paths.into_iter().filter_map(|path| match std::fs::read_to_string(&path) {
+            Ok(text) => Some((path.into(), text)),
+            Err(error) => {
+                unreadable(&path, error);
+                None
             }
-        }
-        for path in paths {
-            match std::fs::read_to_string(&path) {
-                Ok(text) => self.further(path.into(), &text, means),
-                Err(error) => {
-                    let message = format!("{} cannot be read: {error}", path.display());
-                    self.problems.push(main, source.path.place, message);
-                }
-            }
-        }
+        });
+        read.collect()
     }
 
     fn further(&mut self, file: File, text: &str, means: Means) {
@@ -225,14 +256,14 @@ impl Loader {
     }
 }
 
-/// The `*.yaml` and `*.yml` files of a folder, by name.
-fn files_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The files of a folder that end in one of these ways, by name.
+fn files_in(folder: &Path, endings: &[&str]) -> std::io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
-        let yaml = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml");
-        if yaml && !hidden && path.is_file() {
+        let wanted = path.extension().is_some_and(|ext| endings.iter().any(|end| ext == *end));
+        if wanted && !hidden && path.is_file() {
             paths.push(path);
         }
     }

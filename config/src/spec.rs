@@ -14,6 +14,7 @@ use crate::document::{
     ConnectionsDoc, CurveDoc, FormatDoc, KernelEndDoc, LevelDoc, ListenDoc, PerBackendDoc,
     RecordDoc, UringFeature,
 };
+use crate::kubernetes::{Manifests, Pool, Rules};
 use crate::{File, Place};
 
 /// Everything that a document, with its sources, says.
@@ -23,8 +24,21 @@ pub struct Config {
     pub process: Process,
     /// Its services by key.
     pub services: Desired,
+    /// What it says of clusters and their Services.
+    pub cluster: ClusterSource,
     /// Every file and folder that was read, to be watched.
     pub files: Vec<PathBuf>,
+}
+
+/// What a document says of clusters and their Services.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterSource {
+    /// Which Services are ours, and how they are served.
+    pub rules: Rules,
+    /// Objects from files; none when no files are named.
+    pub manifests: Option<Manifests>,
+    /// Addresses for Services.
+    pub pools: Vec<Pool>,
 }
 
 /// Services by key: what the control loop is to bring about.
@@ -73,6 +87,8 @@ pub struct Process {
     pub client_table: u32,
     /// io_uring features that are not to be used.
     pub disabled: Vec<UringFeature>,
+    /// Where is kept what outlives the process.
+    pub state_directory: PathBuf,
     /// Unix socket of the admin API.
     pub admin_socket: PathBuf,
     /// Address of the metrics.
@@ -163,6 +179,7 @@ impl Process {
     #[must_use]
     pub fn sections_changed(&self, other: &Self) -> Vec<&'static str> {
         let dataplane = |p: &Self| Self {
+            state_directory: PathBuf::new(),
             admin_socket: PathBuf::new(),
             metrics: SocketAddr::from(([0; 4], 0)),
             per_backend: PerBackendDoc::default(),
@@ -185,6 +202,7 @@ impl Process {
         [
             ("dataplane", dataplane(self) != dataplane(other)),
             ("admin", admin(self) != admin(other)),
+            ("stateDirectory", self.state_directory != other.state_directory),
             ("metrics", self.per_backend != other.per_backend),
             ("log", log(self) != log(other)),
             ("resolver", resolver(self) != resolver(other)),
@@ -297,10 +315,24 @@ pub struct BackendSpec {
     pub weight: Weight,
     /// The lowest serves first.
     pub priority: Priority,
+    /// Whether it takes new flows, by its source.
+    pub serving: Serving,
     /// A name for people.
     pub name: Option<Box<str>>,
     /// Where it stands.
     pub zone: Option<Box<str>>,
+}
+
+/// Whether a backend takes new flows, by the source that names it; its checks are another matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Serving {
+    /// It does.
+    #[default]
+    Yes,
+    /// It is about to go: it keeps the flows that it has.
+    Leaving,
+    /// Not now, and perhaps later: it keeps the flows that it has.
+    NotReady,
 }
 
 /// The order in which backends serve, lowest first.

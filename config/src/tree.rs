@@ -13,7 +13,7 @@ const MOST_NODES: usize = 5_000_000;
 /// Levels of nesting.
 const DEEPEST: usize = 64;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Node {
     /// Number of the node in the document, from 0.
     pub(crate) id: u32,
@@ -21,7 +21,7 @@ pub(crate) struct Node {
     pub(crate) value: Value,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value {
     Null,
     Scalar { text: Box<str>, quoted: bool },
@@ -29,7 +29,7 @@ pub(crate) enum Value {
     Map(Vec<(Key, Node)>),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Key {
     pub(crate) text: Box<str>,
     pub(crate) place: Place,
@@ -64,6 +64,20 @@ pub(crate) struct SyntaxError {
 
 /// Parses a text of one document; an empty one is null.
 pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
+    let mut documents = parse_all(text)?;
+    if let Some(second) = documents.get(1) {
+        return error(
+            second.place,
+            "a second document (`---`) in one file; put it in a file of its own and name its folder \
+             under `sources`",
+        );
+    }
+    let nothing = || Node { id: 0, place: Place { line: 1, column: 1 }, value: Value::Null };
+    Ok(documents.pop().unwrap_or_else(nothing))
+}
+
+/// Parses a text of any number of documents.
+pub(crate) fn parse_all(text: &str) -> Result<Vec<Node>, SyntaxError> {
     let mut options = Options::default();
     options.emit_comments = false;
     let mut builder = Builder {
@@ -71,7 +85,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, SyntaxError> {
         anchors: HashMap::new(),
         nodes: 0,
     };
-    builder.document()
+    builder.documents()
 }
 
 struct Builder<'a> {
@@ -101,28 +115,22 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn document(&mut self) -> Result<Node, SyntaxError> {
-        let mut root = None;
+    fn documents(&mut self) -> Result<Vec<Node>, SyntaxError> {
+        let mut roots = Vec::new();
         loop {
             let (event, span) = self.next()?;
             match event {
                 Event::StreamStart | Event::DocumentEnd => {}
                 Event::DocumentStart(..) => {
-                    if root.is_some() {
-                        return error(
-                            place(&span),
-                            "a second document (`---`) in one file; put it in a file of its own \
-                             and name its folder under `sources`",
-                        );
-                    }
                     let (event, span) = self.next()?;
-                    root = Some(self.node(event, &span, 0)?);
+                    roots.push(self.node(event, &span, 0)?);
+                    // Documents share nothing.
+                    self.anchors.clear();
                 }
-                Event::StreamEnd => break,
+                Event::StreamEnd => return Ok(roots),
                 _ => return error(place(&span), "not YAML: stray content"),
             }
         }
-        Ok(root.unwrap_or(Node { id: 0, place: Place { line: 1, column: 1 }, value: Value::Null }))
     }
 
     fn node(&mut self, event: Event<'a>, span: &Span, depth: usize) -> Result<Node, SyntaxError> {
@@ -253,7 +261,7 @@ mod tests {
             ("a: [1, 2\n", "1:4: not YAML: unclosed bracket"),
             ("a: 1\na: 2\n", "2:1: `a` is here twice; the first is on line 1"),
             ("a: !secret x\n", "1:12: tags are not used here"),
-            ("a: 1\n---\nb: 2\n", "2:1: a second document"),
+            ("a: 1\n---\nb: 2\n", "3:1: a second document"),
             ("? [a]\n: 1\n", "1:3: a key must be a word"),
             ("a: *nobody\n", "1:4: not YAML"),
         ] {

@@ -11,6 +11,7 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::Place;
 use crate::de::AT;
+use crate::kubernetes::AddressRange;
 
 /// A value with its place in the document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +148,12 @@ word! {
     /// An address prefix.
     Prefix(IpPrefix), "a prefix", "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$", "string",
     |text| text.parse().map_err(|error: fairway_core::PrefixError| error.to_string())
+}
+
+word! {
+    /// Consecutive addresses.
+    Range(AddressRange), "a prefix or a range of addresses (192.0.2.0/24, 192.0.2.10-192.0.2.20)", "^[0-9a-fA-F:.]+(/[0-9]{1,3}| *- *[0-9a-fA-F:.]+)?$", "string",
+    str::parse
 }
 
 word! {

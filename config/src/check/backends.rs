@@ -9,7 +9,7 @@ use fairway_core::{BackendAddr, Weight};
 use super::Findings;
 use crate::Place;
 use crate::document::{BackendDoc, PortDoc, ServiceDoc, TargetDoc};
-use crate::spec::{BackendSpec, NamedBackends, Priority, Query};
+use crate::spec::{BackendSpec, NamedBackends, Priority, Query, Serving};
 use crate::values::{At, Endpoint, Host, dns_name};
 
 /// Backends of a service: as many as a table can name.
@@ -109,7 +109,8 @@ impl Reader<'_> {
                     false => Priority::Given(priority.unwrap_or(0)),
                 };
                 let weight = weight.unwrap_or(Weight::ONE);
-                self.specs.push(BackendSpec { addr, weight, priority, name, zone });
+                let serving = Serving::Yes;
+                self.specs.push(BackendSpec { addr, weight, priority, serving, name, zone });
                 return;
             }
             TargetDoc::Endpoint(At { value: Endpoint { host: Host::Name(name), .. }, .. }) => {

@@ -3,6 +3,7 @@
 //! Every check goes on after a finding, so that one run shows all of them.
 
 mod backends;
+mod cluster;
 mod health;
 mod mode;
 mod overlap;
@@ -13,6 +14,7 @@ mod service;
 use crate::values::{At, Time};
 use crate::{File, Place, Problems};
 
+pub(crate) use cluster::{pools, rules};
 pub(crate) use overlap::{check_frontends, check_sources};
 pub(crate) use process::process;
 pub(crate) use service::{Means, service};

@@ -10,6 +10,7 @@ use crate::spec::{LogTarget, Process};
 use crate::values::{At, Host, Size};
 
 const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
+const STATE: &str = "/var/lib/fairway";
 const DEFAULT_METRICS_PORT: u16 = 9180;
 
 /// The cores of workers.
@@ -88,6 +89,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         max_udp_sessions: dataplane.max_udp_sessions.as_ref().and_then(|at| at.value.0),
         client_table,
         disabled: dataplane.uring.disable.clone(),
+        state_directory: absolute(base, document.state_directory.as_deref().unwrap_or(STATE)),
         admin_socket: absolute(base, socket),
         metrics,
         per_backend: document.metrics.per_backend.unwrap_or_default(),

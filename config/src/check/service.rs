@@ -25,7 +25,7 @@ use crate::values::{Address, At, Dialled, Percent, Prefix, Size, Time};
 const MOST_LISTENED: u32 = 64;
 
 /// What the process has for its services.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Means {
     /// How listeners are made; none when nobody is listened to.
     pub(crate) listen: Option<ListenDoc>,

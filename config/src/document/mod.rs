@@ -3,6 +3,7 @@
 mod health;
 mod packet;
 mod service;
+mod sources;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use crate::values::{At, Auto, Endpoint, Percent, Size, Socket, Time};
 pub use self::health::*;
 pub use self::packet::*;
 pub use self::service::*;
+pub use self::sources::*;
 
 /// A Fairway configuration.
 #[derive(Debug, Deserialize, JsonSchema, Default)]
@@ -29,8 +31,13 @@ pub struct Document {
     pub shutdown: ShutdownDoc,
     /// Who is asked for backends that are DNS names.
     pub resolver: ResolverDoc,
-    /// Files and folders with further services.
-    pub sources: Vec<SourceDoc>,
+    /// Where services come from besides this document.
+    pub sources: SourcesDoc,
+    /// Where is kept what outlives the process: the addresses of Services. Changes need a restart.
+    /// Default: /var/lib/fairway.
+    pub state_directory: Option<String>,
+    /// Addresses for Services of Kubernetes.
+    pub address_pools: Vec<At<AddressPoolDoc>>,
     /// The services.
     pub services: Vec<ServiceDoc>,
 }
@@ -230,15 +237,6 @@ pub struct ResolverDoc {
     pub servers: Vec<At<Endpoint>>,
     /// How long a server may take to answer. Default: 2s.
     pub timeout: Option<At<Time>>,
-}
-
-/// A file or a folder with further services.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct SourceDoc {
-    /// A file, or a folder whose `*.yaml` and `*.yml` files are read in the order of their
-    /// names. Each holds a map with `services:`. Relative to this document.
-    pub path: At<String>,
 }
 
 /// The JSON Schema of [`Document`].

@@ -1,0 +1,239 @@
+//! Who serves a port of a Service.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use fairway_core::{BackendAddr, Weight};
+
+use super::cluster::{Cluster, Endpoint, EndpointHost, EndpointState, Slice, protocol};
+use super::objects::{Service, ServicePort};
+use super::translate::Rules;
+use crate::document::NodeAddressDoc;
+use crate::spec::{BackendSpec, NamedBackends, Priority, Query, Serving};
+use crate::values::dns_name;
+
+/// Backends of a pool: as many as a table can name.
+const MOST: usize = u16::MAX as usize;
+
+/// Who serves a port.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) backends: Vec<BackendSpec>,
+    pub(super) named: Vec<NamedBackends>,
+    /// How many more there are than a pool holds.
+    pub(super) more: usize,
+}
+
+impl Found {
+    fn of(backends: BTreeMap<BackendAddr, BackendSpec>) -> Self {
+        let more = backends.len().saturating_sub(MOST);
+        Self { backends: backends.into_values().take(MOST).collect(), named: Vec::new(), more }
+    }
+}
+
+/// The Pods, or whatever has its addresses in slices. An endpoint in several slices is there once, as
+/// well as it is anywhere. One that is not ready stays, and takes no new clients. When none is ready,
+/// those that go and still answer serve on (KEP-1669).
+pub(super) fn pods(
+    slices: &[&Slice],
+    service: &Service,
+    port: &ServicePort,
+    is_ipv4: bool,
+    rules: &Rules,
+) -> Found {
+    let mut best: BTreeMap<BackendAddr, (EndpointState, &Endpoint)> = BTreeMap::new();
+    let mut named = Vec::new();
+    for (slice, number) in with_port(slices, port) {
+        for endpoint in &slice.endpoints {
+            let state = match endpoint.state {
+                EndpointState::NotReady if service.spec.publish_not_ready_addresses => {
+                    EndpointState::Ready
+                }
+                state => state,
+            };
+            match &endpoint.host {
+                EndpointHost::Ip(ip) if ip.is_ipv4() == is_ipv4 => {
+                    let here = best.entry(BackendAddr::new(*ip, number));
+                    let known = here.or_insert((state, endpoint));
+                    if state < known.0 {
+                        *known = (state, endpoint);
+                    }
+                }
+                EndpointHost::Name(name) if state == EndpointState::Ready => {
+                    named.extend(named_backend(name, number));
+                }
+                EndpointHost::Ip(_) | EndpointHost::Name(_) => {}
+            }
+        }
+    }
+    let any_ready = best.values().any(|(state, _)| *state == EndpointState::Ready);
+    let spec = |(addr, (state, endpoint)): (BackendAddr, (EndpointState, &Endpoint))| {
+        let serving = match state {
+            EndpointState::Ready => Serving::Yes,
+            EndpointState::Leaving if !any_ready => Serving::Yes,
+            EndpointState::Leaving | EndpointState::Gone => Serving::Leaving,
+            EndpointState::NotReady => Serving::NotReady,
+        };
+        let zone = zone(endpoint, rules.zone.as_deref());
+        let spec =
+            BackendSpec { serving, zone: zone.map(Into::into), ..backend(addr, Weight::ONE) };
+        (addr, spec)
+    };
+    named.dedup();
+    Found { named, ..Found::of(best.into_iter().map(spec).collect()) }
+}
+
+/// The zone whose boxes are to use an endpoint: ours if it is meant for ours.
+fn zone<'e>(endpoint: &'e Endpoint, ours: Option<&str>) -> Option<&'e str> {
+    let for_us = endpoint.for_zones.iter().find(|zone| Some(&***zone) == ours);
+    for_us.or(endpoint.for_zones.first()).or(endpoint.zone.as_ref()).map(|zone| &**zone)
+}
+
+/// The slices that have a port of a Service, and the number that it has there.
+fn with_port<'s>(
+    slices: &'s [&Slice],
+    port: &'s ServicePort,
+) -> impl Iterator<Item = (&'s Slice, Option<NonZeroU16>)> {
+    slices.iter().flat_map(move |slice| {
+        let wanted = protocol(&port.protocol);
+        let fits =
+            move |at: &&super::cluster::SlicePort| *at.name == *port.name && at.protocol == wanted;
+        let ports = slice.ports.iter().filter(fits);
+        ports.map(move |at| (*slice, at.number.and_then(NonZeroU16::new)))
+    })
+}
+
+/// The nodes, at their port for the Service. With the policy `Local` those that have endpoints, each by
+/// how many: so that every endpoint has the same share, and sees its clients' addresses.
+pub(super) fn nodes(
+    cluster: &Cluster,
+    slices: &[&Slice],
+    service: &Service,
+    port: &ServicePort,
+    is_ipv4: bool,
+    rules: &Rules,
+) -> Found {
+    let counts = match service.spec.external_traffic_policy.as_str() {
+        // Where nothing is known of endpoints, nodes are asked.
+        "Local" if !slices.is_empty() => Some(local(slices, service, port, is_ipv4)),
+        _ => None,
+    };
+    let mut backends = BTreeMap::new();
+    for (name, node) in cluster.nodes() {
+        let of_family = |ips: &[IpAddr]| ips.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4);
+        let ip = match rules.node_address {
+            NodeAddressDoc::InternalIp => {
+                of_family(&node.internal).or_else(|| of_family(&node.external))
+            }
+            NodeAddressDoc::ExternalIp => {
+                of_family(&node.external).or_else(|| of_family(&node.internal))
+            }
+        };
+        let Some(ip) = ip else { continue };
+        let (count, serves) = match &counts {
+            None => (1, true),
+            Some(counts) => match counts.get(name) {
+                Some(Local { ready: 0, leaving }) if *leaving > 0 => (*leaving, false),
+                Some(Local { ready, .. }) if *ready > 0 => (*ready, true),
+                _ => continue,
+            },
+        };
+        let weight = Weight::new(count.clamp(1, u32::from(Weight::MAX))).unwrap_or(Weight::ONE);
+        let addr = BackendAddr::new(ip, NonZeroU16::new(port.node_port));
+        let spec = BackendSpec {
+            serving: if serves && !node.leaves { Serving::Yes } else { Serving::Leaving },
+            name: Some(name.into()),
+            zone: node.zone.clone(),
+            ..backend(addr, weight)
+        };
+        backends.insert(addr, spec);
+    }
+    Found::of(backends)
+}
+
+/// Endpoints of one node.
+#[derive(Debug, Default, Clone, Copy)]
+struct Local {
+    ready: u32,
+    /// Those that go.
+    leaving: u32,
+}
+
+fn local<'s>(
+    slices: &[&'s Slice],
+    service: &Service,
+    port: &ServicePort,
+    is_ipv4: bool,
+) -> BTreeMap<&'s str, Local> {
+    let mut best: BTreeMap<(&str, IpAddr), EndpointState> = BTreeMap::new();
+    for slice in slices {
+        // A slice without ports is of a Service whose ports nobody has named.
+        let wanted = protocol(&port.protocol);
+        let has = slice.ports.iter().any(|at| *at.name == *port.name && at.protocol == wanted);
+        if !has {
+            continue;
+        }
+        for endpoint in &slice.endpoints {
+            let (EndpointHost::Ip(ip), Some(node)) = (&endpoint.host, &endpoint.node) else {
+                continue;
+            };
+            if ip.is_ipv4() != is_ipv4 {
+                continue;
+            }
+            let known = best.entry((&**node, *ip)).or_insert(endpoint.state);
+            *known = endpoint.state.min(*known);
+        }
+    }
+    let mut counts: BTreeMap<&str, Local> = BTreeMap::new();
+    for ((node, _), state) in best {
+        let count = counts.entry(node).or_default();
+        match state {
+            EndpointState::Ready => count.ready += 1,
+            EndpointState::NotReady if service.spec.publish_not_ready_addresses => count.ready += 1,
+            EndpointState::Leaving | EndpointState::Gone => count.leaving += 1,
+            EndpointState::NotReady => {}
+        }
+    }
+    counts
+}
+
+/// What a name stands for.
+pub(super) fn of_name(name: &str, port: u16) -> Found {
+    let named = named_backend(name, NonZeroU16::new(port)).into_iter().collect();
+    Found { named, ..Found::default() }
+}
+
+fn named_backend(name: &str, port: Option<NonZeroU16>) -> Option<NamedBackends> {
+    let name = dns_name(name)?;
+    Some(NamedBackends {
+        query: Query::Host(name.clone()),
+        port,
+        weight: None,
+        priority: None,
+        backup: false,
+        name,
+        zone: None,
+    })
+}
+
+fn backend(addr: BackendAddr, weight: Weight) -> BackendSpec {
+    BackendSpec {
+        addr,
+        weight,
+        priority: Priority::Given(0),
+        serving: Serving::Yes,
+        name: None,
+        zone: None,
+    }
+}
+
+/// The same backends, at the port that clients dialled.
+pub(super) fn at_the_dialled_port(backends: Vec<BackendSpec>) -> Vec<BackendSpec> {
+    let at = |spec: BackendSpec| {
+        let addr = BackendAddr::new(spec.addr.ip(), None);
+        (addr, BackendSpec { addr, ..spec })
+    };
+    // Several ports of one address are one backend.
+    backends.into_iter().map(at).collect::<BTreeMap<_, _>>().into_values().collect()
+}

@@ -1,0 +1,480 @@
+//! A cluster as it is known: its objects by name, each reduced to what is asked of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::objects::{
+    Conditions, EndpointPort, EndpointSlice, Endpoints, Labels, Name, Node, Object, Service,
+};
+use super::pools::Pool;
+use fairway_core::Protocol;
+
+/// A slice names its Service by this label.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// A node with this label takes no traffic from outside; only the value `false` means nothing.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// A node with this taint is about to be deleted.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// A node names its zone by this label.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// Kinds of objects that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Endpoints,
+    Node,
+    Namespace,
+    AddressPool,
+    MetallbPool,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Endpoints,
+        Self::Node,
+        Self::Namespace,
+        Self::AddressPool,
+        Self::MetallbPool,
+    ];
+}
+
+/// What a change touches.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// These Services themselves.
+    pub services: BTreeSet<Name>,
+    /// Those that serve these Services.
+    pub endpoints: BTreeSet<Name>,
+    /// All Services that nodes serve.
+    pub nodes: bool,
+    /// The pools, or who may have addresses of them.
+    pub pools: bool,
+}
+
+impl Touched {
+    /// Whether nothing is touched.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn service(name: &Name) -> Self {
+        Self { services: [name.clone()].into(), ..Self::default() }
+    }
+
+    fn endpoints(name: &Name) -> Self {
+        Self { endpoints: [name.clone()].into(), ..Self::default() }
+    }
+
+    /// Adds what another change touches.
+    pub fn add(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.endpoints.extend(other.endpoints);
+        self.nodes |= other.nodes;
+        self.pools |= other.pools;
+    }
+}
+
+/// A cluster as it is known.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    services: BTreeMap<Name, Arc<Service>>,
+    /// Slices of each Service, by their own names.
+    slices: HashMap<Name, BTreeMap<Box<str>, Slice>>,
+    /// Whose each slice is.
+    owners: HashMap<Name, Name>,
+    endpoints: HashMap<Name, Vec<Slice>>,
+    nodes: BTreeMap<Box<str>, ClusterNode>,
+    namespaces: BTreeMap<Box<str>, Labels>,
+    pools: BTreeMap<(Kind, Box<str>), Result<Pool, String>>,
+}
+
+/// Endpoints with the same ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) ports: Vec<SlicePort>,
+    pub(super) endpoints: Vec<Endpoint>,
+    /// What is no address.
+    pub(super) strays: Vec<Box<str>>,
+}
+
+/// A port of endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SlicePort {
+    /// As the Service calls it.
+    pub(super) name: Box<str>,
+    pub(super) protocol: Option<Protocol>,
+    /// None is every port.
+    pub(super) number: Option<u16>,
+}
+
+/// An endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) host: EndpointHost,
+    pub(super) state: EndpointState,
+    pub(super) node: Option<Box<str>>,
+    pub(super) zone: Option<Box<str>>,
+    /// Zones that are to use it.
+    pub(super) for_zones: Vec<Box<str>>,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum EndpointHost {
+    Ip(IpAddr),
+    /// A DNS name.
+    Name(Box<str>),
+}
+
+/// How an endpoint stands; the best is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum EndpointState {
+    Ready,
+    /// It goes, and still answers.
+    Leaving,
+    /// It goes, and answers no more.
+    Gone,
+    NotReady,
+}
+
+impl EndpointState {
+    fn of(conditions: Conditions) -> Self {
+        let ready = conditions.ready.unwrap_or(true);
+        match conditions.terminating.unwrap_or(false) {
+            true if conditions.serving.unwrap_or(ready) => Self::Leaving,
+            true => Self::Gone,
+            false if ready => Self::Ready,
+            false => Self::NotReady,
+        }
+    }
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ClusterNode {
+    pub(super) internal: Vec<IpAddr>,
+    pub(super) external: Vec<IpAddr>,
+    pub(super) zone: Option<Box<str>>,
+    /// It is to take no more traffic from outside.
+    pub(super) leaves: bool,
+}
+
+impl Cluster {
+    /// Takes an object in the place of what it was.
+    pub fn apply(&mut self, object: Object) -> Touched {
+        match object {
+            Object::Service(service) => self.apply_service(*service),
+            Object::EndpointSlice(slice) => self.apply_slice(*slice),
+            Object::Endpoints(endpoints) => self.apply_endpoints(*endpoints),
+            Object::Node(node) => {
+                let (name, node) = (node.metadata.name.as_str().into(), ClusterNode::of(&node));
+                Touched { nodes: replaced(&mut self.nodes, name, node), ..Touched::default() }
+            }
+            Object::Namespace(namespace) => {
+                let meta = namespace.metadata;
+                let changed = replaced(&mut self.namespaces, meta.name.into(), meta.labels);
+                Touched { pools: changed, ..Touched::default() }
+            }
+            Object::AddressPool(pool) => {
+                self.apply_pool(Kind::AddressPool, &pool.metadata.name, pool.pool())
+            }
+            Object::MetallbPool(pool) => {
+                self.apply_pool(Kind::MetallbPool, &pool.metadata.name, pool.pool())
+            }
+        }
+    }
+
+    /// Forgets an object.
+    pub fn delete(&mut self, kind: Kind, name: &Name) -> Touched {
+        let own = &name.name;
+        match kind {
+            Kind::Service if self.services.remove(name).is_some() => Touched::service(name),
+            Kind::EndpointSlice => self.drop_slice(name),
+            Kind::Endpoints if self.endpoints.remove(name).is_some() => Touched::endpoints(name),
+            Kind::Node => Touched { nodes: self.nodes.remove(own).is_some(), ..Touched::default() },
+            Kind::Namespace => {
+                Touched { pools: self.namespaces.remove(own).is_some(), ..Touched::default() }
+            }
+            Kind::AddressPool | Kind::MetallbPool => {
+                let known = self.pools.remove(&(kind, own.clone())).is_some();
+                Touched { pools: known, ..Touched::default() }
+            }
+            Kind::Service | Kind::Endpoints => Touched::default(),
+        }
+    }
+
+    /// Takes all objects of a kind: those that are not among them are gone.
+    pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Touched {
+        let mut touched = Touched::default();
+        let present: BTreeSet<Name> = objects.iter().map(Object::name).collect();
+        for name in self.names(kind) {
+            if !present.contains(&name) {
+                touched.add(self.delete(kind, &name));
+            }
+        }
+        for object in objects {
+            touched.add(self.apply(object));
+        }
+        touched
+    }
+
+    fn names(&self, kind: Kind) -> Vec<Name> {
+        let plain = |name: &str| Name::new("", name);
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.owners.keys().cloned().collect(),
+            Kind::Endpoints => self.endpoints.keys().cloned().collect(),
+            Kind::Node => self.nodes.keys().map(|name| plain(name)).collect(),
+            Kind::Namespace => self.namespaces.keys().map(|name| plain(name)).collect(),
+            Kind::AddressPool | Kind::MetallbPool => {
+                let of_kind = self.pools.keys().filter(|(of, _)| *of == kind);
+                of_kind.map(|(_, name)| plain(name)).collect()
+            }
+        }
+    }
+
+    fn apply_service(&mut self, service: Service) -> Touched {
+        let name = service.metadata.name();
+        match self.services.insert(name.clone(), Arc::new(service)) {
+            Some(before) if self.services.get(&name) == Some(&before) => Touched::default(),
+            _ => Touched::service(&name),
+        }
+    }
+
+    fn apply_slice(&mut self, slice: EndpointSlice) -> Touched {
+        let name = slice.metadata.name();
+        let Some(service) = slice.metadata.labels.get(SERVICE_NAME) else {
+            return self.drop_slice(&name);
+        };
+        let owner = Name::new(&name.namespace, service);
+        let mut touched = Touched::default();
+        if self.owners.get(&name).is_some_and(|before| *before != owner) {
+            touched = self.drop_slice(&name);
+        }
+        let of_owner = self.slices.entry(owner.clone()).or_default();
+        if replaced(of_owner, name.name.clone(), Slice::of(slice)) {
+            touched.add(Touched::endpoints(&owner));
+        }
+        self.owners.insert(name, owner);
+        touched
+    }
+
+    fn drop_slice(&mut self, name: &Name) -> Touched {
+        let Some(owner) = self.owners.remove(name) else { return Touched::default() };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        Touched::endpoints(&owner)
+    }
+
+    fn apply_endpoints(&mut self, endpoints: Endpoints) -> Touched {
+        let name = endpoints.metadata.name();
+        let slices = Slice::of_endpoints(endpoints);
+        if self.endpoints.get(&name) == Some(&slices) {
+            return Touched::default();
+        }
+        self.endpoints.insert(name.clone(), slices);
+        Touched::endpoints(&name)
+    }
+
+    fn apply_pool(&mut self, kind: Kind, name: &str, pool: Result<Pool, String>) -> Touched {
+        let changed = replaced(&mut self.pools, (kind, name.into()), pool);
+        Touched { pools: changed, ..Touched::default() }
+    }
+
+    /// The Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = (&Name, &Arc<Service>)> {
+        self.services.iter()
+    }
+
+    /// A Service.
+    #[must_use]
+    pub fn service(&self, name: &Name) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    /// The labels of a namespace; none when nothing is known of it.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Option<&Labels> {
+        self.namespaces.get(name)
+    }
+
+    /// The pools among the objects, by name; an error says what to mend.
+    pub fn pools(&self) -> impl Iterator<Item = (&str, &Result<Pool, String>)> {
+        self.pools.iter().map(|((_, name), pool)| (&**name, pool))
+    }
+
+    /// Number of objects of a kind.
+    #[must_use]
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.owners.len(),
+            Kind::Endpoints => self.endpoints.len(),
+            Kind::Node => self.nodes.len(),
+            Kind::Namespace => self.namespaces.len(),
+            Kind::AddressPool | Kind::MetallbPool => self.names(kind).len(),
+        }
+    }
+
+    /// The endpoints of a Service. Slices come first: whoever has some has all that Endpoints say.
+    pub(super) fn endpoints(&self, service: &Name) -> Vec<&Slice> {
+        match self.slices.get(service) {
+            Some(slices) => slices.values().collect(),
+            None => self.endpoints.get(service).into_iter().flatten().collect(),
+        }
+    }
+
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, &ClusterNode)> {
+        self.nodes.iter().map(|(name, node)| (&**name, node))
+    }
+}
+
+/// Puts a value into a map; whether that changed anything.
+fn replaced<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+    match map.get_mut(&key) {
+        Some(before) if *before == value => false,
+        Some(before) => {
+            *before = value;
+            true
+        }
+        None => {
+            map.insert(key, value);
+            true
+        }
+    }
+}
+
+impl Object {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        match self {
+            Self::Service(object) => object.metadata.name(),
+            Self::EndpointSlice(object) => object.metadata.name(),
+            Self::Endpoints(object) => object.metadata.name(),
+            Self::Node(object) => Name::new("", &object.metadata.name),
+            Self::Namespace(object) => Name::new("", &object.metadata.name),
+            // Pools have namespaces in MetalLB, which means nothing there.
+            Self::AddressPool(object) => Name::new("", &object.metadata.name),
+            Self::MetallbPool(object) => Name::new("", &object.metadata.name),
+        }
+    }
+
+    /// Of what kind it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
+            Self::Node(_) => Kind::Node,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::AddressPool(_) => Kind::AddressPool,
+            Self::MetallbPool(_) => Kind::MetallbPool,
+        }
+    }
+}
+
+/// A protocol by its word; none is one that is not served.
+pub(super) fn protocol(word: &str) -> Option<Protocol> {
+    match word {
+        "" | "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+impl Slice {
+    fn of(slice: EndpointSlice) -> Self {
+        let names = slice.address_type == "FQDN";
+        let mut strays = Vec::new();
+        let endpoints = slice.endpoints.into_iter().flatten().filter_map(|endpoint| {
+            let first = endpoint.addresses.first()?;
+            let host = match names {
+                true => EndpointHost::Name(first.as_str().into()),
+                false => match first.parse::<IpAddr>() {
+                    Ok(ip) => EndpointHost::Ip(ip.to_canonical()),
+                    Err(_) => {
+                        strays.push(first.as_str().into());
+                        return None;
+                    }
+                },
+            };
+            let hints = endpoint.hints.into_iter().flat_map(|hints| hints.for_zones);
+            Some(Endpoint {
+                host,
+                state: EndpointState::of(endpoint.conditions),
+                node: endpoint.node_name.map(Into::into),
+                zone: endpoint.zone.map(Into::into),
+                for_zones: hints.map(|zone| zone.name.into()).collect(),
+            })
+        });
+        let endpoints = endpoints.collect();
+        Self { ports: ports(slice.ports.unwrap_or_default()), endpoints, strays }
+    }
+
+    fn of_endpoints(endpoints: Endpoints) -> Vec<Self> {
+        let subset = |subset: super::objects::Subset| {
+            let mut strays = Vec::new();
+            let ready = subset.addresses.into_iter().map(|at| (at, EndpointState::Ready));
+            let others = subset.not_ready_addresses.into_iter();
+            let all = ready.chain(others.map(|at| (at, EndpointState::NotReady)));
+            let endpoints = all.filter_map(|(at, state)| match at.ip.parse::<IpAddr>() {
+                Ok(ip) => Some(Endpoint {
+                    host: EndpointHost::Ip(ip.to_canonical()),
+                    state,
+                    node: at.node_name.map(Into::into),
+                    zone: None,
+                    for_zones: Vec::new(),
+                }),
+                Err(_) => {
+                    strays.push(at.ip.into());
+                    None
+                }
+            });
+            let endpoints = endpoints.collect();
+            Self { ports: ports(subset.ports), endpoints, strays }
+        };
+        endpoints.subsets.into_iter().map(subset).collect()
+    }
+}
+
+fn ports(ports: Vec<EndpointPort>) -> Vec<SlicePort> {
+    let port = |port: EndpointPort| SlicePort {
+        name: port.name.unwrap_or_default().into(),
+        protocol: protocol(port.protocol.as_deref().unwrap_or_default()),
+        number: port.port,
+    };
+    ports.into_iter().map(port).collect()
+}
+
+impl ClusterNode {
+    fn of(node: &Node) -> Self {
+        let of_kind = |kind: &str| {
+            let addresses = node.status.addresses.iter().filter(|at| at.kind == kind);
+            addresses.filter_map(|at| at.address.parse().ok()).collect()
+        };
+        let labels = &node.metadata.labels;
+        let excluded = labels.get(EXCLUDED).is_some_and(|value| value != "false");
+        let doomed = node.spec.taints.iter().any(|taint| taint.key == TO_BE_DELETED);
+        Self {
+            internal: of_kind("InternalIP"),
+            external: of_kind("ExternalIP"),
+            zone: labels.get(ZONE).map(|zone| zone.as_str().into()),
+            leaves: excluded || doomed || node.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}

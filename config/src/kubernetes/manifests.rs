@@ -1,0 +1,124 @@
+//! Manifests: the files that `kubectl apply` takes, read without a cluster.
+
+use std::collections::HashMap;
+
+use serde::de::DeserializeOwned;
+
+use super::cluster::Kind;
+use super::objects::{Name, Object};
+use crate::spec::Origin;
+use crate::tree::{self, Node, Value};
+use crate::{File, Problems};
+
+/// The objects of all manifests.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Manifests {
+    /// The objects, each with the place where it begins.
+    pub objects: Vec<(Object, Origin)>,
+    /// What was passed over, for people.
+    pub notes: Vec<String>,
+}
+
+impl Manifests {
+    /// Adds the objects of a file; what is wrong goes to `problems`.
+    pub(crate) fn read(&mut self, file: &File, text: &str, problems: &mut Problems) {
+        match tree::parse_all(text) {
+            Ok(documents) => documents.iter().for_each(|node| self.document(file, node, problems)),
+            Err(error) => problems.push(file, error.place, error.message),
+        }
+    }
+
+    fn document(&mut self, file: &File, node: &Node, problems: &mut Problems) {
+        // Nothing between two `---`.
+        if matches!(node.value, Value::Null) {
+            return;
+        }
+        let (Some(version), Some(kind)) = (text(node, "apiVersion"), text(node, "kind")) else {
+            let what = "an object has `apiVersion`, `kind`, `metadata`, as for `kubectl apply`";
+            return problems.push(file, node.place, what);
+        };
+        if let (true, Some(Value::List(items))) =
+            (kind.ends_with("List"), node.get("items").map(|items| &items.value))
+        {
+            return items.iter().for_each(|item| self.document(file, item, problems));
+        }
+        let object = match (version, kind) {
+            ("v1", "Service") => read(file, node, problems).map(Object::Service),
+            ("v1", "Endpoints") => read(file, node, problems).map(Object::Endpoints),
+            ("v1", "Node") => read(file, node, problems).map(Object::Node),
+            ("v1", "Namespace") => read(file, node, problems).map(Object::Namespace),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                read(file, node, problems).map(Object::EndpointSlice)
+            }
+            ("fairway.dev/v1alpha1", "AddressPool") => {
+                read(file, node, problems).map(Object::AddressPool)
+            }
+            ("metallb.io/v1beta1", "IPAddressPool") => {
+                read(file, node, problems).map(Object::MetallbPool)
+            }
+            _ => {
+                let name = node.get("metadata").and_then(|meta| text(meta, "name"));
+                let (file, line) = (file.display(), node.place.line);
+                self.notes.push(format!(
+                    "{file}:{line}: {kind} `{}` ({version}) means nothing to Fairway and is passed \
+                     over",
+                    name.unwrap_or("")
+                ));
+                return;
+            }
+        };
+        let Some(mut object) = object else { return };
+        if object.name().name.is_empty() {
+            let place = node.get("metadata").unwrap_or(node).place;
+            return problems.push(file, place, format!("{kind} has no `metadata.name`; add it"));
+        }
+        if let Some(namespace) = object.namespace_mut().filter(|namespace| namespace.is_empty()) {
+            *namespace = "default".into();
+        }
+        self.objects.push((object, Origin { file: file.clone(), place: node.place }));
+    }
+
+    /// Adds a problem for each object that is there twice.
+    pub(crate) fn check(&self, problems: &mut Problems) {
+        let mut seen: HashMap<(Kind, Name), &Origin> = HashMap::new();
+        for (object, origin) in &self.objects {
+            let (kind, name) = (object.kind(), object.name());
+            if let Some(first) = seen.get(&(kind, name.clone())) {
+                let message = format!(
+                    "{kind:?} `{name}` is here twice; the first is at {}:{}",
+                    first.file.display(),
+                    first.place.line
+                );
+                problems.push(&origin.file, origin.place, message);
+                continue;
+            }
+            seen.insert((kind, name), origin);
+        }
+    }
+}
+
+fn text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
+    match &node.get(key)?.value {
+        Value::Scalar { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
+fn read<T: DeserializeOwned>(file: &File, node: &Node, problems: &mut Problems) -> Option<Box<T>> {
+    let report = |place, message| problems.push(file, place, message);
+    crate::de::read(node, &[], report).map(Box::new)
+}
+
+impl Object {
+    /// Where its namespace is written; none when it has none.
+    fn namespace_mut(&mut self) -> Option<&mut String> {
+        let meta = match self {
+            Self::Service(object) => &mut object.metadata,
+            Self::EndpointSlice(object) => &mut object.metadata,
+            Self::Endpoints(object) => &mut object.metadata,
+            Self::Node(_) | Self::Namespace(_) => return None,
+            Self::AddressPool(_) | Self::MetallbPool(_) => return None,
+        };
+        Some(&mut meta.namespace)
+    }
+}

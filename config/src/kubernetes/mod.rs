@@ -1,0 +1,36 @@
+//! Kubernetes: its objects, and what Services come to.
+//!
+//! ```text
+//! manifests, API server ──▶ objects ──▶ Cluster ──▶ translate ──▶ ServiceSpec
+//!                                          │            ▲
+//!                                          └─▶ Wish ──▶ addresses (given by `lb`)
+//! ```
+//!
+//! All of it is pure: a change of an object says which Services it touches, and these are translated
+//! anew, each by itself.
+
+mod addresses;
+mod backends;
+mod cluster;
+mod manifests;
+mod objects;
+mod pools;
+mod settings;
+mod translate;
+
+pub(crate) use self::settings::{Setting, Sketch, specs};
+
+pub use self::addresses::{Sharing, Wish, wish};
+pub use self::cluster::{Cluster, Kind, Touched};
+pub use self::manifests::Manifests;
+pub use self::objects::{
+    EndpointSlice, Endpoints, Ingress, IngressPort, Labels, LoadBalancerStatus, Meta, Name,
+    Namespace, Node, Object, Service, ServiceFields, ServicePort, ServiceStatus,
+};
+pub use self::pools::{
+    AddressPool, AddressRange, LabelSelector, MetallbPool, Pool, Selection, overlaps,
+};
+pub use self::settings::PREFIX;
+pub use self::translate::{
+    Finding, PortOutcome, Role, Rules, Target, Translation, is_of, translate,
+};

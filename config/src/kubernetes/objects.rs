@@ -1,0 +1,412 @@
+//! Objects of Kubernetes, with the fields that are read here and no others.
+//!
+//! The same types read manifests and the API server's answers. Words whose list may grow are kept as
+//! text: an object with a new word is still an object.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+
+/// Text by key.
+pub type Labels = BTreeMap<String, String>;
+
+/// A namespace and a name; the namespace of what has none is empty.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// The namespace.
+    pub namespace: Box<str>,
+    /// The name in it.
+    pub name: Box<str>,
+}
+
+impl Name {
+    /// A name in a namespace.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// What every object has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    /// Its name.
+    pub name: String,
+    /// Its namespace, if it has one.
+    pub namespace: String,
+    /// Who it is, among all that ever had its name; empty in manifests.
+    pub uid: String,
+    /// Its version; empty in manifests.
+    pub resource_version: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its annotations.
+    pub annotations: Labels,
+    /// When it was made, RFC 3339; empty in manifests.
+    pub creation_timestamp: String,
+    /// When it began to go away.
+    pub deletion_timestamp: Option<String>,
+    /// Who must agree before it is gone.
+    pub finalizers: Vec<String>,
+}
+
+impl Meta {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        Name::new(&self.namespace, &self.name)
+    }
+}
+
+/// A Service of API group "" and version v1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// What every object has.
+    pub metadata: Meta,
+    /// What is wanted.
+    pub spec: ServiceFields,
+    /// What is.
+    pub status: ServiceStatus,
+}
+
+/// What is wanted of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceFields {
+    /// `ClusterIP` when it is empty.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The ports that clients dial.
+    pub ports: Vec<ServicePort>,
+    /// Labels of its Pods.
+    pub selector: Labels,
+    /// Its address in the cluster; `None` is a headless Service.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// `IPv4`, `IPv6`: the first is the one that matters.
+    pub ip_families: Vec<String>,
+    /// `SingleStack`, `PreferDualStack`, `RequireDualStack`.
+    pub ip_family_policy: String,
+    /// `Cluster` when it is empty, or `Local`.
+    pub external_traffic_policy: String,
+    /// With `Local`: where nodes say whether they have endpoints.
+    pub health_check_node_port: u16,
+    /// Who is to serve it.
+    pub load_balancer_class: Option<String>,
+    /// The address that is wanted (deprecated).
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: String,
+    /// Clients that may connect; none is all.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// `None` when it is empty, or `ClientIP`.
+    pub session_affinity: String,
+    /// For how long.
+    pub session_affinity_config: Option<AffinityConfig>,
+    /// Whether nodes have ports for it.
+    pub allocate_load_balancer_node_ports: Option<bool>,
+    /// Whether Pods that are not ready serve.
+    pub publish_not_ready_addresses: bool,
+    /// Further addresses that are routed to it (deprecated).
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    /// With `ExternalName`: the DNS name.
+    pub external_name: String,
+    /// `PreferSameZone`, `PreferSameNode`, `PreferClose`.
+    pub traffic_distribution: Option<String>,
+}
+
+/// Settings of affinity.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct AffinityConfig {
+    /// Of clients' addresses.
+    #[serde(rename = "clientIP")]
+    pub client_ip: Option<ClientIpConfig>,
+}
+
+/// Settings of affinity by address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClientIpConfig {
+    /// How long a client is remembered.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServicePort {
+    /// Its name; empty when it is the only one.
+    pub name: String,
+    /// `TCP` when it is empty, `UDP`, `SCTP`.
+    pub protocol: String,
+    /// The port that clients dial.
+    pub port: u16,
+    /// The Pods' port.
+    pub target_port: Option<TargetPort>,
+    /// The nodes' port; zero is none.
+    pub node_port: u16,
+    /// What is spoken on it.
+    pub app_protocol: Option<String>,
+}
+
+/// A port by its number or by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The number.
+    Number(u16),
+    /// The name, which each Pod may give another number.
+    Name(Box<str>),
+}
+
+impl<'de> Deserialize<'de> for TargetPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = TargetPort;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port's number or name")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<TargetPort, E> {
+                let number = u16::try_from(number).map_err(E::custom)?;
+                Ok(TargetPort::Number(number))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<TargetPort, E> {
+                let number = u16::try_from(number).map_err(E::custom)?;
+                Ok(TargetPort::Number(number))
+            }
+
+            // No port has a name of digits alone.
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TargetPort, E> {
+                Ok(text.parse().map_or_else(|_| TargetPort::Name(text.into()), TargetPort::Number))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// What is, of a Service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// Of its addresses outside.
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// The addresses of a Service outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    /// Each of them.
+    pub ingress: Vec<Ingress>,
+}
+
+/// An address of a Service outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ingress {
+    /// The address.
+    pub ip: String,
+    /// Whether the cluster's own traffic to it may take a short cut: `VIP` or `Proxy`.
+    pub ip_mode: Option<String>,
+    /// Its ports.
+    pub ports: Vec<IngressPort>,
+}
+
+/// A port of a Service outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct IngressPort {
+    /// Its number.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: String,
+    /// Why it is not served, in the form of a reason.
+    pub error: Option<String>,
+}
+
+/// An EndpointSlice of discovery.k8s.io/v1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointSlice {
+    /// What every object has.
+    pub metadata: Meta,
+    /// `IPv4`, `IPv6`, `FQDN`.
+    pub address_type: String,
+    /// Its endpoints; null in what newer servers say of none.
+    pub endpoints: Option<Vec<SliceEndpoint>>,
+    /// The ports of all of them.
+    pub ports: Option<Vec<EndpointPort>>,
+}
+
+/// An endpoint of a slice.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SliceEndpoint {
+    /// One, in practice: the first is it.
+    pub addresses: Vec<String>,
+    /// Whether it serves.
+    pub conditions: Conditions,
+    /// Its node.
+    pub node_name: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Who is to use it.
+    pub hints: Option<Hints>,
+}
+
+/// Whether an endpoint serves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Conditions {
+    /// It takes new clients; unknown is yes.
+    pub ready: Option<bool>,
+    /// It answers; unknown is as `ready`.
+    pub serving: Option<bool>,
+    /// It is about to go.
+    pub terminating: Option<bool>,
+}
+
+/// Who is to use an endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    /// Those of these zones.
+    pub for_zones: Vec<ForZone>,
+}
+
+/// A zone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ForZone {
+    /// Its name.
+    pub name: String,
+}
+
+/// A port of endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    /// The name that the Service gives it.
+    pub name: Option<String>,
+    /// The number.
+    pub port: Option<u16>,
+    /// `TCP` when it is empty.
+    pub protocol: Option<String>,
+}
+
+/// Endpoints of API group "" and version v1.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// What every object has; the name is that of the Service.
+    pub metadata: Meta,
+    /// Addresses with the same ports.
+    pub subsets: Vec<Subset>,
+}
+
+/// Addresses with the same ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Subset {
+    /// Those that are ready.
+    pub addresses: Vec<EndpointAddress>,
+    /// Those that are not.
+    pub not_ready_addresses: Vec<EndpointAddress>,
+    /// The ports.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// An address of Endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointAddress {
+    /// The address.
+    pub ip: String,
+    /// Its node.
+    pub node_name: Option<String>,
+}
+
+/// A Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    /// What every object has.
+    pub metadata: Meta,
+    /// What is wanted.
+    pub spec: NodeFields,
+    /// What is.
+    pub status: NodeStatus,
+}
+
+/// What is wanted of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeFields {
+    /// What keeps Pods from it.
+    pub taints: Vec<Taint>,
+}
+
+/// What keeps Pods from a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// Which taint.
+    pub key: String,
+}
+
+/// What is, of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Its addresses.
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// An address of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeAddress {
+    /// `InternalIP`, `ExternalIP`, `Hostname`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The address.
+    pub address: String,
+}
+
+/// A Namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    /// What every object has.
+    pub metadata: Meta,
+}
+
+/// An object that Fairway reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Object {
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
+    Endpoints(Box<Endpoints>),
+    Node(Box<Node>),
+    Namespace(Box<Namespace>),
+    AddressPool(Box<super::pools::AddressPool>),
+    MetallbPool(Box<super::pools::MetallbPool>),
+}

@@ -1,0 +1,195 @@
+//! What a Service's annotations say: the fields of a service of the document, by the same names and
+//! with the same values, and a few words besides.
+
+use std::collections::BTreeSet;
+
+use crate::check::{self, Findings, Means};
+use crate::document::ServiceDoc;
+use crate::spec::ServiceSpec;
+use crate::tree::{self, Key, Node, Value};
+use crate::values::At;
+use crate::{File, Place, Problems};
+
+/// What our annotations begin with.
+pub const PREFIX: &str = "fairway.dev/";
+/// Annotations that are no fields.
+const WORDS: [&str; 6] =
+    ["expose", "target", "addresses", "addressPool", "sharingKey", "podsAnswerForVip"];
+/// Fields that the Service itself says.
+const OF_SERVICE: [&str; 8] = [
+    "name",
+    "ports",
+    "backends",
+    "backupBackends",
+    "sessionAffinity",
+    "sessionAffinityTimeout",
+    "loadBalancerSourceRanges",
+    "trafficDistribution",
+];
+
+/// A field of a service, and who set it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Setting {
+    /// Who set it, for people.
+    pub(crate) origin: Box<str>,
+    pub(crate) field: Box<str>,
+    pub(crate) value: Node,
+    /// Set by us: it yields to others, and is not to blame.
+    pub(crate) usual: bool,
+}
+
+impl Setting {
+    /// As the document has it for all Services.
+    pub(crate) fn of_default(field: &str, value: Node) -> Self {
+        let origin = format!("`sources.kubernetes.defaults.{field}`").into();
+        Self { origin, field: field.into(), value, usual: false }
+    }
+
+    /// Our own choice where nobody says otherwise.
+    pub(crate) fn usual(field: &str, yaml: &str) -> Option<Self> {
+        let value = tree::parse(yaml).ok()?;
+        Some(Self { origin: "".into(), field: field.into(), value, usual: true })
+    }
+}
+
+/// The settings that annotations make; what cannot be read goes to `report`.
+pub(crate) fn of_annotations<'a>(
+    annotations: impl Iterator<Item = (&'a String, &'a String)>,
+    mut report: impl FnMut(String),
+) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for (key, text) in annotations {
+        let Some(field) = key.strip_prefix(PREFIX) else { continue };
+        if WORDS.contains(&field) {
+            continue;
+        }
+        if OF_SERVICE.contains(&field) {
+            report(format!("annotation `{key}`: the Service itself says that; remove it"));
+            continue;
+        }
+        match tree::parse(text) {
+            Ok(value) => settings.push(Setting {
+                origin: format!("annotation `{key}`").into(),
+                field: field.into(),
+                value,
+                usual: false,
+            }),
+            Err(error) => report(format!("annotation `{key}`: {}", error.message)),
+        }
+    }
+    settings
+}
+
+/// What the document would call the service.
+pub(crate) struct Sketch<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) addresses: Vec<Box<str>>,
+    /// Name, protocol and number of each port.
+    pub(crate) ports: Vec<(Box<str>, &'static str, u16)>,
+}
+
+/// The service that a sketch and settings make, a spec for each port, without backends. A setting
+/// that is wrong goes to `report`, as its field and what is wrong, and is left out; the rest stays. None
+/// when nothing can be made.
+pub(crate) fn specs(
+    sketch: &Sketch<'_>,
+    mut settings: Vec<Setting>,
+    means: Means,
+    file: &File,
+    mut report: impl FnMut(Option<&str>, String),
+) -> Option<Vec<ServiceSpec>> {
+    // What comes later replaces what came before.
+    let mut seen = BTreeSet::new();
+    settings.reverse();
+    settings.retain(|setting| seen.insert(setting.field.clone()));
+    settings.reverse();
+    loop {
+        let mut problems = Problems::default();
+        let root = sketch.tree(&settings);
+        let mut complete = true;
+        let doc: Option<At<ServiceDoc>> = crate::de::read(&root, &[], |place, message| {
+            complete = false;
+            problems.push(file, place, message);
+        });
+        let specs = doc.map(|doc| {
+            let mut findings = Findings { file, complete, problems: &mut problems };
+            check::service(&doc, means, &mut findings)
+        });
+        if problems.is_empty() {
+            let specs = specs?.into_iter();
+            return Some(specs.map(|(spec, _)| ServiceSpec::clone(&spec)).collect());
+        }
+        let mut blamed = BTreeSet::new();
+        for problem in &problems.list {
+            let line = problem.place.line as usize;
+            let by_line = line.checked_sub(1).filter(|n| settings.get(*n).is_some());
+            // What is missing is missing for the mode.
+            let mode = || settings.iter().position(|setting| &*setting.field == "mode");
+            match by_line.or_else(mode).map(|n| (n, &settings[n])) {
+                Some((n, setting)) => {
+                    if blamed.insert(n) && !setting.usual {
+                        let message = format!("{}: {}", setting.origin, problem.message);
+                        report(Some(&setting.field), message);
+                    }
+                }
+                None => report(None, problem.message.clone()),
+            }
+        }
+        if blamed.is_empty() {
+            return None;
+        }
+        let mut n = 0..;
+        settings.retain(|_| n.next().is_none_or(|n| !blamed.contains(&n)));
+    }
+}
+
+impl Sketch<'_> {
+    /// As a document's service; settings have their number, from 1, as the line of all that they say.
+    fn tree(&self, settings: &[Setting]) -> Node {
+        let mut ids = 0..;
+        let mut node =
+            |value| Node { id: ids.next().unwrap_or_default(), place: Place::default(), value };
+        let text = |text: &str| Value::Scalar { text: text.into(), quoted: false };
+        let key = |text: &str| Key { text: text.into(), place: Place::default() };
+        let addresses = self.addresses.iter().map(|ip| node(text(ip))).collect();
+        let mut ports = Vec::new();
+        for (name, protocol, number) in &self.ports {
+            let mut entries = vec![
+                (key("port"), node(text(&number.to_string()))),
+                (key("protocol"), node(text(protocol))),
+            ];
+            if !name.is_empty() {
+                entries.push((key("name"), node(text(name))));
+            }
+            ports.push(node(Value::Map(entries)));
+        }
+        let mut entries = vec![
+            (key("name"), node(text(self.name))),
+            (key("addresses"), node(Value::List(addresses))),
+            (key("ports"), node(Value::List(ports))),
+        ];
+        for (setting, line) in settings.iter().zip(1..) {
+            let mut value = setting.value.clone();
+            adopt(&mut value, line, &mut ids);
+            let place = Place { line, column: 1 };
+            entries.push((Key { text: setting.field.clone(), place }, value));
+        }
+        Node { id: u32::MAX, place: Place::default(), value: Value::Map(entries) }
+    }
+}
+
+/// Numbers a node and all in it anew, and places it on a line.
+fn adopt(node: &mut Node, line: u32, ids: &mut std::ops::RangeFrom<u32>) {
+    node.id = ids.next().unwrap_or_default();
+    node.place.line = line;
+    match &mut node.value {
+        Value::List(items) => items.iter_mut().for_each(|item| adopt(item, line, ids)),
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                key.place.line = line;
+                adopt(value, line, ids);
+            }
+        }
+        Value::Null | Value::Scalar { .. } => {}
+    }
+}

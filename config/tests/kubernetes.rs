@@ -1,0 +1,145 @@
+//! What Services come to: manifests, and beside each the services that it makes.
+//!
+//! `FAIRWAY_TESTS_WRITE=1` writes what comes out beside them, to be looked at.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use fairway_config::kubernetes::{Cluster, Role, Rules, Service, translate, wish};
+use fairway_config::{CheckSpec, Config, Origin, Place, ServiceSpec, Serving, load_text};
+
+/// The document, with manifests beside it.
+fn load(document: &str, manifests: &str) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+    let file = folder.path().join("fairway.yaml");
+    load_text(&file.as_path().into(), document).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn cluster(config: &Config) -> Cluster {
+    let mut cluster = Cluster::default();
+    for (object, _) in &config.cluster.manifests.as_ref().unwrap().objects {
+        cluster.apply(object.clone());
+    }
+    cluster
+}
+
+/// The addresses that a Service would be given: those that it asks for, else one of each family.
+fn addresses(service: &Service) -> Vec<IpAddr> {
+    let wish = wish(service).unwrap();
+    if !wish.addresses.is_empty() {
+        return wish.addresses;
+    }
+    let families = if wish.families.is_empty() { vec![true] } else { wish.families };
+    let of = |is_ipv4: bool| if is_ipv4 { "192.0.2.1" } else { "2001:db8::1" };
+    families.into_iter().map(|family| of(family).parse().unwrap()).collect()
+}
+
+fn show(cluster: &Cluster, rules: &Rules) -> String {
+    let mut text = String::new();
+    for (name, service) in cluster.services() {
+        if rules.role(service) == Role::Foreign {
+            writeln!(text, "{name}: left alone").unwrap();
+            continue;
+        }
+        let origin = Origin { file: Path::new("all.yaml").into(), place: Place::default() };
+        let done = translate(cluster, service, rules, &addresses(service), &origin);
+        let ip_mode = if done.keeps_address { "VIP" } else { "Proxy" };
+        let ports: Vec<String> = done
+            .ports
+            .iter()
+            .map(|port| {
+                let error = port.error.map_or(String::new(), |error| format!(" ({error})"));
+                format!("{}/{}{error}", port.port, port.protocol)
+            })
+            .collect();
+        writeln!(text, "{name}: ipMode {ip_mode}, {}", ports.join(", ")).unwrap();
+        done.specs.iter().for_each(|spec| show_spec(&mut text, spec));
+        for finding in done.findings {
+            writeln!(text, "  ! {}: {}", finding.reason, finding.message).unwrap();
+        }
+    }
+    text
+}
+
+fn show_spec(text: &mut String, spec: &ServiceSpec) {
+    let frontends: Vec<String> =
+        spec.frontends.iter().map(|f| format!("{} port {}", f.net, f.ports)).collect();
+    let policy = &spec.policy;
+    let mut words = vec![spec.protocol.to_string(), policy.mode.to_string()];
+    words.extend(policy.affinity.map(|affinity| format!("affinity {:?}", affinity.timeout)));
+    words.extend(spec.prefer_same_zone.then(|| "same zone first".into()));
+    if !policy.allow.is_empty() {
+        let some =
+            ["198.51.100.9", "203.0.113.200", "192.0.2.200", "2001:db8:5::1", "2001:db8:6::1"];
+        let may = |ip: &&str| policy.allow.contains(ip.parse().unwrap());
+        let who: Vec<&str> = some.into_iter().filter(may).collect();
+        words.push(format!("not from everybody, but from {}", who.join(" and ")));
+    }
+    let check = spec.check.as_deref().map_or("no check".into(), show_check);
+    writeln!(text, "  {} at {}: {}, {check}", spec.key, frontends.join(", "), words.join(", "))
+        .unwrap();
+    for backend in &spec.backends {
+        let mut words = Vec::new();
+        words
+            .extend((backend.weight.get() > 1).then(|| format!("weight {}", backend.weight.get())));
+        words.extend(backend.name.as_ref().map(|name| format!("node {name}")));
+        words.extend(backend.zone.as_ref().map(|zone| format!("zone {zone}")));
+        words.extend((backend.serving != Serving::Yes).then(|| format!("{:?}", backend.serving)));
+        let words = words.join(", ");
+        writeln!(text, "    {} {words}", backend.addr).unwrap();
+    }
+    for named in &spec.named {
+        let port = named.port.map_or(String::new(), |port| format!(" port {port}"));
+        writeln!(text, "    {}{port}", named.query).unwrap();
+    }
+}
+
+fn show_check(check: &CheckSpec) -> String {
+    let port = check.port.map_or(String::new(), |port| format!(" at {port}"));
+    format!("check {}{port}", check.probe.word())
+}
+
+#[test]
+fn manifests_come_to_services() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kubernetes");
+    let write = std::env::var_os("FAIRWAY_TESTS_WRITE").is_some();
+    let mut wrong = BTreeMap::new();
+    let mut count = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|ext| ext != "yaml") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        // What the document says, in the first line.
+        let said = text.lines().next().and_then(|line| line.strip_prefix("# kubernetes: "));
+        let document = format!(
+            "dataplane: {{zone: z1, packet: {{interfaces: [eth0]}}}}\nservices: []\n\
+             sources: {{manifests: [all.yaml], kubernetes: {}}}\n",
+            said.unwrap_or("{}")
+        );
+        let config = load(&document, &text);
+        let mut got = show(&cluster(&config), &config.cluster.rules);
+        for note in &config.cluster.manifests.as_ref().unwrap().notes {
+            writeln!(got, "note: {}", note.split_once("all.yaml").unwrap().1).unwrap();
+        }
+        let got: String = got.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        let beside = path.with_extension("txt");
+        if write {
+            std::fs::write(&beside, &got).unwrap();
+        }
+        if std::fs::read_to_string(&beside).unwrap_or_default() != got {
+            wrong.insert(path, got);
+        }
+        count += 1;
+    }
+    for (path, got) in &wrong {
+        println!("--- {}\n{got}", path.display());
+    }
+    assert!(wrong.is_empty(), "{} of {count} came out otherwise", wrong.len());
+    assert!(count > 20, "{count}");
+}
