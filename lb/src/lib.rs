@@ -8,6 +8,7 @@
 
 mod admin;
 mod cli;
+mod cloud;
 mod connection_log;
 mod control;
 mod demo;

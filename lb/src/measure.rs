@@ -12,6 +12,7 @@ use fairway_core::{BackendAddr, Weight};
 use fairway_uring::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::cloud::CloudNews;
 use crate::control::{Answers, Control, Listeners, Watchers};
 use crate::health::Checker;
 use crate::resolver::Resolver;
@@ -62,7 +63,7 @@ pub fn scale(document: &str, changes: usize) -> Scale {
     let specs: Vec<Arc<ServiceSpec>> = config.services.values().cloned().collect();
     let mut control = control(&config);
     let start = cpu();
-    control.begin(config, &Answers::new());
+    control.begin(config, &Answers::new(), CloudNews::default());
     let load = cpu().saturating_sub(start);
     let changes = (0..changes).map(|n| {
         let spec = &specs[n * 7919 % specs.len()];

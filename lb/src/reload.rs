@@ -9,6 +9,7 @@ use fairway_config::{Config, Query, Watcher, load};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::cloud::Work;
 use crate::control::{Control, Input};
 use crate::resolver::{Asker, FIRST_ANSWER};
 
@@ -45,7 +46,7 @@ pub(crate) async fn run(
     running: Config,
     mut watcher: Option<Watcher>,
     mut reasons: mpsc::UnboundedReceiver<Reload>,
-    control: Sender<Input>,
+    (control, cloud): (Sender<Input>, mpsc::UnboundedSender<Work>),
     asker: Asker,
 ) {
     // What was read last: an event without a change, as from a neighbour's file, is no news.
@@ -89,7 +90,9 @@ pub(crate) async fn run(
                     };
                     // So that nobody is refused while DNS makes up its mind.
                     let names = asker.ask(unknown, FIRST_ANSWER).await;
-                    if control.send(Input::Config(Box::new(config), names)).is_err() {
+                    let (done, sent) = oneshot::channel();
+                    let work = Work::Document(Box::new(config), names, done);
+                    if cloud.send(work).is_err() || sent.await.is_err() {
                         return;
                     }
                 }
@@ -126,7 +129,7 @@ pub(crate) async fn run(
 }
 
 /// Has the control loop answer; none when the process is stopping.
-async fn ask<T: Send + 'static>(
+pub(crate) async fn ask<T: Send + 'static>(
     control: &Sender<Input>,
     question: impl FnOnce(&mut Control) -> T + Send + 'static,
 ) -> Option<T> {
@@ -145,7 +148,7 @@ async fn ask<T: Send + 'static>(
 /// The names of `config` that nobody follows yet, beside it.
 async fn unknown_names(control: &Sender<Input>, config: Config) -> Option<(Config, Vec<Query>)> {
     ask(control, move |control| {
-        let unknown = control.unknown_names(&config.services);
+        let unknown = control.unknown_names(config.services.values());
         (config, unknown)
     })
     .await

@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
+use crate::cloud::{self, Cloud, CloudNews, StateFile};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
 use crate::health::Checker;
@@ -226,13 +227,19 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
         ),
     };
+    let state = StateFile::open(&process.state_directory);
+    let mut cloud = Cloud::new(&config, Some(state));
+    let change = cloud.document(&config);
+    let view = cloud.view();
     let watcher = reload::watcher(&config.files, reload_sender.clone());
+    let (cloud_sender, works) = mpsc::unbounded_channel();
+    runtime.spawn(cloud::run(cloud, works, sender.clone(), asker.clone()));
     runtime.spawn(reload::run(
         path.clone(),
         config.clone(),
         watcher,
         reload_reasons,
-        sender.clone(),
+        (sender.clone(), cloud_sender),
         asker.clone(),
     ));
     runtime.spawn(signals(sender, reload_sender, Arc::clone(&ready)));
@@ -242,9 +249,10 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
     let mut control =
         Control::new(clock, process, path, publisher, workers, (listeners, packets), watchers);
-    let unknown = control.unknown_names(&config.services);
+    let unknown = control.unknown_names(config.services.values().chain(&change.upserts));
     let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
-    control.begin(config, &names);
+    let news = CloudNews { change, names: names.clone(), view };
+    control.begin(config, &names, news);
     control.await_workers();
     ready.store(true, Relaxed);
     Ok(Started { control, inputs, socket, log })

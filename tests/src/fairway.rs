@@ -23,7 +23,16 @@ impl Fairway {
     /// As [`Fairway::start`], through a program that runs it: its words, and variables `NAME=value`
     /// before them.
     pub fn start_by(net: &Net, document: &str, words: &[&str]) -> Self {
-        let mut fairway = Self::spawn(net, document, words);
+        Self::spawn(net, document, words).ready(document)
+    }
+
+    /// As [`Fairway::start`], with further files beside the document: their names and texts.
+    pub fn start_with_files(net: &Net, document: &str, files: &[(&str, &str)]) -> Self {
+        Self::spawn_with(net, document, &[], files).ready(document)
+    }
+
+    fn ready(self, document: &str) -> Self {
+        let mut fairway = self;
         let has_kernel_ends = document.contains("driver: dpdk");
         let namespace = fairway.namespace.clone();
         let address = || {
@@ -55,7 +64,16 @@ impl Fairway {
 
     /// As [`Fairway::start_by`], and does not wait.
     pub fn spawn(net: &Net, document: &str, words: &[&str]) -> Self {
+        Self::spawn_with(net, document, words, &[])
+    }
+
+    fn spawn_with(net: &Net, document: &str, words: &[&str], files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
         let namespace = net.name(Host::Lb);
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
@@ -203,6 +221,7 @@ fn whole(folder: &Path, document: &str) -> String {
     if !document.contains("admin:") {
         text += &format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
     }
+    text += &format!("stateDirectory: {}/state\n", folder.display());
     let older = std::env::var("FAIRWAY_TEST_SHAPE").is_ok_and(|shape| shape == "6.1");
     if older && !document.contains("dataplane:") {
         text += "dataplane: {uring: {disable: [cappedReceive]}}\n";

@@ -139,6 +139,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/backends", get(backends))
+        .route("/v1/cluster", get(cluster))
         .route("/v1/order", post(order))
         .route("/v1/plan", post(plan))
         .route("/v1/history", get(history))
@@ -248,7 +249,7 @@ async fn plan(
     };
     let (config, unknown) = admin
         .ask(move |control| {
-            let unknown = control.unknown_names(&config.services);
+            let unknown = control.unknown_names(config.services.values());
             (config, unknown)
         })
         .await?;
@@ -264,6 +265,10 @@ async fn plan(
         PlanView { changes, restart: waiting.into_iter().map(Into::into).collect() }
     });
     Ok(Json(changes.await?).into_response())
+}
+
+async fn cluster(State(admin): State<Admin>) -> Result<Response, Response> {
+    Ok(Json(admin.ask(|control| control.cloud.clone()).await?).into_response())
 }
 
 async fn history(State(admin): State<Admin>) -> Result<Response, Response> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use fairway_config::ServiceKey;
+use fairway_config::{ServiceKey, Serving};
 use fairway_core::packet::{DropReason, protocol};
 use fairway_core::{
     Counter, DatagramDrop, EndReason, FailureCause, IpPrefix, LimitKind, RetryCause, Share,
@@ -32,6 +32,9 @@ pub(crate) struct Status {
     pub(crate) generation_in_use: u64,
     pub(crate) config: ConfigView,
     pub(crate) services: usize,
+    /// The cluster whose Services are served, if there is one.
+    #[serde(default)]
+    pub(crate) cluster: Option<ClusterView>,
     pub(crate) backends: usize,
     pub(crate) backends_down: usize,
     pub(crate) checks: usize,
@@ -62,6 +65,16 @@ pub(crate) struct ConfigView {
     /// Sections that changed and take effect at the next start.
     #[serde(default)]
     pub(crate) waiting_for_restart: Vec<String>,
+}
+
+/// A cluster, in short.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClusterView {
+    /// Number of objects, by kind.
+    pub(crate) objects: BTreeMap<String, usize>,
+    /// Its Services that are ours.
+    pub(crate) services: usize,
 }
 
 /// Descriptors, by what they are for.
@@ -401,6 +414,10 @@ impl Control {
                 waiting_for_restart: self.config.waiting.iter().map(|s| (*s).into()).collect(),
             },
             services: self.services.len(),
+            cluster: (!self.cloud.objects.is_empty()).then(|| ClusterView {
+                objects: self.cloud.objects.clone(),
+                services: self.cloud.services.len(),
+            }),
             backends: self.services.values().map(|live| live.all().count()).sum(),
             backends_down: self.services.values().flat_map(|s| s.all()).filter(down).count(),
             checks: self.checker.len(),
@@ -499,6 +516,12 @@ impl Control {
                 ("ejected", Some(format!("{shown}; back in {:?}", until.since(now))))
             }
             _ if live.orders.drained.is_some() => ("draining", None),
+            _ if live.serving == Serving::NotReady && live.orders.admitted.is_none() => {
+                ("down", Some("its source says: not ready".into()))
+            }
+            _ if live.serving == Serving::Leaving && live.orders.admitted.is_none() => {
+                ("draining", Some("its source says: about to go".into()))
+            }
             _ if live.share < Share::FULL => {
                 let percent = (live.share.part() * 100.0).round();
                 ("starting", Some(format!("takes {percent}% of its share of new flows")))

@@ -7,6 +7,8 @@ use fairway_config::{Config, load};
 use fairway_core::{Frontend, Mode, Protocol, Scheduler};
 use serde::Serialize;
 
+use crate::cloud::Cloud;
+
 use super::{EXIT_CONFIG, Format, counted, hint_at_config, print_json};
 
 pub(super) fn check(path: &Path, format: Format) -> ExitCode {
@@ -21,14 +23,27 @@ pub(super) fn check(path: &Path, format: Format) -> ExitCode {
         notes: Vec<String>,
     }
     let report = match load(path) {
-        Ok(config) => Report {
-            ok: true,
-            services: config.services.len(),
-            backends: config.services.values().map(|s| s.backends.len()).sum(),
-            names: config.services.values().map(|s| s.named.len()).sum(),
-            problems: Vec::new(),
-            notes: notes(&config),
-        },
+        Ok(config) => {
+            let mut notes = notes(&config);
+            let mut all = config.services.clone();
+            if let Some(manifests) = &config.cluster.manifests {
+                notes.extend(manifests.notes.iter().cloned());
+                let mut cloud = Cloud::new(&config, None);
+                cloud.document(&config);
+                let view = cloud.view();
+                notes.extend(view.troubles);
+                notes.extend(cloud.local_addresses());
+                all.extend(cloud.desired());
+            }
+            Report {
+                ok: true,
+                services: all.len(),
+                backends: all.values().map(|spec| spec.backends.len()).sum(),
+                names: all.values().map(|spec| spec.named.len()).sum(),
+                problems: Vec::new(),
+                notes,
+            }
+        }
         Err(problems) => Report {
             ok: false,
             services: 0,

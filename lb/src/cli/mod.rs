@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use self::client::{Client, ClientError};
 use crate::admin::views::{BackendView, ConnectionView, FlowView, ServiceView, Status};
 use crate::admin::{OrderRequest, RollbackRequest};
+use crate::cloud::CloudView;
 use crate::control::{Generation, Order};
 
 /// Something did not work.
@@ -89,6 +90,8 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// The cluster's Services: their addresses, and what needs their owners
+    Cluster(Remote),
     /// The backends and how they stand
     Backends {
         /// A service: `web`, or one port of it: `web/http`
@@ -333,6 +336,7 @@ pub(crate) fn main() -> ExitCode {
             let path = path("/v1/backends", service.as_deref());
             show::<Vec<BackendView>>(&remote, &path, |views| table::backends(views))
         }
+        Command::Cluster(remote) => show::<CloudView>(&remote, "/v1/cluster", table::cluster),
         Command::Drain { which, lasting, wait, timeout, remote } => {
             let backend = which.backend.clone();
             let service = which.service.clone();

@@ -8,6 +8,7 @@ use crate::admin::explain::Explanation;
 use crate::admin::views::{
     BackendView, ConnectionView, FlowView, PlanView, ServiceView, Status, TalkerView,
 };
+use crate::cloud::{CloudServiceView, CloudView, PoolView};
 use crate::control::Generation;
 
 /// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
@@ -35,6 +36,30 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     line(&mut titles.iter().copied());
     for row in rows {
         line(&mut row.iter().map(String::as_str));
+    }
+    out
+}
+
+/// The cluster's Services, and the pools of their addresses.
+pub(crate) fn cluster(view: &CloudView) -> String {
+    let dash = |text: String| if text.is_empty() { "-".into() } else { text };
+    let service = |view: &CloudServiceView| {
+        let addresses: Vec<String> = view.addresses.iter().map(ToString::to_string).collect();
+        vec![
+            view.service.clone(),
+            dash(addresses.join(" ")),
+            view.pool.as_deref().unwrap_or("-").into(),
+            dash(view.findings.join("; ")),
+        ]
+    };
+    let services: Vec<_> = view.services.iter().map(service).collect();
+    let mut out = table(&["service", "addresses", "pool", "trouble"], &services);
+    let pool =
+        |pool: &PoolView| vec![pool.name.to_string(), pool.assigned.to_string(), pool.size.clone()];
+    let pools: Vec<_> = view.pools.iter().map(pool).collect();
+    if !pools.is_empty() {
+        out.push('\n');
+        out += &table(&["pool", "assigned#", "addresses#"], &pools);
     }
     out
 }
@@ -70,6 +95,11 @@ pub(crate) fn status(status: &Status) -> String {
     row("generation", format!("{}{in_use}", status.generation));
     row("config", status.config.path.clone());
     row("services", status.services.to_string());
+    if let Some(cluster) = &status.cluster {
+        let of = |(kind, count): (&String, &usize)| format!("{count} of {kind}");
+        let objects: Vec<String> = cluster.objects.iter().map(of).collect();
+        row("cluster", format!("{} Services are ours; {}", cluster.services, objects.join(", ")));
+    }
     row("backends", format!("{}, {} down", status.backends, status.backends_down));
     row("checks", status.checks.to_string());
     let budgets = &status.budgets;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use fairway_config::{BackendSpec, CheckSpec, Priority, ServiceSpec};
+use fairway_config::{CheckSpec, Priority, ServiceSpec};
 use fairway_core::{
-    Admission, Backend, BackendAddr, BackendId, BackendTotals, BuildError, Group, Member, Mode,
-    PassiveEjection, Pool, Previous, Service, ServiceId, ServiceState, Share, Standing, Tick,
+    Admission, Backend, BackendAddr, BackendId, BuildError, Group, Member, Mode, Pool, Previous,
+    Service, ServiceId, ServiceState, Share, Standing, Tick,
 };
 
+use super::backend::LiveBackend;
 use super::ids::Ids;
 use super::orders::Orders;
 use super::outlier::{Sample, Verdict, judge, most_ejected};
@@ -49,122 +50,6 @@ struct LiveGroup {
     /// Where its backends are among all.
     members: Range<usize>,
     pool: Arc<Pool>,
-}
-
-/// A configured backend and how it stands.
-pub(crate) struct LiveBackend {
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) name: Option<Box<str>>,
-    pub(crate) zone: Option<Box<str>>,
-    pub(crate) weight: u16,
-    /// Why its checks took it out; none while they are good or there are none.
-    pub(crate) down: Option<Box<str>>,
-    pub(crate) ejection: Ejection,
-    /// Its counters at the start of the window.
-    seen: BackendTotals,
-    /// What its agent asks for.
-    pub(crate) agent: AgentState,
-    /// What the operator wants of it, against the configuration.
-    pub(crate) orders: Orders,
-    /// Set while it takes a part of its flows only.
-    pub(crate) ramp: Option<Ramp>,
-    /// The part that it takes.
-    pub(crate) share: Share,
-}
-
-/// Ejection for what traffic showed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Ejection {
-    /// Out until then.
-    pub(crate) until: Option<Tick>,
-    /// What its traffic showed.
-    pub(crate) cause: Option<Box<str>>,
-    /// Ejections in a row.
-    times: u32,
-    /// When the last one ended.
-    ended: Tick,
-}
-
-impl Ejection {
-    /// Ejects from `now` on; the n-th time in a row takes n times as long. None when it is out
-    /// already, or nobody is ever ejected.
-    fn begin(&mut self, rule: &PassiveEjection, now: Tick) -> Option<Duration> {
-        if self.until.is_some() || rule.failures == 0 {
-            return None;
-        }
-        // A good time as long as the longest ejection makes a clean slate.
-        if now.since(self.ended) > rule.max {
-            self.times = 0;
-        }
-        self.times += 1;
-        let length = rule.base.saturating_mul(self.times).min(rule.max);
-        self.until = Some(now.plus(length));
-        Some(length)
-    }
-
-    /// Ends the ejection before its time: good checks say more than old failures.
-    pub(crate) fn lift(&mut self, now: Tick) {
-        if self.until.take().is_some() {
-            self.ended = now;
-        }
-    }
-
-    /// Ends the ejection when its time is over; true when that changed something.
-    fn expire(&mut self, now: Tick) -> bool {
-        if self.until.is_none_or(|until| until > now) {
-            return false;
-        }
-        self.until = None;
-        self.ended = now;
-        true
-    }
-}
-
-impl LiveBackend {
-    /// How it stands, panic mode aside. Orders of the operator come before checks and traffic.
-    pub(crate) fn standing(&self) -> Standing {
-        self.standing_in(false)
-    }
-
-    /// How it stands, with all backends in use that only checks and traffic take out, when
-    /// `panic`.
-    fn standing_in(&self, panic: bool) -> Standing {
-        let trusted = panic || self.orders.admitted.is_some();
-        let agent = match self.orders.admitted {
-            Some(_) => Share::FULL,
-            None => percent(self.agent.percent),
-        };
-        let ramp = if panic { Share::FULL } else { self.share };
-        let maintained = self.agent.maintenance && self.orders.admitted.is_none();
-        Standing {
-            failed: self.orders.ejected.is_some() || maintained || (self.is_down() && !trusted),
-            ejected: self.ejection.until.is_some() && !trusted,
-            draining: self.orders.drained.is_some()
-                || (self.agent.drain && self.orders.admitted.is_none()),
-            share: ramp.times(self.orders.share()).times(agent),
-        }
-    }
-
-    /// Whether its checks or its agent take it out.
-    fn is_down(&self) -> bool {
-        self.down.is_some() || self.agent.down.is_some() || self.agent.maintenance
-    }
-
-    fn new(spec: &BackendSpec, backend: Arc<Backend>) -> Self {
-        Self {
-            backend,
-            name: spec.name.clone(),
-            zone: spec.zone.clone(),
-            weight: spec.weight.get(),
-            down: None,
-            ejection: Ejection::default(),
-            seen: BackendTotals::default(),
-            agent: AgentState::default(),
-            orders: Orders::default(),
-            ramp: None,
-            share: Share::FULL,
-        }
-    }
 }
 
 /// Backends of our own zone: how many there are, and how many take flows.
@@ -225,18 +110,16 @@ impl Live {
         };
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
+        let protocol = spec.protocol;
         let backends = spec.backends.iter().map(|spec| match known.remove(&spec.addr) {
-            Some(live) => LiveBackend {
-                name: spec.name.clone(),
-                zone: spec.zone.clone(),
-                weight: spec.weight.get(),
-                ..live
-            },
-            None => LiveBackend {
-                down: unchecked.clone(),
-                orders: absent.remove(&spec.addr).unwrap_or_default(),
-                ..LiveBackend::new(spec, ids.create(spec.addr, workers))
-            },
+            Some(live) => live.described_by(spec),
+            None => {
+                let backend = ids.create(spec.addr, workers);
+                let mut live = LiveBackend::new(spec, backend, protocol);
+                live.down.clone_from(&unchecked);
+                live.orders = absent.remove(&spec.addr).unwrap_or_default();
+                live
+            }
         });
         let mut backends: Vec<LiveBackend> = backends.collect();
         for live in &mut backends {
@@ -575,11 +458,6 @@ pub(crate) fn followed_at<'l>(
     let spec = Arc::clone(&live.spec);
     let wanted = target.clone();
     live.all_mut().filter(move |live| agent_of(&spec, &live.backend).as_ref() == Some(&wanted))
-}
-
-/// A share of so many hundredths; none is all.
-pub(crate) fn percent(percent: Option<u32>) -> Share {
-    percent.map_or(Share::FULL, |percent| Share::of(f64::from(percent) / 100.0))
 }
 
 /// Finds the backends of a service that are checked at `target`.

@@ -4,6 +4,8 @@
 //! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
 
 mod apply;
+mod backend;
+mod cluster;
 mod events;
 mod fence;
 mod history;
@@ -43,14 +45,16 @@ use self::events::eject;
 use self::ids::Ids;
 use self::names::Named;
 use self::retire::Retiring;
+use crate::cloud::{CloudNews, CloudView};
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
 use crate::network::News;
 use crate::resolver::{NameAddress, NameEvent, Resolver};
 
+pub(crate) use self::backend::LiveBackend;
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
-pub(crate) use self::live::{Live, LiveBackend};
+pub(crate) use self::live::Live;
 pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
@@ -76,8 +80,9 @@ pub(crate) type Answers = HashMap<Query, Vec<NameAddress>>;
 
 /// Something for the control loop.
 pub(crate) enum Input {
-    /// A document was read, and asked for were the names that it brings.
-    Config(Box<Config>, Answers),
+    /// A document was read, and asked for were the names that it brings; and what it changes of the
+    /// cluster's Services.
+    Config(Box<Config>, Answers, Box<CloudNews>),
     /// A document could not be read; what runs goes on.
     ConfigFailed(Problems),
     /// A check tipped the scale.
@@ -127,6 +132,8 @@ pub(crate) struct Control {
     pub(crate) process: Process,
     pub(crate) config: ConfigState,
     pub(crate) desired: Desired,
+    /// The state of the cluster whose Services are served.
+    pub(crate) cloud: CloudView,
     pub(crate) services: BTreeMap<ServiceKey, Live>,
     keys: HashMap<ServiceId, ServiceKey>,
     next_service: u32,
@@ -202,6 +209,7 @@ impl Control {
                 waiting: Vec::new(),
             },
             desired: Desired::new(),
+            cloud: CloudView::default(),
             services: BTreeMap::new(),
             keys: HashMap::new(),
             next_service: 0,
@@ -233,11 +241,12 @@ impl Control {
     }
 
     /// Starts to serve what `config` says.
-    pub(crate) fn begin(&mut self, config: Config, names: &Answers) {
+    pub(crate) fn begin(&mut self, config: Config, names: &Answers, news: CloudNews) {
         let change = ChangeSet::between(&self.desired, &config.services);
         self.desired = config.services;
         self.history.push(self.desired.clone(), self.config.path.display().to_string());
         self.apply(change, names);
+        self.take_cluster(news);
         self.publish();
         self.listeners.tend(self.clock.now(), &self.workers);
         self.tend_packets(self.clock.now());
@@ -295,7 +304,10 @@ impl Control {
         match input {
             // What was accepted is to end; a new document is for the next start.
             Input::Config(..) if self.is_stopping() => {}
-            Input::Config(config, names) => self.take_config(*config, &names),
+            Input::Config(config, names, news) => {
+                self.take_config(*config, &names);
+                self.take_cluster(*news);
+            }
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use fairway_config::{
-    BackendSpec, Desired, NamedBackends, Priority, Query, ServiceKey, ServiceSpec,
+    BackendSpec, NamedBackends, Priority, Query, ServiceKey, ServiceSpec, Serving,
 };
 use fairway_core::{BackendAddr, Mode, Weight};
 
@@ -63,6 +63,7 @@ fn backend(named: &NamedBackends, answer: &NameAddress, heaviest: u16) -> Backen
             true => Priority::Backup(of_record),
             false => Priority::Given(named.priority.unwrap_or(of_record)),
         },
+        serving: Serving::Yes,
         name: Some(named.name.clone()),
         zone: named.zone.clone(),
     }
@@ -123,8 +124,11 @@ impl Control {
     }
 
     /// The names of `services` that nobody follows.
-    pub(crate) fn unknown_names(&self, services: &Desired) -> Vec<Query> {
-        let all = services.values().flat_map(|spec| &spec.named).map(|named| &named.query);
+    pub(crate) fn unknown_names<'s>(
+        &self,
+        services: impl IntoIterator<Item = &'s Arc<ServiceSpec>>,
+    ) -> Vec<Query> {
+        let all = services.into_iter().flat_map(|spec| &spec.named).map(|named| &named.query);
         let mut unknown: Vec<_> = all.filter(|q| !self.names.contains_key(q)).cloned().collect();
         unknown.sort_unstable();
         unknown.dedup();

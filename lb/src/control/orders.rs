@@ -31,7 +31,7 @@ pub(crate) struct Since {
 impl Orders {
     /// The part of its flows that it may take.
     pub(crate) fn share(&self) -> Share {
-        super::live::percent(self.percent.map(|(percent, _)| percent))
+        super::backend::percent(self.percent.map(|(percent, _)| percent))
     }
 
     /// What differs from the configuration, in words; none when nothing does.

@@ -37,6 +37,11 @@ impl Control {
                  CAP_NET_ADMIN, `ports` needs Linux 6.3"
             ));
         }
+        let cloud = &self.cloud.troubles;
+        troubles.extend(cloud.iter().take(MOST).cloned());
+        if cloud.len() > MOST {
+            troubles.push(format!("{} more of the cluster", cloud.len() - MOST));
+        }
         troubles.extend(self.routing_trouble());
         troubles.extend(self.packet_troubles());
         let names = self.name_troubles();

@@ -1,0 +1,272 @@
+//! Who has which address: pure, and the same for the same demands.
+//!
+//! Who has addresses keeps them while they fit. Then come those who ask for certain ones, then the
+//! rest, the oldest first. Everything is settled anew at each change, so a freed address goes to who
+//! waits for one, and nothing is remembered that is not in the demands.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use fairway_config::kubernetes::{Finding, Labels, Meta, Name, Pool, Wish};
+
+/// A Service that is to have addresses.
+#[derive(Debug)]
+pub(crate) struct Demand<'a> {
+    pub(crate) meta: &'a Meta,
+    /// The labels of its namespace.
+    pub(crate) namespace: &'a Labels,
+    /// What it asks for; what cannot be understood is an answer already.
+    pub(crate) wish: Result<Wish, Finding>,
+    /// The addresses that it has.
+    pub(crate) current: Vec<IpAddr>,
+}
+
+/// The addresses of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Assigned {
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The pool that has them.
+    pub(crate) pool: Box<str>,
+}
+
+/// What became of each demand, and why there is no address.
+pub(crate) type Assignments = BTreeMap<Name, Result<Assigned, Finding>>;
+
+/// Gives addresses of `pools`, without those in `reserved`, which others have, each with the words for
+/// whom.
+///
+/// Costs the demands times their pools; looking for a free address goes on where it ended last.
+pub(crate) fn settle(
+    pools: &[Pool],
+    reserved: &BTreeMap<IpAddr, String>,
+    demands: &[Demand<'_>],
+) -> Assignments {
+    let mut desk = Desk {
+        pools: in_order(pools),
+        reserved,
+        taken: HashMap::new(),
+        shared: HashMap::new(),
+        cursors: HashMap::new(),
+    };
+    let mut assignments = Assignments::new();
+    let mut later = Vec::new();
+    let mut order: Vec<&Demand<'_>> = demands.iter().collect();
+    order.sort_by_key(|demand| (&demand.meta.creation_timestamp, demand.meta.name()));
+    for demand in order {
+        let wish = match &demand.wish {
+            Ok(wish) => wish,
+            Err(finding) => {
+                assignments.insert(demand.meta.name(), Err(finding.clone()));
+                continue;
+            }
+        };
+        match desk.kept(demand, wish) {
+            Some(kept) => {
+                let all = kept.addresses.len() == wish.families.len().max(1);
+                desk.take(demand, wish, &kept.addresses);
+                // What is still missing comes after those who have something.
+                if !all && wish.addresses.is_empty() {
+                    later.push((demand, wish));
+                }
+                assignments.insert(demand.meta.name(), Ok(kept));
+            }
+            None => later.push((demand, wish)),
+        }
+    }
+    let (certain, any): (Vec<_>, Vec<_>) =
+        later.into_iter().partition(|(_, wish)| !wish.addresses.is_empty());
+    for (demand, wish) in certain.into_iter().chain(any) {
+        let name = demand.meta.name();
+        if let Some(Ok(has)) = assignments.get_mut(&name) {
+            if let Some(ip) = desk.completed(wish, has) {
+                desk.take(demand, wish, &[ip]);
+                has.addresses.push(ip);
+            }
+            continue;
+        }
+        let assigned = desk.assign(demand, wish);
+        if let Ok(assigned) = &assigned {
+            desk.take(demand, wish, &assigned.addresses);
+        }
+        assignments.insert(name, assigned);
+    }
+    assignments
+}
+
+/// Pools that are there for some come first, then the lowest priority.
+fn in_order(pools: &[Pool]) -> Vec<&Pool> {
+    let mut pools: Vec<&Pool> = pools.iter().collect();
+    pools.sort_by_key(|pool| {
+        (pool.selection.is_open(), pool.priority.unwrap_or(u32::MAX), &pool.name)
+    });
+    pools
+}
+
+struct Desk<'a> {
+    pools: Vec<&'a Pool>,
+    reserved: &'a BTreeMap<IpAddr, String>,
+    taken: HashMap<IpAddr, Vec<(Name, &'a Wish)>>,
+    /// Addresses by the key with which they are shared.
+    shared: HashMap<&'a str, BTreeSet<IpAddr>>,
+    /// Of each pool and family the first address that may be free.
+    cursors: HashMap<(&'a str, bool), (usize, u128)>,
+}
+
+impl<'a> Desk<'a> {
+    fn take(&mut self, demand: &Demand<'_>, wish: &'a Wish, addresses: &[IpAddr]) {
+        for ip in addresses {
+            self.taken.entry(*ip).or_default().push((demand.meta.name(), wish));
+            if let Some(sharing) = &wish.sharing {
+                self.shared.entry(&sharing.key).or_default().insert(*ip);
+            }
+        }
+    }
+
+    /// What a Service keeps of what it has.
+    fn kept(&self, demand: &Demand<'_>, wish: &Wish) -> Option<Assigned> {
+        let mut current: Vec<IpAddr> = demand.current.clone();
+        if !wish.families.is_empty() {
+            current.retain(|ip| wish.families.contains(&ip.is_ipv4()));
+        }
+        let first = *current.first()?;
+        let pool = self.pools.iter().find(|pool| pool.offers(first))?;
+        let fits = |ip: &IpAddr| pool.offers(*ip) && self.why_not(*ip, wish).is_none();
+        let wanted = wish.addresses.is_empty()
+            || (wish.addresses.iter().all(|ip| current.contains(ip))
+                && current.len() == wish.addresses.len());
+        let of_pool = wish.pool.as_ref().is_none_or(|wanted| **wanted == *pool.name);
+        let admitted = pool.selection.admits(demand.meta, demand.namespace);
+        let complete = !wish.needs_all
+            || wish.families.iter().all(|f| current.iter().any(|ip| ip.is_ipv4() == *f));
+        let keeps = wanted && of_pool && admitted && complete && current.iter().all(fits);
+        keeps.then(|| Assigned { addresses: current, pool: pool.name.clone() })
+    }
+
+    /// An address of the family that a Service lacks, if its pool has one.
+    fn completed(&mut self, wish: &Wish, has: &Assigned) -> Option<IpAddr> {
+        let lacks = |family: &&bool| !has.addresses.iter().any(|ip| ip.is_ipv4() == **family);
+        let family = *wish.families.iter().find(lacks)?;
+        let pool = *self.pools.iter().find(|pool| pool.name == has.pool)?;
+        self.pick(pool, family, wish)
+    }
+
+    fn assign(&mut self, demand: &Demand<'_>, wish: &Wish) -> Result<Assigned, Finding> {
+        let admits = |pool: &&Pool| pool.selection.admits(demand.meta, demand.namespace);
+        if let Some(name) = &wish.pool
+            && !self.pools.iter().any(|pool| pool.name == *name)
+        {
+            let names: Vec<_> = self.pools.iter().map(|pool| &*pool.name).collect();
+            return refuse(format!("there is no pool `{name}`; there are: {}", names.join(", ")));
+        }
+        let of_name = |pool: &&&Pool| wish.pool.as_ref().is_none_or(|name| pool.name == *name);
+        let named: Vec<&'a Pool> = self.pools.iter().filter(of_name).copied().collect();
+        let open: Vec<&'a Pool> = named.into_iter().filter(admits).collect();
+        if !wish.addresses.is_empty() {
+            return self.certain(&open, wish);
+        }
+        let asked = wish.pool.is_some();
+        let pools: Vec<&'a Pool> =
+            open.into_iter().filter(|pool| asked || pool.auto_assign).collect();
+        if pools.is_empty() {
+            return refuse(match &wish.pool {
+                Some(name) => format!("pool `{name}` is not for this Service, by its selectors"),
+                None => {
+                    "no pool is for this Service: none that gives addresses to whoever asks for \
+                         none in particular admits it by its selectors"
+                        .into()
+                }
+            });
+        }
+        for pool in &pools {
+            let addresses: Vec<IpAddr> = if wish.families.is_empty() {
+                let any = [true, false].into_iter().find_map(|f| self.pick(pool, f, wish));
+                any.into_iter().collect()
+            } else {
+                let each = wish.families.iter().filter_map(|f| self.pick(pool, *f, wish));
+                each.collect()
+            };
+            let enough = if wish.needs_all { wish.families.len() } else { 1 };
+            if addresses.len() >= enough.max(1) {
+                return Ok(Assigned { addresses, pool: pool.name.clone() });
+            }
+        }
+        let names: Vec<_> = pools.iter().map(|pool| format!("`{}`", pool.name)).collect();
+        let families: Vec<_> =
+            wish.families.iter().map(|v4| if *v4 { "IPv4" } else { "IPv6" }).collect();
+        let what =
+            if families.is_empty() { "".into() } else { format!(" {}", families.join(" and ")) };
+        Err(Finding {
+            reason: "PoolExhausted",
+            message: format!("no free{what} address in {}", names.join(", ")),
+        })
+    }
+
+    /// The addresses that a Service asks for, all of one pool.
+    fn certain(&self, pools: &[&Pool], wish: &Wish) -> Result<Assigned, Finding> {
+        let offers = |pool: &&&Pool| wish.addresses.iter().all(|ip| pool.offers(*ip));
+        let Some(pool) = pools.iter().find(offers) else {
+            let list: Vec<_> = wish.addresses.iter().map(ToString::to_string).collect();
+            return refuse(format!("no pool for this Service has {}", list.join(" and ")));
+        };
+        for ip in &wish.addresses {
+            if let Some(why) = self.why_not(*ip, wish) {
+                return refuse(format!("{ip} is taken by {why}"));
+            }
+        }
+        Ok(Assigned { addresses: wish.addresses.clone(), pool: pool.name.clone() })
+    }
+
+    /// The lowest free address of a family, or one that is shared with the same key.
+    fn pick(&mut self, pool: &'a Pool, is_ipv4: bool, wish: &Wish) -> Option<IpAddr> {
+        if let Some(sharing) = &wish.sharing {
+            let shared = self.shared.get(&*sharing.key).into_iter().flatten();
+            let fits = |ip: &&IpAddr| {
+                ip.is_ipv4() == is_ipv4 && pool.offers(**ip) && self.why_not(**ip, wish).is_none()
+            };
+            if let Some(ip) = shared.copied().find(|ip| fits(&ip)) {
+                return Some(ip);
+            }
+        }
+        let cursor = self.cursors.entry((&pool.name, is_ipv4)).or_default();
+        let ranges = pool.ranges.iter().enumerate().skip(cursor.0);
+        for (n, range) in ranges.filter(|(_, range)| range.is_ipv4() == is_ipv4) {
+            let behind = if n == cursor.0 { cursor.1 } else { 0 };
+            for (step, ip) in (behind..).zip(range.from(behind)) {
+                // What is given away here is never given back, so nobody looks at it again.
+                *cursor = (n, step);
+                let free = !self.taken.contains_key(&ip) && !self.reserved.contains_key(&ip);
+                if free && !pool.avoids(ip) {
+                    return Some(ip);
+                }
+            }
+            *cursor = (n + 1, 0);
+        }
+        None
+    }
+
+    /// Who keeps a Service from an address.
+    fn why_not(&self, ip: IpAddr, wish: &Wish) -> Option<String> {
+        if let Some(who) = self.reserved.get(&ip) {
+            return Some(who.clone());
+        }
+        let holders = self.taken.get(&ip)?;
+        let disagrees = |(_, other): &&(Name, &Wish)| {
+            let alike = wish.sharing.is_some() && wish.sharing == other.sharing;
+            !alike || wish.ports.iter().any(|port| other.ports.contains(port))
+        };
+        let (name, other) = holders.iter().find(disagrees)?;
+        let why = match (&wish.sharing, &other.sharing) {
+            (Some(ours), Some(theirs)) if ours == theirs => " for the same port",
+            (Some(ours), Some(theirs)) if ours.key == theirs.key => {
+                ", and with `externalTrafficPolicy: Local` only Services of the same Pods share one"
+            }
+            (Some(_), _) => " with another sharing key",
+            (None, _) => "",
+        };
+        Some(format!("Service `{name}`{why}"))
+    }
+}
+
+fn refuse(message: String) -> Result<Assigned, Finding> {
+    Err(Finding { reason: "AddressUnavailable", message })
+}

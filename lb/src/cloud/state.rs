@@ -1,0 +1,79 @@
+//! What outlives the process: the addresses of Services.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use fairway_config::kubernetes::Name;
+use serde::{Deserialize, Serialize};
+
+/// Addresses by Service.
+pub(crate) type Known = BTreeMap<Name, Vec<IpAddr>>;
+
+/// The file, and what is in it.
+pub(crate) struct StateFile {
+    path: PathBuf,
+    written: Known,
+    /// Why it cannot be written, or read.
+    trouble: Option<String>,
+}
+
+/// The file as it is written.
+#[derive(Serialize, Deserialize, Default)]
+struct Contents {
+    services: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl StateFile {
+    /// A file in a folder, with what is in it. One that is not there is empty.
+    pub(crate) fn open(folder: &std::path::Path) -> Self {
+        let path = folder.join("addresses.json");
+        let contents = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<Contents>(&bytes).map_err(|e| e.to_string()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Contents::default()),
+            Err(error) => Err(error.to_string()),
+        };
+        let trouble = contents.as_ref().err().map(|why| {
+            format!("{} cannot be read, Services may get other addresses: {why}", path.display())
+        });
+        let named = |(text, addresses): (String, Vec<IpAddr>)| {
+            let (namespace, name) = text.split_once('/')?;
+            Some((Name::new(namespace, name), addresses))
+        };
+        let services = contents.unwrap_or_default().services.into_iter();
+        Self { path, written: services.filter_map(named).collect(), trouble }
+    }
+
+    /// What it held at the start.
+    pub(crate) fn read(&self) -> Known {
+        self.written.clone()
+    }
+
+    /// Writes what is known, if that is news: a new file in the place of the old one.
+    pub(crate) fn write(&mut self, known: Known) {
+        if known == self.written {
+            return;
+        }
+        let services = known.iter().map(|(name, at)| (name.to_string(), at.clone())).collect();
+        let written = serde_json::to_vec_pretty(&Contents { services })
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| {
+                let folder = self.path.parent().unwrap_or(std::path::Path::new("."));
+                std::fs::create_dir_all(folder)?;
+                let mut file = tempfile::NamedTempFile::new_in(folder)?;
+                std::io::Write::write_all(&mut file, &bytes)?;
+                file.as_file().sync_data()?;
+                file.persist(&self.path).map_err(|error| error.error)
+            });
+        self.trouble = written.err().map(|error| {
+            let path = self.path.display();
+            format!("{path} cannot be written, Services may get other addresses at the next start: {error}")
+        });
+        self.written = known;
+    }
+
+    /// Why it cannot be used.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.clone()
+    }
+}
