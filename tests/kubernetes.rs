@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use fairway_tests::api_server::ApiServer;
 use fairway_tests::cluster::{Node, Stands, node_ports, pod, slice};
 use fairway_tests::http::{Outcome, connect, get, load};
-use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, wait_for};
+use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, wait_at_most, wait_for};
 
 /// The first address of the pool.
 const FIRST: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 120)), 80);
@@ -217,5 +218,171 @@ fn a_rolling_update_fails_no_request() {
     assert_eq!(shares.keys().collect::<Vec<_>>(), ["new11", "new12", "new13"]);
     let service = cluster.fairway.service();
     assert!(service["retries"].as_object().is_none_or(serde_json::Map::is_empty), "{service}");
-    let _ = SECOND;
+}
+
+/// A Fairway that watches an API server.
+fn watching<'n>(net: &'n Net, api: &ApiServer, kubernetes: &str) -> Cluster<'n> {
+    let folder = tempfile::tempdir().unwrap();
+    api.kubeconfig(folder.path());
+    let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let (config, token) = (file("kubeconfig"), file("token"));
+    // The token lies beside it.
+    let config = config.replace(&folder.path().join("token").display().to_string(), "token");
+    let document = format!(
+        "dataplane: {{vip: {{interface: lo}}}}\nservices: []\n\
+         sources: {{kubernetes: {{kubeconfig: kubeconfig, defaultClass: true{kubernetes}}}}}\n\
+         addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
+    );
+    let files = [("kubeconfig", &*config), ("token", &*token)];
+    Cluster { net, fairway: Fairway::start_with_files(net, &document, &files) }
+}
+
+#[test]
+fn a_service_of_an_api_server_is_held_served_and_let_go() {
+    let Some(net) = Net::new() else { return };
+    let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
+    let api = ApiServer::start(&net);
+    let slices = |of_second: Stands| {
+        let endpoints = [(pods[0].ip(), "a", Stands::Ready), (pods[1].ip(), "a", of_second)];
+        slice("shop", &endpoints)
+    };
+    let cluster = watching(&net, &api, ", target: pod");
+    api.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n");
+    api.apply(&slices(Stands::Ready));
+    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
+    wait_for("it has an address", || api.addresses("shop") == ["10.77.0.120"]);
+    let service = api.get("services", "default", "shop").unwrap();
+    let held = &service["metadata"]["finalizers"];
+    assert_eq!(*held, serde_json::json!(["service.kubernetes.io/load-balancer-cleanup"]));
+    assert_eq!(
+        service["status"]["loadBalancer"]["ingress"],
+        serde_json::json!([{
+            "ip": "10.77.0.120", "ipMode": "Proxy", "ports": [{ "port": 80, "protocol": "TCP" }]
+        }])
+    );
+    // It is served before it is said to be.
+    let shares = cluster.shares(FIRST, 60);
+    assert_eq!(shares.len(), 2, "{shares:?}");
+    // What is written is so, and is not written again.
+    api.requests();
+    api.apply(&slices(Stands::NotReady));
+    wait_for("one is out", || cluster.state("10.244.0.2:8080") == "down");
+    assert_eq!(cluster.shares(FIRST, 20), [("p1".into(), 20)].into());
+    let patches: Vec<_> =
+        api.requests().into_iter().filter(|request| request.starts_with("PATCH")).collect();
+    assert!(patches.is_empty(), "{patches:?}");
+    // A bad annotation is told of, once, and the rest works.
+    api.apply(&shop("fairway.dev/scheduler: best", "allocateLoadBalancerNodePorts: false"));
+    let warned = || {
+        let events = api.all("events").into_iter();
+        events.filter(|event| event["reason"] == "InvalidAnnotation").collect::<Vec<_>>()
+    };
+    wait_for("its owner is told", || !warned().is_empty());
+    assert!(warned()[0]["note"].as_str().unwrap().contains("`best` is none of"), "{:?}", warned());
+    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
+    let reasons: Vec<String> =
+        api.all("events").iter().map(|e| e["reason"].as_str().unwrap().into()).collect();
+    for reason in ["EnsuringLoadBalancer", "EnsuredLoadBalancer"] {
+        assert!(reasons.iter().any(|known| known == reason), "{reasons:?}");
+    }
+    // It goes when we have let it go.
+    api.delete("services", "default", "shop");
+    wait_for("it is gone", || api.get("services", "default", "shop").is_none());
+    wait_for("nobody serves it", || cluster.fairway.services().as_array().unwrap().is_empty());
+}
+
+#[test]
+fn an_api_server_may_be_away() {
+    let Some(net) = Net::new() else { return };
+    let pods: Vec<Nginx> = (1..=3).map(|n| pod(&net, &format!("p{n}"), n)).collect();
+    let mut api = ApiServer::start(&net);
+    let slices = |count: usize| {
+        let endpoints: Vec<_> =
+            pods[..count].iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect();
+        slice("shop", &endpoints)
+    };
+    api.apply(&slices(1));
+    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
+    let mut cluster = watching(&net, &api, ", target: pod");
+    wait_for("it has an address", || api.addresses("shop") == ["10.77.0.120"]);
+    let served = |cluster: &Cluster<'_>| cluster.shares(FIRST, 30).len();
+    assert_eq!(served(&cluster), 1);
+    // While it is away, what is known is served.
+    api.go_away();
+    wait_for("it is told of", || {
+        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
+        troubles.contains("Service objects cannot be watched, what is known of them is served")
+    });
+    assert_eq!(served(&cluster), 1);
+    api.apply(&slices(2));
+    api.come_back(&net);
+    wait_for("the news arrive", || served(&cluster) == 2);
+    // It comes back with another memory: what vanished meanwhile is gone, without a word of it.
+    api.go_away();
+    api.apply(
+        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
+    );
+    api.delete("endpointslices", "default", "shop-1");
+    api.apply(&slices(3).replace("name: shop-1", "name: shop-2"));
+    api.forget();
+    api.come_back(&net);
+    wait_for("it is listed anew", || served(&cluster) == 3);
+    wait_for("the other has an address", || api.addresses("other") == ["10.77.0.121"]);
+    wait_for("all is well", || {
+        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
+        !troubles.contains("watched")
+    });
+    // And so does the next process, when there is no API server at all.
+    let saved = cluster.fairway.folder().join("state/cluster.json");
+    wait_for("it is written down", || {
+        std::fs::read_to_string(&saved).is_ok_and(|text| text.contains("other"))
+    });
+    api.go_away();
+    cluster.fairway.restart();
+    wait_for("it serves again", || net.on(Host::Client, || get(FIRST, "/").is_ok()));
+    assert_eq!(served(&cluster), 3);
+    api.come_back(&net);
+    wait_for("it is watched again", || {
+        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
+        !troubles.contains("watched")
+    });
+    assert_eq!((served(&cluster), api.addresses("shop")), (3, vec!["10.77.0.120".to_owned()]));
+}
+
+#[test]
+fn another_box_leads_when_one_dies() {
+    let Some(net) = Net::new() else { return };
+    let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
+    let api = ApiServer::start(&net);
+    api.apply(&slice("shop", &[(pods[0].ip(), "a", Stands::Ready)]));
+    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
+    // Somebody else led, and is not heard of any more.
+    api.apply(
+        "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: \
+         load-balancer.fairway.dev.fairway, namespace: kube-system}\nspec: {holderIdentity: other, \
+         leaseDurationSeconds: 15, renewTime: \"2026-01-01T00:00:00.000000Z\"}\n",
+    );
+    let cluster = watching(&net, &api, ", target: pod");
+    wait_for("it follows", || {
+        let table = cluster.fairway.cli(&["cluster"]).stdout;
+        String::from_utf8(table).unwrap().contains("default/shop  -")
+    });
+    assert!(api.addresses("shop").is_empty());
+    wait_at_most(25 * SECOND, "it leads", || api.addresses("shop") == ["10.77.0.120"]);
+    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
+    let lease = api.get("leases", "kube-system", "load-balancer.fairway.dev.fairway").unwrap();
+    assert_eq!(lease["spec"]["leaseTransitions"], 1, "{lease}");
+    // Another one takes it over: what is served is served on, and no longer written.
+    let mut stolen = serde_json::to_string(&lease).unwrap();
+    stolen = stolen.replace(lease["spec"]["holderIdentity"].as_str().unwrap(), "other");
+    api.apply(&stolen);
+    wait_for("it leads no longer", || cluster.fairway.log().contains("this box leads no longer"));
+    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
+    api.requests();
+    api.apply(
+        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
+    );
+    api.apply(&slice("shop", &[(pods[1].ip(), "a", Stands::Ready)]));
+    wait_for("endpoints change all the same", || cluster.shares(FIRST, 10).contains_key("p2"));
+    assert!(!api.requests().iter().any(|request| request.starts_with("PATCH")));
 }

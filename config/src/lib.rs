@@ -22,9 +22,9 @@ pub use document::schema;
 pub use load::{load, load_text, to_json};
 pub use problem::{File, Place, Problem, Problems};
 pub use spec::{
-    BackendSpec, ChangeSet, CheckSpec, ClusterSource, Config, Desired, Device, Dpdk, Exchange,
-    Http, LogTarget, NamedBackends, Origin, Outliers, PacketPath, Pages, Priority, Probe, Process,
-    Query, ServiceKey, ServiceSpec, Serving, SlowStart, Tls,
+    Access, ApiServer, BackendSpec, ChangeSet, CheckSpec, ClusterSource, Config, Desired, Device,
+    Dpdk, Exchange, Http, LogTarget, NamedBackends, Origin, Outliers, PacketPath, Pages, Priority,
+    Probe, Process, Query, ServiceKey, ServiceSpec, Serving, SlowStart, Tls,
 };
 pub use values::{
     Address, At, Auto, Endpoint, Host, Percent, Ports, Prefix, Range, Size, Socket, Statuses, Time,

@@ -35,10 +35,37 @@ pub struct Config {
 pub struct ClusterSource {
     /// Which Services are ours, and how they are served.
     pub rules: Rules,
+    /// The API server that is watched.
+    pub api: Option<ApiServer>,
     /// Objects from files; none when no files are named.
     pub manifests: Option<Manifests>,
     /// Addresses for Services.
     pub pools: Vec<Pool>,
+}
+
+/// An API server, and what of it is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiServer {
+    /// How it is reached.
+    pub access: Access,
+    /// Namespaces whose Services are served; none is all.
+    pub namespaces: Vec<String>,
+    /// Whether MetalLB's pools are ours, too.
+    pub metallb_pools: bool,
+}
+
+/// How an API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// By the service account of the Pod that this runs in.
+    InCluster,
+    /// By a kubeconfig.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Which of its contexts; none is the current one.
+        context: Option<String>,
+    },
 }
 
 /// Services by key: what the control loop is to bring about.

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
-use crate::cloud::{self, Cloud, CloudNews, StateFile};
+use crate::cloud::{self, CloudNews};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
 use crate::health::Checker;
@@ -227,19 +227,15 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
         ),
     };
-    let state = StateFile::open(&process.state_directory);
-    let mut cloud = Cloud::new(&config, Some(state));
-    let change = cloud.document(&config);
-    let view = cloud.view();
+    let cloud::Begun { works, change, view } =
+        cloud::start(runtime, &config, sender.clone(), asker.clone())?;
     let watcher = reload::watcher(&config.files, reload_sender.clone());
-    let (cloud_sender, works) = mpsc::unbounded_channel();
-    runtime.spawn(cloud::run(cloud, works, sender.clone(), asker.clone()));
     runtime.spawn(reload::run(
         path.clone(),
         config.clone(),
         watcher,
         reload_reasons,
-        (sender.clone(), cloud_sender),
+        (sender.clone(), works),
         asker.clone(),
     ));
     runtime.spawn(signals(sender, reload_sender, Arc::clone(&ready)));

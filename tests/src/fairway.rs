@@ -77,20 +77,18 @@ impl Fairway {
         let namespace = net.name(Host::Lb);
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &namespace, "env"]).args(words);
-        let child = command
-            .arg(program())
-            .arg("run")
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = run(&namespace, folder.path(), words);
         Self { folder, child, namespace }
+    }
+
+    /// Ends it as a crash does, and starts it again as it was.
+    pub fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = run(&self.namespace, self.folder.path(), &[]);
+        wait_for("fairway is ready", || {
+            self.status().is_some_and(|status| status["ready"] == true)
+        });
     }
 
     pub fn config_path(&self) -> PathBuf {
@@ -213,6 +211,23 @@ impl Fairway {
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
+}
+
+/// Runs the document of a folder.
+fn run(namespace: &str, folder: &Path, words: &[&str]) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, "env"]).args(words);
+    command
+        .arg(program())
+        .arg("run")
+        .arg("--config")
+        .arg(folder.join("fairway.yaml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.unwrap())
+        .spawn()
+        .unwrap()
 }
 
 /// Adds what every document here has in common, and lacks.

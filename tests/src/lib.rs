@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(missing_docs, reason = "test helpers say it by their names")]
 
+pub mod api_server;
 pub mod cluster;
 mod fairway;
 pub mod http;

@@ -1,9 +1,12 @@
 //! What a document says of clusters, and the addresses that it has for Services.
 
+use std::path::Path;
+
+use super::process::absolute;
 use super::{Findings, Means};
 use crate::document::{AddressPoolDoc, KubernetesDoc, TargetKindDoc};
 use crate::kubernetes::{Pool, Rules, Selection, Setting, Sketch, Target, overlaps, specs};
-use crate::spec::Process;
+use crate::spec::{Access, ApiServer, Process};
 use crate::tree::{Node, Value};
 use crate::values::At;
 
@@ -25,7 +28,7 @@ pub(crate) fn rules(
     }
     Rules {
         class: doc.class.as_ref().map_or(CLASS, |at| &at.value).into(),
-        is_default: doc.default_class.unwrap_or(true),
+        is_default: doc.default_class.unwrap_or_else(|| !names_api(doc)),
         target: match doc.target {
             None | Some(TargetKindDoc::Node) => Target::Node,
             Some(TargetKindDoc::Pod) => Target::Pod,
@@ -36,6 +39,46 @@ pub(crate) fn rules(
         defaults: defaults.map_or_else(Vec::new, |node| settings(node, means, findings)),
         means,
     }
+}
+
+fn names_api(doc: &KubernetesDoc) -> bool {
+    doc.kubeconfig.is_some() || doc.in_cluster.is_some_and(|at| at.value)
+}
+
+/// The API server that is watched, if one is named.
+pub(crate) fn api(
+    doc: &KubernetesDoc,
+    base: &Path,
+    manifests: &[At<String>],
+    findings: &mut Findings<'_>,
+) -> Option<ApiServer> {
+    let in_cluster = doc.in_cluster.filter(|at| at.value);
+    if let Some(at) = doc.context.as_ref().filter(|_| doc.kubeconfig.is_none()) {
+        findings.add(at.place, "`context` is one of a kubeconfig: name it in `kubeconfig`");
+    }
+    let access = match (&doc.kubeconfig, in_cluster) {
+        (Some(_), Some(at)) => {
+            findings.add(at.place, "`inCluster` or `kubeconfig`: remove one of them");
+            return None;
+        }
+        (Some(path), None) => Access::Kubeconfig {
+            path: absolute(base, &path.value),
+            context: doc.context.as_ref().map(|at| at.value.clone()),
+        },
+        (None, Some(_)) => Access::InCluster,
+        (None, None) => return None,
+    };
+    if let Some(at) = manifests.first() {
+        findings.add(
+            at.place,
+            "`manifests` stand for an API server, and `kubernetes` names one; remove one of them",
+        );
+    }
+    Some(ApiServer {
+        access,
+        namespaces: doc.namespaces.clone(),
+        metallb_pools: doc.read_metallb_pools.unwrap_or(false),
+    })
 }
 
 fn is_class(class: &str) -> bool {

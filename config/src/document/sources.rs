@@ -25,9 +25,20 @@ pub struct SourcesDoc {
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct KubernetesDoc {
+    /// The kubeconfig by which the cluster's API server is reached; in place of `manifests`.
+    pub kubeconfig: Option<At<String>>,
+    /// One of its contexts. Default: its current one.
+    pub context: Option<At<String>>,
+    /// Reaches the API server by the service account of the Pod that this runs in. Default: false.
+    pub in_cluster: Option<At<bool>>,
+    /// Namespaces whose Services are served. Default: all.
+    pub namespaces: Vec<String>,
+    /// Whether MetalLB's IPAddressPool objects are pools here, too. Default: false.
+    pub read_metallb_pools: Option<bool>,
     /// The `loadBalancerClass` of Services that are ours. Default: `fairway.dev/fairway`.
     pub class: Option<At<String>>,
-    /// Whether Services of type LoadBalancer without a class are ours. Default: true.
+    /// Whether Services of type LoadBalancer without a class are ours. Default: true with `manifests`,
+    /// false with an API server, where others may serve them.
     pub default_class: Option<bool>,
     /// Who is dialled: nodes at their ports for the Service, or its Pods, which need routes. Default:
     /// `node`.

@@ -9,6 +9,7 @@ use super::objects::{
 };
 use super::pools::Pool;
 use fairway_core::Protocol;
+use serde::{Deserialize, Serialize};
 
 /// A slice names its Service by this label.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -20,7 +21,7 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Kinds of objects that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
     Service,
@@ -82,8 +83,9 @@ impl Touched {
     }
 }
 
-/// A cluster as it is known.
-#[derive(Debug, Default)]
+/// A cluster as it is known. Written down and read again it is the same.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cluster {
     services: BTreeMap<Name, Arc<Service>>,
     /// Slices of each Service, by their own names.
@@ -93,11 +95,11 @@ pub struct Cluster {
     endpoints: HashMap<Name, Vec<Slice>>,
     nodes: BTreeMap<Box<str>, ClusterNode>,
     namespaces: BTreeMap<Box<str>, Labels>,
-    pools: BTreeMap<(Kind, Box<str>), Result<Pool, String>>,
+    pools: BTreeMap<Kind, BTreeMap<Box<str>, Result<Pool, String>>>,
 }
 
 /// Endpoints with the same ports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slice {
     pub(super) ports: Vec<SlicePort>,
     pub(super) endpoints: Vec<Endpoint>,
@@ -106,17 +108,18 @@ pub(super) struct Slice {
 }
 
 /// A port of endpoints.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SlicePort {
     /// As the Service calls it.
     pub(super) name: Box<str>,
+    #[serde(with = "protocol_word")]
     pub(super) protocol: Option<Protocol>,
     /// None is every port.
     pub(super) number: Option<u16>,
 }
 
 /// An endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Endpoint {
     pub(super) host: EndpointHost,
     pub(super) state: EndpointState,
@@ -127,7 +130,7 @@ pub(super) struct Endpoint {
 }
 
 /// Where an endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum EndpointHost {
     Ip(IpAddr),
     /// A DNS name.
@@ -135,7 +138,7 @@ pub(super) enum EndpointHost {
 }
 
 /// How an endpoint stands; the best is the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum EndpointState {
     Ready,
     /// It goes, and still answers.
@@ -158,7 +161,7 @@ impl EndpointState {
 }
 
 /// A node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ClusterNode {
     pub(super) internal: Vec<IpAddr>,
     pub(super) external: Vec<IpAddr>,
@@ -204,19 +207,21 @@ impl Cluster {
                 Touched { pools: self.namespaces.remove(own).is_some(), ..Touched::default() }
             }
             Kind::AddressPool | Kind::MetallbPool => {
-                let known = self.pools.remove(&(kind, own.clone())).is_some();
+                let of_kind = self.pools.get_mut(&kind);
+                let known = of_kind.and_then(|pools| pools.remove(own)).is_some();
                 Touched { pools: known, ..Touched::default() }
             }
             Kind::Service | Kind::Endpoints => Touched::default(),
         }
     }
 
-    /// Takes all objects of a kind: those that are not among them are gone.
-    pub fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Touched {
+    /// Takes all objects of a kind, in one namespace or in all: those that are not among them are gone.
+    pub fn replace(&mut self, kind: Kind, of: Option<&str>, objects: Vec<Object>) -> Touched {
         let mut touched = Touched::default();
         let present: BTreeSet<Name> = objects.iter().map(Object::name).collect();
         for name in self.names(kind) {
-            if !present.contains(&name) {
+            let meant = of.is_none_or(|namespace| *name.namespace == *namespace);
+            if meant && !present.contains(&name) {
                 touched.add(self.delete(kind, &name));
             }
         }
@@ -235,8 +240,8 @@ impl Cluster {
             Kind::Node => self.nodes.keys().map(|name| plain(name)).collect(),
             Kind::Namespace => self.namespaces.keys().map(|name| plain(name)).collect(),
             Kind::AddressPool | Kind::MetallbPool => {
-                let of_kind = self.pools.keys().filter(|(of, _)| *of == kind);
-                of_kind.map(|(_, name)| plain(name)).collect()
+                let of_kind = self.pools.get(&kind).into_iter().flat_map(BTreeMap::keys);
+                of_kind.map(|name| plain(name)).collect()
             }
         }
     }
@@ -289,7 +294,7 @@ impl Cluster {
     }
 
     fn apply_pool(&mut self, kind: Kind, name: &str, pool: Result<Pool, String>) -> Touched {
-        let changed = replaced(&mut self.pools, (kind, name.into()), pool);
+        let changed = replaced(self.pools.entry(kind).or_default(), name.into(), pool);
         Touched { pools: changed, ..Touched::default() }
     }
 
@@ -312,7 +317,7 @@ impl Cluster {
 
     /// The pools among the objects, by name; an error says what to mend.
     pub fn pools(&self) -> impl Iterator<Item = (&str, &Result<Pool, String>)> {
-        self.pools.iter().map(|((_, name), pool)| (&**name, pool))
+        self.pools.values().flatten().map(|(name, pool)| (&**name, pool))
     }
 
     /// Number of objects of a kind.
@@ -394,6 +399,25 @@ pub(super) fn protocol(word: &str) -> Option<Protocol> {
         "UDP" => Some(Protocol::Udp),
         "SCTP" => Some(Protocol::Sctp),
         _ => None,
+    }
+}
+
+/// A protocol as its word.
+mod protocol_word {
+    use fairway_core::Protocol;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        protocol: &Option<Protocol>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        protocol.map(|protocol| protocol.to_string()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Protocol>, D::Error> {
+        Ok(Option::<String>::deserialize(deserializer)?.and_then(|word| super::protocol(&word)))
     }
 }
 

@@ -11,6 +11,8 @@
 
 mod addresses;
 mod backends;
+#[cfg(feature = "kubernetes")]
+pub mod client;
 mod cluster;
 mod manifests;
 mod objects;
@@ -30,7 +32,7 @@ pub use self::objects::{
 pub use self::pools::{
     AddressPool, AddressRange, LabelSelector, MetallbPool, Pool, Selection, overlaps,
 };
-pub use self::settings::PREFIX;
+pub use self::settings::{PREFIX, SERVED_BY};
 pub use self::translate::{
     Finding, PortOutcome, Role, Rules, Target, Translation, is_of, translate,
 };

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Text by key.
 pub type Labels = BTreeMap<String, String>;
@@ -29,6 +29,20 @@ impl Name {
     }
 }
 
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let (namespace, name) = text.split_once('/').unwrap_or(("", &text));
+        Ok(Self::new(namespace, name))
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.namespace.is_empty() {
@@ -38,27 +52,42 @@ impl fmt::Display for Name {
     }
 }
 
+/// Null is the same as nothing: a watch that cannot read one object would lose it.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// What every object has.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Meta {
     /// Its name.
+    #[serde(deserialize_with = "or_default")]
     pub name: String,
     /// Its namespace, if it has one.
+    #[serde(deserialize_with = "or_default")]
     pub namespace: String,
     /// Who it is, among all that ever had its name; empty in manifests.
+    #[serde(deserialize_with = "or_default")]
     pub uid: String,
     /// Its version; empty in manifests.
+    #[serde(deserialize_with = "or_default")]
     pub resource_version: String,
     /// Its labels.
+    #[serde(deserialize_with = "or_default")]
     pub labels: Labels,
     /// Its annotations.
+    #[serde(deserialize_with = "or_default")]
     pub annotations: Labels,
     /// When it was made, RFC 3339; empty in manifests.
+    #[serde(deserialize_with = "or_default")]
     pub creation_timestamp: String,
     /// When it began to go away.
     pub deletion_timestamp: Option<String>,
     /// Who must agree before it is gone.
+    #[serde(deserialize_with = "or_default")]
     pub finalizers: Vec<String>,
 }
 
@@ -71,32 +100,37 @@ impl Meta {
 }
 
 /// A Service of API group "" and version v1.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Service {
     /// What every object has.
     pub metadata: Meta,
     /// What is wanted.
+    #[serde(deserialize_with = "or_default")]
     pub spec: ServiceFields,
     /// What is.
+    #[serde(deserialize_with = "or_default")]
     pub status: ServiceStatus,
 }
 
 /// What is wanted of a Service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceFields {
     /// `ClusterIP` when it is empty.
     #[serde(rename = "type")]
     pub kind: String,
     /// The ports that clients dial.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<ServicePort>,
     /// Labels of its Pods.
+    #[serde(deserialize_with = "or_default")]
     pub selector: Labels,
     /// Its address in the cluster; `None` is a headless Service.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: String,
     /// `IPv4`, `IPv6`: the first is the one that matters.
+    #[serde(deserialize_with = "or_default")]
     pub ip_families: Vec<String>,
     /// `SingleStack`, `PreferDualStack`, `RequireDualStack`.
     pub ip_family_policy: String,
@@ -110,6 +144,7 @@ pub struct ServiceFields {
     #[serde(rename = "loadBalancerIP")]
     pub load_balancer_ip: String,
     /// Clients that may connect; none is all.
+    #[serde(deserialize_with = "or_default")]
     pub load_balancer_source_ranges: Vec<String>,
     /// `None` when it is empty, or `ClientIP`.
     pub session_affinity: String,
@@ -120,7 +155,7 @@ pub struct ServiceFields {
     /// Whether Pods that are not ready serve.
     pub publish_not_ready_addresses: bool,
     /// Further addresses that are routed to it (deprecated).
-    #[serde(rename = "externalIPs")]
+    #[serde(rename = "externalIPs", deserialize_with = "or_default")]
     pub external_ips: Vec<String>,
     /// With `ExternalName`: the DNS name.
     pub external_name: String,
@@ -129,7 +164,7 @@ pub struct ServiceFields {
 }
 
 /// Settings of affinity.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AffinityConfig {
     /// Of clients' addresses.
@@ -138,7 +173,7 @@ pub struct AffinityConfig {
 }
 
 /// Settings of affinity by address.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientIpConfig {
     /// How long a client is remembered.
@@ -146,7 +181,7 @@ pub struct ClientIpConfig {
 }
 
 /// A port of a Service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicePort {
     /// Its name; empty when it is the only one.
@@ -172,6 +207,15 @@ pub enum TargetPort {
     Name(Box<str>),
 }
 
+impl Serialize for TargetPort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Number(number) => number.serialize(serializer),
+            Self::Name(name) => name.serialize(serializer),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for TargetPort {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
@@ -182,18 +226,18 @@ impl<'de> Deserialize<'de> for TargetPort {
                 f.write_str("a port's number or name")
             }
 
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<TargetPort, E> {
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<TargetPort, E> {
                 let number = u16::try_from(number).map_err(E::custom)?;
                 Ok(TargetPort::Number(number))
             }
 
-            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<TargetPort, E> {
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<TargetPort, E> {
                 let number = u16::try_from(number).map_err(E::custom)?;
                 Ok(TargetPort::Number(number))
             }
 
             // No port has a name of digits alone.
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<TargetPort, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<TargetPort, E> {
                 Ok(text.parse().map_or_else(|_| TargetPort::Name(text.into()), TargetPort::Number))
             }
         }
@@ -202,35 +246,39 @@ impl<'de> Deserialize<'de> for TargetPort {
 }
 
 /// What is, of a Service.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
     /// Of its addresses outside.
+    #[serde(deserialize_with = "or_default")]
     pub load_balancer: LoadBalancerStatus,
 }
 
 /// The addresses of a Service outside.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LoadBalancerStatus {
     /// Each of them.
+    #[serde(deserialize_with = "or_default")]
     pub ingress: Vec<Ingress>,
 }
 
 /// An address of a Service outside.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Ingress {
     /// The address.
     pub ip: String,
     /// Whether the cluster's own traffic to it may take a short cut: `VIP` or `Proxy`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_mode: Option<String>,
     /// Its ports.
+    #[serde(deserialize_with = "or_default")]
     pub ports: Vec<IngressPort>,
 }
 
 /// A port of a Service outside.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct IngressPort {
     /// Its number.
@@ -238,6 +286,7 @@ pub struct IngressPort {
     /// Its protocol.
     pub protocol: String,
     /// Why it is not served, in the form of a reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
@@ -260,8 +309,10 @@ pub struct EndpointSlice {
 #[serde(rename_all = "camelCase", default)]
 pub struct SliceEndpoint {
     /// One, in practice: the first is it.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
     /// Whether it serves.
+    #[serde(deserialize_with = "or_default")]
     pub conditions: Conditions,
     /// Its node.
     pub node_name: Option<String>,
@@ -288,6 +339,7 @@ pub struct Conditions {
 #[serde(rename_all = "camelCase", default)]
 pub struct Hints {
     /// Those of these zones.
+    #[serde(deserialize_with = "or_default")]
     pub for_zones: Vec<ForZone>,
 }
 
@@ -318,6 +370,7 @@ pub struct Endpoints {
     /// What every object has; the name is that of the Service.
     pub metadata: Meta,
     /// Addresses with the same ports.
+    #[serde(deserialize_with = "or_default")]
     pub subsets: Vec<Subset>,
 }
 
@@ -350,8 +403,10 @@ pub struct Node {
     /// What every object has.
     pub metadata: Meta,
     /// What is wanted.
+    #[serde(deserialize_with = "or_default")]
     pub spec: NodeFields,
     /// What is.
+    #[serde(deserialize_with = "or_default")]
     pub status: NodeStatus,
 }
 
@@ -360,6 +415,7 @@ pub struct Node {
 #[serde(default)]
 pub struct NodeFields {
     /// What keeps Pods from it.
+    #[serde(deserialize_with = "or_default")]
     pub taints: Vec<Taint>,
 }
 
@@ -376,6 +432,7 @@ pub struct Taint {
 #[serde(default)]
 pub struct NodeStatus {
     /// Its addresses.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<NodeAddress>,
 }
 

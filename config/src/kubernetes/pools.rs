@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use fairway_core::IpPrefix;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Deserializer;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::objects::{Labels, Meta};
 
@@ -101,6 +102,18 @@ impl FromStr for AddressRange {
     }
 }
 
+impl Serialize for AddressRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AddressRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for AddressRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.first, self.last)
@@ -108,7 +121,7 @@ impl fmt::Display for AddressRange {
 }
 
 /// Addresses that Services may have.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
     /// Its name, unique.
     pub name: Box<str>,
@@ -140,7 +153,7 @@ impl Pool {
 }
 
 /// Which Services may have addresses of a pool. Empty lists choose everybody.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// Those of these namespaces,
     pub namespaces: Vec<String>,
@@ -173,7 +186,7 @@ impl Selection {
 }
 
 /// Chooses objects by their labels; all of it must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct LabelSelector {
     /// Labels with their values.
@@ -183,7 +196,7 @@ pub struct LabelSelector {
 }
 
 /// A condition on a label.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct LabelCondition {
     /// The label.
@@ -196,7 +209,7 @@ pub struct LabelCondition {
 }
 
 /// What is asked of a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LabelOperator {
     /// Has one of the values.
     In,

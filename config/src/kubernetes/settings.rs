@@ -13,8 +13,10 @@ use crate::{File, Place, Problems};
 /// What our annotations begin with.
 pub const PREFIX: &str = "fairway.dev/";
 /// Annotations that are no fields.
-const WORDS: [&str; 6] =
-    ["expose", "target", "addresses", "addressPool", "sharingKey", "podsAnswerForVip"];
+const WORDS: [&str; 7] =
+    ["expose", "target", "addresses", "addressPool", "sharingKey", "podsAnswerForVip", SERVED_BY];
+/// The annotation by which the box that serves a Service marks it.
+pub const SERVED_BY: &str = "servedBy";
 /// Fields that the Service itself says.
 const OF_SERVICE: [&str; 8] = [
     "name",

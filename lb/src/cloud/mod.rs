@@ -6,31 +6,44 @@
 //!             what they had ─┘           └──▶ kept in the state file
 //! ```
 //!
-//! [`Cloud`] is pure but for the state file; whoever has it hands it documents and objects, and its
-//! changes to the control loop.
+//! [`Cloud`] is pure but for the state file; whoever has it hands it documents and objects, its changes
+//! to the control loop, and what the API server is to be told to the controller.
+//!
+//! Of several boxes at one cluster one leads: it gives addresses, and writes them into the Services'
+//! status, which the others serve. With manifests each box is alone, and leads.
 
 mod allocate;
+mod controller;
+mod lease;
 mod run;
+mod start;
 mod state;
+mod status;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
     Cluster, Finding, Kind, Labels, Name, Object, PREFIX, Pool, PortOutcome, Role, Rules, Service,
     Touched, overlaps, translate, wish,
 };
-use fairway_config::{ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey};
+use fairway_config::{
+    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
+};
 use fairway_core::Mode;
-use serde::{Deserialize, Serialize};
 
 use self::allocate::{Assigned, Assignments, Demand, settle};
-pub(crate) use self::run::{CloudNews, Work, run};
+pub(crate) use self::run::{CloudNews, Work};
+pub(crate) use self::start::{Begun, start};
 pub(crate) use self::state::StateFile;
+use self::status::{Todo, is_held};
+pub(crate) use self::view::{CloudServiceView, CloudView, PoolView};
 
 /// A cluster's Services, and what they have come to.
 pub(crate) struct Cloud {
@@ -50,6 +63,24 @@ pub(crate) struct Cloud {
     /// Addresses of Services that have not been seen since the start.
     remembered: BTreeMap<Name, Vec<IpAddr>>,
     state: Option<StateFile>,
+    api: Option<ApiServer>,
+    /// Kinds that the API server has not told of yet; until then nothing changes.
+    awaited: BTreeSet<(Kind, Option<String>)>,
+    /// What has changed meanwhile.
+    held: Touched,
+    /// Whether it began with what was known before the start.
+    recalled: bool,
+    /// Why kinds cannot be watched.
+    unwatched: BTreeMap<Kind, String>,
+    leads: bool,
+}
+
+/// What follows from a change.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) change: ChangeSet,
+    /// What the API server is to be told.
+    pub(crate) todos: Vec<Todo>,
 }
 
 /// A Service of ours.
@@ -60,41 +91,6 @@ struct Served {
     findings: Vec<Finding>,
     ports: Vec<PortOutcome>,
     keeps_address: bool,
-}
-
-/// A Service of ours, for people and programs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct CloudServiceView {
-    /// Its namespace and name.
-    pub(crate) service: String,
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) pool: Option<Box<str>>,
-    /// What needs its owner.
-    pub(crate) findings: Vec<String>,
-}
-
-/// A pool, for people and programs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct PoolView {
-    pub(crate) name: Box<str>,
-    /// Addresses that Services have.
-    pub(crate) assigned: usize,
-    /// Addresses of it; with those of IPv6, the number may be as large as text can hold.
-    pub(crate) size: String,
-}
-
-/// The state of a cluster, for people and programs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct CloudView {
-    /// Number of objects by kind.
-    pub(crate) objects: BTreeMap<String, usize>,
-    pub(crate) services: Vec<CloudServiceView>,
-    pub(crate) pools: Vec<PoolView>,
-    /// What needs a person.
-    pub(crate) troubles: Vec<String>,
 }
 
 impl Cloud {
@@ -112,12 +108,31 @@ impl Cloud {
             served: BTreeMap::new(),
             remembered: state.as_ref().map_or_else(BTreeMap::new, StateFile::read),
             state,
+            api: config.cluster.api.clone(),
+            awaited: config.cluster.api.as_ref().map_or_else(BTreeSet::new, needed),
+            held: Touched::default(),
+            recalled: false,
+            unwatched: BTreeMap::new(),
+            leads: config.cluster.api.is_none(),
         }
     }
 
+    /// Begins with a cluster as it was known before the start.
+    pub(crate) fn recall(&mut self, cluster: Cluster) {
+        let services = cluster.services().map(|(name, _)| name.clone()).collect();
+        self.held = Touched { services, pools: true, ..Touched::default() };
+        self.cluster = cluster;
+        self.recalled = true;
+    }
+
+    /// The cluster, to be known after the next start.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// Takes a document: its rules, pools and manifests, and what its services have.
-    pub(crate) fn document(&mut self, config: &Config) -> ChangeSet {
-        let ClusterSource { rules, manifests, pools } = &config.cluster;
+    pub(crate) fn document(&mut self, config: &Config) -> Outcome {
+        let ClusterSource { rules, manifests, pools, .. } = &config.cluster;
         let reserved = reserved(&config.services);
         let of_service = |key: &ServiceKey| key.0.rsplit_once('/').map(|(name, _)| name.into());
         let names: BTreeSet<Box<str>> = config.services.keys().filter_map(of_service).collect();
@@ -130,6 +145,14 @@ impl Cloud {
         }
         (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
         self.pools.clone_from(pools);
+        if self.api.is_some() {
+            touched.add(std::mem::take(&mut self.held));
+            if !self.awaited.is_empty() && !self.recalled {
+                self.held = touched;
+                return Outcome::default();
+            }
+            return self.change(touched);
+        }
         self.origins.clear();
         let mut objects: BTreeMap<Kind, Vec<Object>> =
             Kind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
@@ -140,13 +163,52 @@ impl Cloud {
             objects.entry(object.kind()).or_default().push(object.clone());
         }
         for (kind, objects) in objects {
-            touched.add(self.cluster.replace(kind, objects));
+            touched.add(self.cluster.replace(kind, None, objects));
         }
         self.change(touched)
     }
 
+    /// Takes what the API server has told.
+    pub(crate) fn events(&mut self, events: impl Iterator<Item = ClusterEvent>) -> Outcome {
+        let mut touched = std::mem::take(&mut self.held);
+        for event in events {
+            touched.add(match event {
+                ClusterEvent::Apply(object) => self.cluster.apply(object),
+                ClusterEvent::Delete(kind, name) => self.cluster.delete(kind, &name),
+                ClusterEvent::All(kind, namespace, objects) => {
+                    let touched = self.cluster.replace(kind, namespace.as_deref(), objects);
+                    self.awaited.remove(&(kind, namespace));
+                    touched
+                }
+                ClusterEvent::Trouble(kind, Some(why)) => {
+                    self.unwatched.insert(kind, why);
+                    Touched::default()
+                }
+                ClusterEvent::Trouble(kind, None) => {
+                    self.unwatched.remove(&kind);
+                    Touched::default()
+                }
+            });
+        }
+        if !self.awaited.is_empty() {
+            self.held = touched;
+            return Outcome::default();
+        }
+        self.change(touched)
+    }
+
+    /// Leads from now on, or no longer.
+    pub(crate) fn lead(&mut self, leads: bool) -> Outcome {
+        self.leads = leads;
+        if !self.awaited.is_empty() {
+            return Outcome::default();
+        }
+        let services = self.cluster.services().map(|(name, _)| name.clone()).collect();
+        self.change(Touched { services, pools: true, ..Touched::default() })
+    }
+
     /// What a change of objects comes to.
-    fn change(&mut self, touched: Touched) -> ChangeSet {
+    fn change(&mut self, touched: Touched) -> Outcome {
         let Touched { services, endpoints, nodes, pools } = touched;
         let mut anew = endpoints;
         if pools || !services.is_empty() {
@@ -156,7 +218,7 @@ impl Cloud {
         if nodes {
             anew.extend(self.served.keys().cloned());
         }
-        let mut change = ChangeSet::default();
+        let Outcome { mut change, mut todos } = Outcome::default();
         for name in anew {
             let served = self.serve(&name);
             let nothing = Served::default();
@@ -165,9 +227,13 @@ impl Cloud {
             let more = ChangeSet::between(&before.specs, &after.specs);
             change.upserts.extend(more.upserts);
             change.removals.extend(more.removals);
+            let knew = self.served.contains_key(&name);
             match served {
-                Some(served) => _ = self.served.insert(name, served),
+                Some(served) => _ = self.served.insert(name.clone(), served),
                 None => _ = self.served.remove(&name),
+            }
+            if self.api.is_some() && self.leads && self.awaited.is_empty() {
+                todos.extend(self.todo(&name, knew));
             }
         }
         if let Some(state) = &mut self.state {
@@ -177,7 +243,14 @@ impl Cloud {
             };
             state.write(self.served.iter().filter_map(addresses).collect());
         }
-        change
+        Outcome { change, todos }
+    }
+
+    /// What the API server is to be told of a Service.
+    fn todo(&self, name: &Name, knew: bool) -> Option<Todo> {
+        let service = self.cluster.service(name)?;
+        let served = self.served.get(name).filter(|_| self.is_load_balancer(service));
+        status::todo(service, served, &self.rules, knew)
     }
 
     /// Gives addresses; returns whose have changed.
@@ -192,7 +265,10 @@ impl Cloud {
             current: self.current(name, service),
         });
         let demands: Vec<Demand<'_>> = demands.collect();
-        let assignments: Assignments = settle(&pools, &self.reserved, &demands);
+        let assignments: Assignments = match self.leads {
+            true => settle(&pools, &self.reserved, &demands),
+            false => demands.iter().map(|demand| followed(&pools, demand)).collect(),
+        };
         let mut changed = Vec::new();
         for (name, assigned) in assignments {
             let served = self.served.entry(name.clone()).or_default();
@@ -219,6 +295,10 @@ impl Cloud {
         pools
     }
 
+    fn is_load_balancer(&self, service: &Service) -> bool {
+        self.is_ours(service) && self.rules.role(service) == Role::LoadBalancer
+    }
+
     fn is_ours(&self, service: &Service) -> bool {
         service.metadata.deletion_timestamp.is_none()
             && match self.rules.role(service) {
@@ -229,7 +309,9 @@ impl Cloud {
 
     /// The addresses that a Service has: by what is known here, by its status, by the state file.
     fn current(&self, name: &Name, service: &Service) -> Vec<IpAddr> {
-        if let Some(Some(Ok(assigned))) = self.served.get(name).map(|served| &served.assigned) {
+        if self.leads
+            && let Some(Some(Ok(assigned))) = self.served.get(name).map(|served| &served.assigned)
+        {
             return assigned.addresses.clone();
         }
         let ingress = service.status.load_balancer.ingress.iter();
@@ -251,6 +333,10 @@ impl Cloud {
                 message: "the document has a service of this name, which is served in its place"
                     .into(),
             });
+            return Some(served);
+        }
+        // Whoever is to clean up after it has said so first.
+        if self.api.is_some() && self.is_load_balancer(service) && !is_held(service) {
             return Some(served);
         }
         let addresses = match &served.assigned {
@@ -289,52 +375,27 @@ impl Cloud {
              by itself; with several boxes, name addresses by the annotation `{PREFIX}addresses`"
         ))
     }
+}
 
-    /// The state, for people and programs.
-    pub(crate) fn view(&self) -> CloudView {
-        let counted = Kind::ALL.into_iter().map(|kind| (kind, self.cluster.count(kind)));
-        let objects = counted.filter(|(_, count)| *count > 0);
-        let mut troubles: Vec<String> = Vec::new();
-        for (name, pool) in self.cluster.pools() {
-            if let Err(why) = pool {
-                troubles.push(format!("pool `{name}` is not used: {why}"));
-            }
+/// What a box that does not lead serves a Service at: what the leader has written.
+fn followed(pools: &[Pool], demand: &Demand<'_>) -> (Name, Result<Assigned, Finding>) {
+    let wished = demand.wish.as_ref().map_or(&[][..], |wish| &wish.addresses);
+    let addresses = if demand.current.is_empty() { wished } else { &demand.current };
+    let pool = pools.iter().find(|pool| addresses.iter().any(|ip| pool.offers(*ip)));
+    let assigned = match (addresses, pool) {
+        ([], _) => Err(Finding {
+            reason: "AddressPending",
+            message: "the box that leads has given it no address yet".into(),
+        }),
+        (_, None) => Err(Finding {
+            reason: "AddressUnavailable",
+            message: "no pool has the addresses that it was given".into(),
+        }),
+        (addresses, Some(pool)) => {
+            Ok(Assigned { addresses: addresses.to_vec(), pool: pool.name.clone() })
         }
-        let pools = self.all_pools();
-        for (name, pool) in self.cluster.pools() {
-            if pool.is_ok() && !pools.iter().any(|known| *known.name == *name) {
-                troubles.push(format!(
-                    "pool `{name}` is not used: another has its name or some of its addresses"
-                ));
-            }
-        }
-        let view = |(name, served): (&Name, &Served)| {
-            let assigned = served.assigned.as_ref().and_then(|assigned| assigned.as_ref().ok());
-            CloudServiceView {
-                service: name.to_string(),
-                addresses: assigned.map_or_else(Vec::new, |assigned| assigned.addresses.clone()),
-                pool: assigned.map(|assigned| assigned.pool.clone()),
-                findings: served.findings.iter().map(|f| f.message.clone()).collect(),
-            }
-        };
-        let services: Vec<_> = self.served.iter().map(view).collect();
-        for view in &services {
-            let of = |finding: &String| format!("Service {}: {finding}", view.service);
-            troubles.extend(view.findings.iter().map(of));
-        }
-        troubles.extend(self.state.as_ref().and_then(StateFile::trouble));
-        let pool = |pool: &Pool| {
-            let has = |view: &&CloudServiceView| view.pool.as_ref() == Some(&pool.name);
-            let addresses = services.iter().filter(has).flat_map(|view| &view.addresses);
-            let assigned: BTreeSet<_> = addresses.collect();
-            let size =
-                pool.ranges.iter().fold(0_u128, |sum, range| sum.saturating_add(range.count()));
-            PoolView { name: pool.name.clone(), assigned: assigned.len(), size: size.to_string() }
-        };
-        let pools = pools.iter().map(pool).collect();
-        let objects = objects.map(|(kind, count)| (format!("{kind:?}"), count)).collect();
-        CloudView { objects, services, pools, troubles }
-    }
+    };
+    (demand.meta.name(), assigned)
 }
 
 /// The addresses of the document's services, and for whom: what clients dial, and where packets come

@@ -1,18 +1,32 @@
 //! The task that has the cloud's part: whatever is to be served goes through it to the control loop.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crossbeam_channel::Sender;
+use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Query};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 
-use super::{Cloud, CloudView};
+use super::{Cloud, CloudView, Outcome, Todo, state};
 use crate::control::{Answers, Control, Input};
 use crate::resolver::{Asker, FIRST_ANSWER};
+
+/// Events that are taken together.
+const BATCH: usize = 4096;
+/// From a change to the next time that the cluster is written down.
+const SAVE: Duration = Duration::from_secs(2);
 
 /// Something for the cloud's part.
 pub(crate) enum Work {
     /// A document was read, and asked for were the names that it brings. Told of when the control loop
     /// has been sent it.
     Document(Box<Config>, Answers, oneshot::Sender<()>),
+    /// The API server has told something.
+    Event(ClusterEvent),
+    /// This box leads, or no longer.
+    Lead(bool),
 }
 
 /// What changes for the control loop.
@@ -24,42 +38,100 @@ pub(crate) struct CloudNews {
     pub(crate) view: CloudView,
 }
 
+/// With whom the cloud's part works.
+pub(crate) struct Neighbours {
+    pub(crate) control: Sender<Input>,
+    pub(crate) asker: Asker,
+    /// Who tells the API server.
+    pub(crate) todos: Option<mpsc::UnboundedSender<Todo>>,
+    /// Where the cluster is written down; none when nothing is.
+    pub(crate) saved: Option<PathBuf>,
+}
+
 /// Works until the control loop has gone.
 pub(crate) async fn run(
     mut cloud: Cloud,
     mut works: mpsc::UnboundedReceiver<Work>,
-    control: Sender<Input>,
-    asker: Asker,
+    neighbours: Neighbours,
 ) {
-    while let Some(work) = works.recv().await {
-        let (input, done) = match work {
+    let Neighbours { control, asker, todos, saved } = neighbours;
+    let mut next = None;
+    let mut save_at: Option<Instant> = None;
+    loop {
+        let work = match next.take() {
+            Some(work) => work,
+            None => tokio::select! {
+                work = works.recv() => match work {
+                    Some(work) => work,
+                    None => return,
+                },
+                () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                    save_at = None;
+                    if let Some(path) = &saved {
+                        state::save(path, cloud.cluster());
+                    }
+                    continue;
+                }
+            },
+        };
+        let (outcome, document) = match work {
             Work::Document(config, names, done) => {
-                let Some(news) = news(&mut cloud, &config, &control, &asker).await else { return };
-                (Input::Config(config, names, Box::new(news)), done)
+                (cloud.document(&config), Some((config, names, done)))
             }
+            Work::Lead(leads) => (cloud.lead(leads), None),
+            Work::Event(first) => {
+                let mut events = vec![first];
+                while events.len() < BATCH && next.is_none() {
+                    match works.try_recv() {
+                        Ok(Work::Event(event)) => events.push(event),
+                        Ok(other) => next = Some(other),
+                        Err(_) => break,
+                    }
+                }
+                save_at.get_or_insert_with(|| Instant::now() + SAVE);
+                (cloud.events(events.into_iter()), None)
+            }
+        };
+        let Outcome { change, todos: told } = outcome;
+        let teardown = !change.is_empty();
+        let Some(news) = news(change, cloud.view(), &control, &asker).await else { return };
+        let (input, done) = match document {
+            Some((config, names, done)) => {
+                (Input::Config(config, names, Box::new(news)), Some(done))
+            }
+            None => (Input::Cluster(Box::new(news)), None),
         };
         if control.send(input).is_err() {
             return;
         }
-        // Nobody waits any more when the process stops.
-        let _ = done.send(());
+        if let Some(done) = done {
+            // Nobody waits any more when the process stops.
+            let _ = done.send(());
+        }
+        if let Some(todos) = todos.as_ref().filter(|_| !told.is_empty()) {
+            // What is told is so: served before it has a status, gone before it is let go.
+            if teardown && crate::reload::ask(&control, Control::publish).await.is_none() {
+                return;
+            }
+            // As above.
+            told.into_iter().for_each(|todo| _ = todos.send(todo));
+        }
     }
 }
 
-/// What a document changes; none when the control loop has gone.
+/// A change with the addresses of its names; none when the control loop has gone.
 async fn news(
-    cloud: &mut Cloud,
-    config: &Config,
+    change: ChangeSet,
+    view: CloudView,
     control: &Sender<Input>,
     asker: &Asker,
 ) -> Option<CloudNews> {
-    let change = cloud.document(config);
     let unknown = match change.upserts.iter().any(|spec| !spec.named.is_empty()) {
         true => unknown_names(control, change.clone()).await?,
         false => Vec::new(),
     };
     let names = asker.ask(unknown, FIRST_ANSWER).await;
-    Some(CloudNews { change, names, view: cloud.view() })
+    Some(CloudNews { change, names, view })
 }
 
 /// The names of a change that nobody follows yet.

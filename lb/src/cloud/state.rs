@@ -1,11 +1,36 @@
-//! What outlives the process: the addresses of Services.
+//! What outlives the process: the addresses of Services, and the cluster as it was known last.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use fairway_config::kubernetes::Name;
+use fairway_config::kubernetes::{Cluster, Name};
 use serde::{Deserialize, Serialize};
+
+/// The cluster as it was known last, if it was written down.
+pub(crate) fn recall(path: &Path) -> Option<Cluster> {
+    let bytes = std::fs::read(path).ok()?;
+    let cluster = serde_json::from_slice(&bytes);
+    cluster.map_err(|error| tracing::warn!("{} cannot be read: {error}", path.display())).ok()
+}
+
+/// Writes a cluster down.
+pub(super) fn save(path: &Path, cluster: &Cluster) {
+    let bytes = serde_json::to_vec(cluster).map_err(std::io::Error::other);
+    if let Err(error) = bytes.and_then(|bytes| replace(path, &bytes)) {
+        tracing::warn!("{} cannot be written: {error}", path.display());
+    }
+}
+
+/// Puts a new file in the place of the old one.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    file.as_file().sync_data()?;
+    file.persist(path).map(drop).map_err(|error| error.error)
+}
 
 /// Addresses by Service.
 pub(crate) type Known = BTreeMap<Name, Vec<IpAddr>>;
@@ -26,7 +51,7 @@ struct Contents {
 
 impl StateFile {
     /// A file in a folder, with what is in it. One that is not there is empty.
-    pub(crate) fn open(folder: &std::path::Path) -> Self {
+    pub(crate) fn open(folder: &Path) -> Self {
         let path = folder.join("addresses.json");
         let contents = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<Contents>(&bytes).map_err(|e| e.to_string()),
@@ -57,14 +82,7 @@ impl StateFile {
         let services = known.iter().map(|(name, at)| (name.to_string(), at.clone())).collect();
         let written = serde_json::to_vec_pretty(&Contents { services })
             .map_err(std::io::Error::other)
-            .and_then(|bytes| {
-                let folder = self.path.parent().unwrap_or(std::path::Path::new("."));
-                std::fs::create_dir_all(folder)?;
-                let mut file = tempfile::NamedTempFile::new_in(folder)?;
-                std::io::Write::write_all(&mut file, &bytes)?;
-                file.as_file().sync_data()?;
-                file.persist(&self.path).map_err(|error| error.error)
-            });
+            .and_then(|bytes| replace(&self.path, &bytes));
         self.trouble = written.err().map(|error| {
             let path = self.path.display();
             format!("{path} cannot be written, Services may get other addresses at the next start: {error}")

@@ -294,7 +294,7 @@ fn the_documents_services_come_first() {
     );
     assert_eq!(cloud.desired().len(), 1);
     let without = config(folder.path(), POOLS, &manifests);
-    let change = cloud.document(&without);
+    let change = cloud.document(&without).change;
     assert_eq!((change.upserts.len(), cloud.desired().len()), (2, 3));
 }
 
@@ -313,18 +313,18 @@ fn only_what_changes_is_told() {
     let of = |more: &str| config(folder.path(), POOLS, &format!("{services}{more}"));
     let first = of(&slice(true));
     let mut cloud = Cloud::new(&first, None);
-    assert_eq!(cloud.document(&first).upserts.len(), 2);
-    assert!(cloud.document(&first).is_empty());
-    let change = cloud.document(&of(&slice(false)));
+    assert_eq!(cloud.document(&first).change.upserts.len(), 2);
+    assert!(cloud.document(&first).change.is_empty());
+    let change = cloud.document(&of(&slice(false))).change;
     let keys: Vec<_> = change.upserts.iter().map(|spec| spec.key.to_string()).collect();
     assert_eq!(keys, ["default/a/80"]);
     assert_eq!(change.upserts[0].backends.len(), 1, "it stays in the table");
     let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n\
                 status: {addresses: [{type: InternalIP, address: 10.0.0.9}]}\n";
-    let change = cloud.document(&of(&format!("{}{node}", slice(false))));
+    let change = cloud.document(&of(&format!("{}{node}", slice(false)))).change;
     let keys: Vec<_> = change.upserts.iter().map(|spec| spec.key.to_string()).collect();
     assert_eq!(keys, ["default/b/80"]);
-    let change = cloud.document(&config(folder.path(), POOLS, &service("b", "", "")));
+    let change = cloud.document(&config(folder.path(), POOLS, &service("b", "", ""))).change;
     assert_eq!(change.removals.len(), 1);
     assert!(cloud.served.keys().eq([&Name::new("default", "b")]));
 }

@@ -83,6 +83,8 @@ pub(crate) enum Input {
     /// A document was read, and asked for were the names that it brings; and what it changes of the
     /// cluster's Services.
     Config(Box<Config>, Answers, Box<CloudNews>),
+    /// The cluster's Services have changed.
+    Cluster(Box<CloudNews>),
     /// A document could not be read; what runs goes on.
     ConfigFailed(Problems),
     /// A check tipped the scale.
@@ -303,11 +305,12 @@ impl Control {
     fn take(&mut self, input: Input) {
         match input {
             // What was accepted is to end; a new document is for the next start.
-            Input::Config(..) if self.is_stopping() => {}
+            Input::Config(..) | Input::Cluster(_) if self.is_stopping() => {}
             Input::Config(config, names, news) => {
                 self.take_config(*config, &names);
                 self.take_cluster(*news);
             }
+            Input::Cluster(news) => self.take_cluster(*news),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),

@@ -1,0 +1,79 @@
+//! The cloud's part at the start of the process: what is known, and who works.
+
+use crossbeam_channel::Sender;
+use fairway_config::kubernetes::client;
+use fairway_config::{ChangeSet, Config};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::run::{Neighbours, run};
+use super::{Cloud, CloudView, Outcome, StateFile, Work, controller, lease, state};
+use crate::control::Input;
+use crate::resolver::Asker;
+
+/// Where the Lease of those who serve a cluster is.
+const LEASE_NAMESPACE: &str = "kube-system";
+
+/// The cloud's part, at work.
+pub(crate) struct Begun {
+    pub(crate) works: mpsc::UnboundedSender<Work>,
+    /// What is to be served from the start.
+    pub(crate) change: ChangeSet,
+    pub(crate) view: CloudView,
+}
+
+/// Starts the cloud's part. Fails when there is no way to the API server that is named; that it does not
+/// answer is no failure.
+pub(crate) fn start(
+    runtime: &Handle,
+    config: &Config,
+    control: Sender<Input>,
+    asker: Asker,
+) -> Result<Begun, String> {
+    let folder = &config.process.state_directory;
+    let mut cloud = Cloud::new(config, Some(StateFile::open(folder)));
+    let (works, receiver) = mpsc::unbounded_channel();
+    let mut neighbours = Neighbours { control, asker, todos: None, saved: None };
+    if let Some(api) = &config.cluster.api {
+        let saved = folder.join("cluster.json");
+        if let Some(cluster) = state::recall(&saved) {
+            cloud.recall(cluster);
+        }
+        neighbours.saved = Some(saved);
+        let (client, url) = runtime.block_on(client::connect(api))?;
+        tracing::info!(url, "watching a cluster");
+        let _runtime = runtime.enter();
+        let (events, mut told) = mpsc::unbounded_channel();
+        // They end with the process.
+        drop(client::watch(&client, api, &events));
+        let forward = works.clone();
+        runtime.spawn(async move {
+            while let Some(event) = told.recv().await {
+                if forward.send(Work::Event(event)).is_err() {
+                    return;
+                }
+            }
+        });
+        let identity = identity();
+        let (leads, led) = watch::channel(false);
+        let (todos, todo) = mpsc::unbounded_channel();
+        neighbours.todos = Some(todos);
+        runtime.spawn(controller::run(client.clone(), identity.clone(), todo, led));
+        let class: String = config.cluster.rules.class.replace('/', ".");
+        let lease = (LEASE_NAMESPACE.to_owned(), format!("load-balancer.{class}"));
+        runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
+    }
+    let Outcome { change, .. } = cloud.document(config);
+    let view = cloud.view();
+    runtime.spawn(run(cloud, receiver, neighbours));
+    Ok(Begun { works, change, view })
+}
+
+/// Who this box is, among those that would lead: its name, and something that another process of it has
+/// not.
+fn identity() -> String {
+    let name = rustix::system::uname();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let nanos = since.map_or(0, |since| since.as_nanos());
+    format!("{}_{:x}_{:x}", name.nodename().to_string_lossy(), std::process::id(), nanos)
+}
