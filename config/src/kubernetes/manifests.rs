@@ -20,6 +20,14 @@ pub struct Manifests {
 }
 
 impl Manifests {
+    /// The objects of one text; `file` names it.
+    pub fn of_text(file: &File, text: &str) -> Result<Self, Problems> {
+        let (mut manifests, mut problems) = (Self::default(), Problems::default());
+        manifests.read(file, text, &mut problems);
+        manifests.check(&mut problems);
+        if problems.is_empty() { Ok(manifests) } else { Err(problems) }
+    }
+
     /// Adds the objects of a file; what is wrong goes to `problems`.
     pub(crate) fn read(&mut self, file: &File, text: &str, problems: &mut Problems) {
         match tree::parse_all(text) {
