@@ -15,6 +15,7 @@ pub(crate) fn run(quick: bool) {
     println!("{services} services x {BACKENDS} backends, health checks off");
     println!("{:<52}  {:>14}  {:>22}", "", "load all", "one endpoint changed");
     planning(services, if quick { 200 } else { 2000 });
+    cluster(if quick { 1000 } else { 5000 }, if quick { 200 } else { 2000 });
     let Some(net) = Net::new() else { return };
     process(&net, services);
     rivals(&net, services);
@@ -31,6 +32,18 @@ fn planning(services: usize, changes: usize) {
     let change = format!("{} / {}", millis(at(50)), millis(at(99)));
     println!("{name:<52}  {:>14}  {change:>22}", millis(scale.load));
     println!("{:<52}  {:>14}", "Fairway, reading the YAML (CPU)", millis(scale.parse));
+}
+
+/// A cluster's Services, beyond what its API server takes: CPU time.
+fn cluster(services: usize, changes: usize) {
+    let mut scale = fairway::measure::cluster_scale(services, BACKENDS, changes);
+    scale.changes.sort_unstable();
+    let at = |hundredths: usize| scale.changes[scale.changes.len() * hundredths / 100];
+    let change = format!("{} / {}", millis(at(50)), millis(at(99)));
+    let mebibytes = scale.memory.1.saturating_sub(scale.memory.0) >> 20;
+    let name = format!("{services} Services, {} endpoints, {mebibytes} MiB", services * BACKENDS);
+    println!("{name:<52}  {:>14}  {change:>22}", millis(scale.sync));
+    println!("{:<52}  {:>14}", "the same, reading the lists", millis(scale.parse));
 }
 
 /// The whole process: from its start to serving, listeners included.

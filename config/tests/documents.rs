@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use fairway_config::kubernetes::Manifests;
 use fairway_config::{Config, Device, Exchange, Priority, Probe, load, load_text};
 use fairway_core::{Mode, Scheduler, Weight};
 
@@ -520,6 +521,27 @@ fn every_example_is_good_and_fits_the_schema() {
         count += 1;
     }
     assert!(count >= 4, "the examples are gone");
+}
+
+#[test]
+fn what_a_cluster_needs_is_yaml_and_configures_us_well() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/kubernetes");
+    let mut texts = String::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let manifests = Manifests::of_text(&path.as_path().into(), &text);
+        manifests.unwrap_or_else(|problems| panic!("{problems}"));
+        texts += &text;
+    }
+    let (_, rest) = texts.split_once("  fairway.yaml: |\n").unwrap();
+    let document: String = rest
+        .lines()
+        .map_while(|line| line.strip_prefix("    "))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let config = load_text(&Path::new("fairway.yaml").into(), &document);
+    assert!(config.unwrap_or_else(|problems| panic!("{problems}")).cluster.api.is_some());
 }
 
 #[test]

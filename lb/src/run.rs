@@ -287,6 +287,23 @@ fn describe_metrics() {
         "fairway_dns_names_failing",
         "Names of backends that cannot be resolved now."
     );
+    for (name, help) in [
+        ("fairway_cluster_objects", "Objects of the cluster that are known, by kind."),
+        (
+            "fairway_cluster_watch_up",
+            "Whether a kind of objects can be watched; absent while it always could.",
+        ),
+        ("fairway_cluster_services", "Services of the cluster that are ours."),
+        ("fairway_cluster_services_without_address", "Those of them that wait for an address."),
+        ("fairway_cluster_leader", "Whether this box gives addresses and writes status."),
+        ("fairway_address_pool_assigned", "Addresses of a pool that Services have."),
+    ] {
+        metrics::describe_gauge!(name, help);
+    }
+    metrics::describe_counter!(
+        "fairway_cluster_updates_total",
+        "What the API server was told of Services, by result."
+    );
     metrics::describe_gauge!("fairway_port_up", "Whether an interface carries packets.");
     metrics::describe_gauge!(
         "fairway_packet_guard_up",

@@ -31,12 +31,12 @@ use std::sync::Arc;
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
     Cluster, Finding, Kind, Labels, Name, Object, PREFIX, Pool, PortOutcome, Role, Rules, Service,
-    Touched, overlaps, translate, wish,
+    Touched, Translation, overlaps, translate, wish,
 };
 use fairway_config::{
-    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
+    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey, ServiceSpec,
 };
-use fairway_core::Mode;
+use fairway_core::{Frontend, Mode};
 
 use self::allocate::{Assigned, Assignments, Demand, settle};
 pub(crate) use self::run::{CloudNews, Work};
@@ -73,6 +73,8 @@ pub(crate) struct Cloud {
     /// Why kinds cannot be watched.
     unwatched: BTreeMap<Kind, String>,
     leads: bool,
+    /// Numbers of objects when the state was shown last; none when something else is news.
+    shown: Option<[usize; Kind::ALL.len()]>,
 }
 
 /// What follows from a change.
@@ -114,6 +116,7 @@ impl Cloud {
             recalled: false,
             unwatched: BTreeMap::new(),
             leads: config.cluster.api.is_none(),
+            shown: None,
         }
     }
 
@@ -181,10 +184,12 @@ impl Cloud {
                     touched
                 }
                 ClusterEvent::Trouble(kind, Some(why)) => {
+                    self.shown = None;
                     self.unwatched.insert(kind, why);
                     Touched::default()
                 }
                 ClusterEvent::Trouble(kind, None) => {
+                    self.shown = None;
                     self.unwatched.remove(&kind);
                     Touched::default()
                 }
@@ -211,12 +216,20 @@ impl Cloud {
     fn change(&mut self, touched: Touched) -> Outcome {
         let Touched { services, endpoints, nodes, pools } = touched;
         let mut anew = endpoints;
-        if pools || !services.is_empty() {
+        let settles = pools || !services.is_empty();
+        if settles {
             anew.extend(self.settle());
+            self.shown = None;
         }
         anew.extend(services);
         if nodes {
             anew.extend(self.served.keys().cloned());
+        }
+        // Who has an external address depends on who else asks for it.
+        if self.rules.external_ips && (pools || !anew.is_empty()) {
+            let asks = |service: &Service| !service.spec.external_ips.is_empty();
+            let asking = self.cluster.services().filter(|(_, service)| asks(service));
+            anew.extend(asking.map(|(name, _)| name.clone()));
         }
         let Outcome { mut change, mut todos } = Outcome::default();
         for name in anew {
@@ -227,6 +240,9 @@ impl Cloud {
             let more = ChangeSet::between(&before.specs, &after.specs);
             change.upserts.extend(more.upserts);
             change.removals.extend(more.removals);
+            if (&before.findings, &before.assigned) != (&after.findings, &after.assigned) {
+                self.shown = None;
+            }
             let knew = self.served.contains_key(&name);
             match served {
                 Some(served) => _ = self.served.insert(name.clone(), served),
@@ -236,7 +252,7 @@ impl Cloud {
                 todos.extend(self.todo(&name, knew));
             }
         }
-        if let Some(state) = &mut self.state {
+        if let Some(state) = self.state.as_mut().filter(|_| settles) {
             let addresses = |(name, served): (&Name, &Served)| {
                 let assigned = served.assigned.as_ref()?.as_ref().ok()?;
                 Some((name.clone(), assigned.addresses.clone()))
@@ -348,11 +364,53 @@ impl Cloud {
             None => Vec::new(),
         };
         let origin = self.origins.get(name).unwrap_or(&self.source);
-        let done = translate(&self.cluster, service, &self.rules, &addresses, origin);
+        let mut done = translate(&self.cluster, service, &self.rules, &addresses, origin);
+        if !service.spec.external_ips.is_empty() {
+            self.leave_to_others(name, &addresses, &mut done);
+        }
         served.specs = done.specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         served.findings.extend(done.findings);
         (served.ports, served.keeps_address) = (done.ports, done.keeps_address);
         Some(served)
+    }
+
+    /// Takes out of a Service's external addresses those that others have: by the document, by a pool,
+    /// or because their names come first.
+    fn leave_to_others(&self, name: &Name, own: &[IpAddr], done: &mut Translation) {
+        let who = |frontend: &Frontend| -> Option<String> {
+            let ip = frontend.ip();
+            if own.contains(&ip) {
+                return None;
+            }
+            if let Some(who) = self.reserved.get(&ip) {
+                return Some(who.clone());
+            }
+            let has = |(other, served): &(&Name, &Served)| {
+                let assigned = served.assigned.as_ref().and_then(|assigned| assigned.as_ref().ok());
+                let by_pool = assigned.is_some_and(|assigned| assigned.addresses.contains(&ip));
+                let mut frontends = served.specs.values().flat_map(|spec| &spec.frontends);
+                *other != name && (by_pool || (*other < name && frontends.any(|f| f == frontend)))
+            };
+            let (other, _) = self.served.iter().find(has)?;
+            Some(format!("Service `{other}`"))
+        };
+        let mut taken = Vec::new();
+        for spec in &mut done.specs {
+            let mut free = ServiceSpec::clone(spec);
+            free.frontends.retain(|frontend| match who(frontend) {
+                Some(who) => {
+                    taken.push(format!("`externalIPs`: {frontend} is taken by {who}"));
+                    false
+                }
+                None => true,
+            });
+            if free.frontends.len() < spec.frontends.len() {
+                *spec = Arc::new(free);
+            }
+        }
+        done.specs.retain(|spec| !spec.frontends.is_empty());
+        let finding = |message| Finding { reason: "AddressTaken", message };
+        done.findings.extend(taken.into_iter().map(finding));
     }
 
     /// All that is to be served.
@@ -404,7 +462,7 @@ fn reserved(services: &Desired) -> BTreeMap<IpAddr, String> {
     let mut reserved = BTreeMap::new();
     for (key, spec) in services {
         let who = format!("service `{key}` of the document");
-        let dialled = spec.frontends.iter().map(fairway_core::Frontend::ip);
+        let dialled = spec.frontends.iter().map(Frontend::ip);
         let sources = spec.policy.source.addresses.iter().copied();
         let sources = sources.filter(|_| spec.policy.mode != Mode::Proxy);
         for ip in dialled.chain(sources) {

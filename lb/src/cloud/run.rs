@@ -35,7 +35,8 @@ pub(crate) struct CloudNews {
     pub(crate) change: ChangeSet,
     /// What DNS said of names that it brings.
     pub(crate) names: Answers,
-    pub(crate) view: CloudView,
+    /// The state, if that is news.
+    pub(crate) view: Option<CloudView>,
 }
 
 /// With whom the cloud's part works.
@@ -94,7 +95,7 @@ pub(crate) async fn run(
         };
         let Outcome { change, todos: told } = outcome;
         let teardown = !change.is_empty();
-        let Some(news) = news(change, cloud.view(), &control, &asker).await else { return };
+        let Some(news) = news(change, cloud.news(), &control, &asker).await else { return };
         let (input, done) = match document {
             Some((config, names, done)) => {
                 (Input::Config(config, names, Box::new(news)), Some(done))
@@ -122,7 +123,7 @@ pub(crate) async fn run(
 /// A change with the addresses of its names; none when the control loop has gone.
 async fn news(
     change: ChangeSet,
-    view: CloudView,
+    view: Option<CloudView>,
     control: &Sender<Input>,
     asker: &Asker,
 ) -> Option<CloudNews> {

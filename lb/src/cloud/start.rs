@@ -19,7 +19,7 @@ pub(crate) struct Begun {
     pub(crate) works: mpsc::UnboundedSender<Work>,
     /// What is to be served from the start.
     pub(crate) change: ChangeSet,
-    pub(crate) view: CloudView,
+    pub(crate) view: Option<CloudView>,
 }
 
 /// Starts the cloud's part. Fails when there is no way to the API server that is named; that it does not
@@ -64,7 +64,7 @@ pub(crate) fn start(
         runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
     }
     let Outcome { change, .. } = cloud.document(config);
-    let view = cloud.view();
+    let view = cloud.news();
     runtime.spawn(run(cloud, receiver, neighbours));
     Ok(Begun { works, change, view })
 }

@@ -328,3 +328,39 @@ fn only_what_changes_is_told() {
     assert_eq!(change.removals.len(), 1);
     assert!(cloud.served.keys().eq([&Name::new("default", "b")]));
 }
+
+#[test]
+fn an_external_address_has_one_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let asks = |name: &str, ips: &str| service(name, "", &format!("externalIPs: [{ips}]"));
+    let of = |names: &[&str]| {
+        let asking = names.iter().map(|name| asks(name, "203.0.113.1, 192.0.2.0, 192.0.2.250"));
+        let manifests: String = asking.collect();
+        std::fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+        let text = format!(
+            "sources: {{manifests: [all.yaml], kubernetes: {{externalIPs: true}}}}\naddressPools:\n{POOLS}\n\
+             services: [{{name: own, addresses: [192.0.2.250], ports: [{{port: 443}}]}}]\n"
+        );
+        load_text(&folder.path().join("fairway.yaml").as_path().into(), &text).unwrap()
+    };
+    let first = of(&["b", "c"]);
+    let mut cloud = Cloud::new(&first, None);
+    cloud.document(&first);
+    let frontends = |cloud: &Cloud, name: &str| {
+        let desired = cloud.desired();
+        let of = desired.iter().filter(|(key, _)| key.0.contains(&format!("/{name}/")));
+        let all = of.flat_map(|(_, spec)| &spec.frontends).map(|f| f.ip().to_string());
+        all.collect::<Vec<_>>().join(" ")
+    };
+    // The pool has given 192.0.2.0 to the first, the document has 192.0.2.250.
+    assert_eq!(frontends(&cloud, "b"), "192.0.2.0 203.0.113.1");
+    assert_eq!(frontends(&cloud, "c"), "192.0.2.1");
+    assert!(outcomes(&cloud)["c"].contains("taken by Service `default/b`"));
+    assert!(outcomes(&cloud)["c"].contains("taken by service `own/443` of the document"));
+    // Whoever comes first by name has it, whenever it comes.
+    cloud.document(&of(&["a", "b", "c"]));
+    assert_eq!(frontends(&cloud, "a"), "192.0.2.2 203.0.113.1");
+    assert_eq!(frontends(&cloud, "b"), "192.0.2.0");
+    cloud.document(&of(&["c"]));
+    assert_eq!(frontends(&cloud, "c"), "192.0.2.1 203.0.113.1 192.0.2.0");
+}

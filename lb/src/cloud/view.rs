@@ -39,11 +39,22 @@ pub(crate) struct CloudView {
     pub(crate) objects: BTreeMap<String, usize>,
     pub(crate) services: Vec<CloudServiceView>,
     pub(crate) pools: Vec<PoolView>,
+    /// Kinds of objects that cannot be watched now.
+    #[serde(default)]
+    pub(crate) unwatched: Vec<String>,
     /// What needs a person.
     pub(crate) troubles: Vec<String>,
 }
 
 impl Cloud {
+    /// The state, if it is news. Costs all Services then.
+    pub(crate) fn news(&mut self) -> Option<CloudView> {
+        let counts = Kind::ALL.map(|kind| self.cluster.count(kind));
+        let is_news = self.shown != Some(counts);
+        self.shown = Some(counts);
+        is_news.then(|| self.view())
+    }
+
     /// The state, for people and programs.
     pub(crate) fn view(&self) -> CloudView {
         let counted = Kind::ALL.into_iter().map(|kind| (kind, self.cluster.count(kind)));
@@ -92,6 +103,7 @@ impl Cloud {
         };
         let pools = pools.iter().map(pool).collect();
         let objects = objects.map(|(kind, count)| (format!("{kind:?}"), count)).collect();
-        CloudView { objects, services, pools, troubles }
+        let unwatched = self.unwatched.keys().map(|kind| format!("{kind:?}")).collect();
+        CloudView { objects, services, pools, unwatched, troubles }
     }
 }

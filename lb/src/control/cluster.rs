@@ -1,5 +1,7 @@
 //! What a cluster's Services change.
 
+use std::collections::BTreeMap;
+
 use super::Control;
 use crate::cloud::{CloudNews, CloudView};
 
@@ -7,8 +9,11 @@ impl Control {
     /// Brings it about, up to publishing.
     pub(super) fn take_cluster(&mut self, news: CloudNews) {
         let CloudNews { change, names, view } = news;
-        self.say_troubles(&view);
-        self.cloud = view;
+        if let Some(view) = view {
+            self.say_troubles(&view);
+            show(&self.cloud, &view);
+            self.cloud = view;
+        }
         if change.is_empty() {
             return;
         }
@@ -24,5 +29,25 @@ impl Control {
         for trouble in view.troubles.iter().filter(|trouble| !known.contains(trouble)) {
             tracing::warn!("{trouble}");
         }
+    }
+}
+
+/// The state of a cluster as gauges; what was there `before` and is not any more is zero.
+fn show(before: &CloudView, now: &CloudView) {
+    let gone: BTreeMap<_, _> = before.objects.keys().map(|kind| (kind, &0)).collect();
+    for (kind, count) in gone.into_iter().chain(&now.objects) {
+        metrics::gauge!("fairway_cluster_objects", "kind" => kind.clone()).set(*count as f64);
+    }
+    for kind in before.unwatched.iter().chain(&now.unwatched) {
+        let up = if now.unwatched.contains(kind) { 0.0 } else { 1.0 };
+        metrics::gauge!("fairway_cluster_watch_up", "kind" => kind.clone()).set(up);
+    }
+    metrics::gauge!("fairway_cluster_services").set(now.services.len() as f64);
+    let waiting = now.services.iter().filter(|service| service.addresses.is_empty()).count();
+    metrics::gauge!("fairway_cluster_services_without_address").set(waiting as f64);
+    let gone = before.pools.iter().map(|pool| (&pool.name, 0));
+    for (name, assigned) in gone.chain(now.pools.iter().map(|pool| (&pool.name, pool.assigned))) {
+        let name = name.to_string();
+        metrics::gauge!("fairway_address_pool_assigned", "pool" => name).set(assigned as f64);
     }
 }

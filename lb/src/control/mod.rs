@@ -302,7 +302,7 @@ impl Control {
         if waits { TICK } else { LOOK }
     }
 
-    fn take(&mut self, input: Input) {
+    pub(crate) fn take(&mut self, input: Input) {
         match input {
             // What was accepted is to end; a new document is for the next start.
             Input::Config(..) | Input::Cluster(_) if self.is_stopping() => {}

@@ -1,5 +1,7 @@
 //! Entry points for the benchmarks: the control loop's work, without workers and sockets.
 
+mod cluster;
+
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 use std::path::Path;
@@ -16,6 +18,8 @@ use crate::cloud::CloudNews;
 use crate::control::{Answers, Control, Listeners, Watchers};
 use crate::health::Checker;
 use crate::resolver::Resolver;
+
+pub use cluster::{ClusterScale, cluster_scale};
 
 /// What loading and changing a large configuration costs, in CPU time of one thread.
 #[derive(Debug)]
