@@ -285,10 +285,23 @@ fn a_service_of_an_api_server_is_held_served_and_let_go() {
     for reason in ["EnsuringLoadBalancer", "EnsuredLoadBalancer"] {
         assert!(reasons.iter().any(|known| known == reason), "{reasons:?}");
     }
+    // Pods to which there is no way are told of, too.
+    let astray = "apiVersion: v1\nkind: Service\nmetadata: {name: astray}\nspec: {type: LoadBalancer, \
+                  ports: [{name: http, port: 81}]}\n";
+    api.apply(&format!(
+        "{astray}{}",
+        slice("astray", &[([10, 245, 0, 1].into(), "a", Stands::Ready)])
+    ));
+    wait_for("its owner is told", || {
+        let events = api.all("events");
+        events.iter().any(|event| event["reason"] == "NoRouteToPods")
+    });
     // It goes when we have let it go.
     api.delete("services", "default", "shop");
     wait_for("it is gone", || api.get("services", "default", "shop").is_none());
-    wait_for("nobody serves it", || cluster.fairway.services().as_array().unwrap().is_empty());
+    let services = || cluster.fairway.services();
+    wait_for("nobody serves it", || !services().to_string().contains("default/shop/"));
+    assert!(services().to_string().contains("default/astray/http"));
 }
 
 #[test]

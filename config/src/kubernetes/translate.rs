@@ -114,6 +114,8 @@ pub struct Translation {
     pub ports: Vec<PortOutcome>,
     /// Whether packets reach their servers with the address that clients dialled.
     pub keeps_address: bool,
+    /// One of the Pods that serve, if Pods do.
+    pub pod: Option<IpAddr>,
 }
 
 impl Translation {
@@ -203,6 +205,9 @@ pub fn translate(
                     "TooManyEndpoints",
                     format!("{more} endpoints are more than a pool holds"),
                 );
+            }
+            if to_pods {
+                out.pod = out.pod.or(backends.first().map(|backend| backend.addr.ip()));
             }
             if out.keeps_address {
                 backends = backends::at_the_dialled_port(backends);

@@ -15,6 +15,7 @@
 mod allocate;
 mod controller;
 mod lease;
+mod routes;
 mod run;
 mod start;
 mod state;
@@ -39,11 +40,15 @@ use fairway_config::{
 use fairway_core::{Frontend, Mode};
 
 use self::allocate::{Assigned, Assignments, Demand, settle};
+pub(crate) use self::routes::Routes;
 pub(crate) use self::run::{CloudNews, Work};
 pub(crate) use self::start::{Begun, start};
 pub(crate) use self::state::StateFile;
 use self::status::{Todo, is_held};
 pub(crate) use self::view::{CloudServiceView, CloudView, PoolView};
+
+/// Pods are out of reach.
+const NO_ROUTE: &str = "NoRouteToPods";
 
 /// A cluster's Services, and what they have come to.
 pub(crate) struct Cloud {
@@ -73,6 +78,8 @@ pub(crate) struct Cloud {
     /// Why kinds cannot be watched.
     unwatched: BTreeMap<Kind, String>,
     leads: bool,
+    /// The way to Pods; none when nobody asks.
+    routes: Option<Routes>,
     /// Numbers of objects when the state was shown last; none when something else is news.
     shown: Option<[usize; Kind::ALL.len()]>,
 }
@@ -116,6 +123,7 @@ impl Cloud {
             recalled: false,
             unwatched: BTreeMap::new(),
             leads: config.cluster.api.is_none(),
+            routes: None,
             shown: None,
         }
     }
@@ -126,6 +134,22 @@ impl Cloud {
         self.held = Touched { services, pools: true, ..Touched::default() };
         self.cluster = cluster;
         self.recalled = true;
+    }
+
+    /// Has the way to Pods looked at from now on.
+    pub(crate) fn look_at_routes(&mut self, routes: Routes) {
+        self.routes = Some(routes);
+    }
+
+    /// Looks again at the way to Pods to which there was none.
+    pub(crate) fn look_again(&mut self) -> Outcome {
+        let astray = |served: &Served| served.findings.iter().any(|f| f.reason == NO_ROUTE);
+        let found = self.served.iter().filter(|(_, served)| astray(served));
+        let endpoints: BTreeSet<Name> = found.map(|(name, _)| name.clone()).collect();
+        match endpoints.is_empty() || !self.awaited.is_empty() {
+            true => Outcome::default(),
+            false => self.change(Touched { endpoints, ..Touched::default() }),
+        }
     }
 
     /// The cluster, to be known after the next start.
@@ -367,6 +391,9 @@ impl Cloud {
         let mut done = translate(&self.cluster, service, &self.rules, &addresses, origin);
         if !service.spec.external_ips.is_empty() {
             self.leave_to_others(name, &addresses, &mut done);
+        }
+        if let Some(why) = done.pod.and_then(|pod| self.routes.as_ref()?.trouble(pod)) {
+            done.findings.push(Finding { reason: NO_ROUTE, message: why });
         }
         served.specs = done.specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         served.findings.extend(done.findings);

@@ -7,8 +7,9 @@ use crossbeam_channel::Sender;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Query};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 
+use super::routes::HOLDS;
 use super::{Cloud, CloudView, Outcome, Todo, state};
 use crate::control::{Answers, Control, Input};
 use crate::resolver::{Asker, FIRST_ANSWER};
@@ -58,14 +59,16 @@ pub(crate) async fn run(
     let Neighbours { control, asker, todos, saved } = neighbours;
     let mut next = None;
     let mut save_at: Option<Instant> = None;
+    let mut looks = interval(HOLDS);
     loop {
         let work = match next.take() {
-            Some(work) => work,
+            Some(work) => Some(work),
             None => tokio::select! {
                 work = works.recv() => match work {
-                    Some(work) => work,
+                    Some(work) => Some(work),
                     None => return,
                 },
+                _ = looks.tick() => None,
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     save_at = None;
                     if let Some(path) = &saved {
@@ -76,11 +79,12 @@ pub(crate) async fn run(
             },
         };
         let (outcome, document) = match work {
-            Work::Document(config, names, done) => {
+            None => (cloud.look_again(), None),
+            Some(Work::Document(config, names, done)) => {
                 (cloud.document(&config), Some((config, names, done)))
             }
-            Work::Lead(leads) => (cloud.lead(leads), None),
-            Work::Event(first) => {
+            Some(Work::Lead(leads)) => (cloud.lead(leads), None),
+            Some(Work::Event(first)) => {
                 let mut events = vec![first];
                 while events.len() < BATCH && next.is_none() {
                     match works.try_recv() {

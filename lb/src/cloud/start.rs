@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::run::{Neighbours, run};
-use super::{Cloud, CloudView, Outcome, StateFile, Work, controller, lease, state};
+use super::{Cloud, CloudView, Outcome, Routes, StateFile, Work, controller, lease, state};
 use crate::control::Input;
 use crate::resolver::Asker;
 
@@ -32,6 +32,7 @@ pub(crate) fn start(
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
     let mut cloud = Cloud::new(config, Some(StateFile::open(folder)));
+    cloud.look_at_routes(Routes::default());
     let (works, receiver) = mpsc::unbounded_channel();
     let mut neighbours = Neighbours { control, asker, todos: None, saved: None };
     if let Some(api) = &config.cluster.api {

@@ -60,7 +60,6 @@ pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::tproxy::Tproxy;
 pub(crate) use self::vip::Interface;
-#[cfg(feature = "dpdk")]
 pub(crate) use self::vip::run;
 
 /// Changes that are taken together before one snapshot is published.

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::{control, cpu};
 use crate::cloud::{Cloud, CloudNews};
-use crate::control::{Answers, Input};
+use crate::control::{Answers, Control, Input};
 
 /// What a cluster costs, in CPU time of one thread.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
     let mut control = control(&config);
     let mut cloud = Cloud::new(&config, None);
     control.begin(config.clone(), &Answers::new(), CloudNews::default());
-    let mut take = |cloud: &mut Cloud, events: Vec<ClusterEvent>| {
+    let take = |control: &mut Control, cloud: &mut Cloud, events: Vec<ClusterEvent>| {
         let change = cloud.events(events.into_iter()).change;
         let news = CloudNews { change, names: Answers::new(), view: cloud.news() };
         control.take(Input::Cluster(Box::new(news)));
@@ -65,8 +65,9 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
         all(Kind::EndpointSlice, slices.into_iter().map(slice).collect()),
         all(Kind::Service, services_read.into_iter().map(object).collect()),
     ];
-    take(&mut cloud, lists);
+    take(&mut control, &mut cloud, lists);
     let sync = cpu().saturating_sub(start);
+    assert_eq!(control.services.len(), services, "all are served");
     let memory = (before, resident());
     let changes = (0..changes).map(|n| {
         let mut one = changed[n % changed.len()].clone();
@@ -74,7 +75,7 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
             last.addresses = vec![Ipv4Addr::from(0x0afa_0000 + n as u32).to_string()];
         }
         let start = cpu();
-        take(&mut cloud, vec![ClusterEvent::Apply(slice(one))]);
+        take(&mut control, &mut cloud, vec![ClusterEvent::Apply(slice(one))]);
         cpu().saturating_sub(start)
     });
     ClusterScale { parse, sync, changes: changes.collect(), memory }
