@@ -123,7 +123,16 @@ fn manifests_come_to_services() {
             said.unwrap_or("{}")
         );
         let config = load(&document, &text);
-        let mut got = show(&cluster(&config), &config.cluster.rules);
+        let (known, rules) = (cluster(&config), &config.cluster.rules);
+        let mut got = show(&known, rules);
+        // What is written down is the same when it is read again.
+        let written = serde_json::to_string(&known).unwrap();
+        assert_eq!(
+            show(&serde_json::from_str(&written).unwrap(), rules),
+            got,
+            "{}",
+            path.display()
+        );
         for note in &config.cluster.manifests.as_ref().unwrap().notes {
             writeln!(got, "note: {}", note.split_once("all.yaml").unwrap().1).unwrap();
         }
@@ -142,4 +151,61 @@ fn manifests_come_to_services() {
     }
     assert!(wrong.is_empty(), "{} of {count} came out otherwise", wrong.len());
     assert!(count > 20, "{count}");
+}
+
+#[test]
+fn what_is_listed_replaces_what_was_there() {
+    use fairway_config::kubernetes::{Kind, Manifests, Name};
+    let services = |names: &[(&str, &str)]| {
+        let text = |(namespace, name): &(&str, &str)| {
+            format!(
+                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n"
+            )
+        };
+        let text: String = names.iter().map(text).collect();
+        let manifests = Manifests::of_text(&Path::new("all.yaml").into(), &text).unwrap();
+        manifests.objects.into_iter().map(|(object, _)| object).collect::<Vec<_>>()
+    };
+    let mut cluster = Cluster::default();
+    let names = |cluster: &Cluster| -> Vec<String> {
+        cluster.services().map(|(name, _)| name.to_string()).collect()
+    };
+    let all = services(&[("a", "x"), ("a", "y"), ("b", "x")]);
+    assert_eq!(cluster.replace(Kind::Service, None, all.clone()).services.len(), 3);
+    assert!(cluster.replace(Kind::Service, None, all).is_empty(), "nothing has changed");
+    let touched = cluster.replace(Kind::Service, Some("a"), services(&[("a", "y"), ("a", "z")]));
+    let touched: Vec<String> = touched.services.iter().map(ToString::to_string).collect();
+    assert_eq!(touched, ["a/x", "a/z"]);
+    assert_eq!(names(&cluster), ["a/y", "a/z", "b/x"], "another namespace is left alone");
+    assert!(cluster.delete(Kind::Service, &Name::new("b", "nobody")).is_empty());
+    cluster.replace(Kind::Service, None, Vec::new());
+    assert!(names(&cluster).is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_manifests_has_its_place() {
+    use fairway_config::kubernetes::Manifests;
+    for (text, want) in [
+        ("", "all.yaml: has no objects; remove it, if that is meant"),
+        ("# later\n---\n", "all.yaml: has no objects"),
+        ("a: [1\n", "all.yaml:1:4: not YAML"),
+        ("kind: Service\n", "all.yaml:1:1: an object has `apiVersion`, `kind`, `metadata`"),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop}\n",
+            "all.yaml:3:11: Service has no `metadata.name`; add it",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n    - port: http\n",
+            "all.yaml:6:13: expected a whole number from 0 to 65535, found `http`",
+        ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Node\n\
+             metadata: {name: a}\n",
+            "all.yaml:5:1: Node `a` is here twice; the first is at all.yaml:1",
+        ),
+    ] {
+        let file = Path::new("all.yaml").into();
+        let problems = Manifests::of_text(&file, text).unwrap_err().to_string();
+        assert!(problems.starts_with(want), "{text:?}: {problems}");
+    }
 }

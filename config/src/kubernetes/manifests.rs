@@ -8,7 +8,7 @@ use super::cluster::Kind;
 use super::objects::{Name, Object};
 use crate::spec::Origin;
 use crate::tree::{self, Node, Value};
-use crate::{File, Problems};
+use crate::{File, Place, Problems};
 
 /// The objects of all manifests.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -31,6 +31,14 @@ impl Manifests {
     /// Adds the objects of a file; what is wrong goes to `problems`.
     pub(crate) fn read(&mut self, file: &File, text: &str, problems: &mut Problems) {
         match tree::parse_all(text) {
+            // A file that is being written is empty for a moment; Services do not go by accident.
+            Ok(documents) if documents.iter().all(|node| matches!(node.value, Value::Null)) => {
+                problems.push(
+                    file,
+                    Place::default(),
+                    "has no objects; remove it, if that is meant",
+                );
+            }
             Ok(documents) => documents.iter().for_each(|node| self.document(file, node, problems)),
             Err(error) => problems.push(file, error.place, error.message),
         }

@@ -60,7 +60,9 @@ pub(crate) fn start(
         let (todos, todo) = mpsc::unbounded_channel();
         neighbours.todos = Some(todos);
         runtime.spawn(controller::run(client.clone(), identity.clone(), todo, led));
-        let class: String = config.cluster.rules.class.replace('/', ".");
+        // As names of objects are written.
+        let class = config.cluster.rules.class.to_ascii_lowercase();
+        let class = class.replace('/', ".").replace('_', "-");
         let lease = (LEASE_NAMESPACE.to_owned(), format!("load-balancer.{class}"));
         runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
     }
