@@ -5,7 +5,9 @@ use std::path::Path;
 use super::process::absolute;
 use super::{Findings, Means};
 use crate::document::{AddressPoolDoc, KubernetesDoc, TargetKindDoc};
-use crate::kubernetes::{Pool, Rules, Selection, Setting, Sketch, Target, overlaps, specs};
+use crate::kubernetes::{
+    Pool, Rules, Selection, Setting, Sketch, Target, is_of_service, overlaps, specs,
+};
 use crate::spec::{Access, ApiServer, Process};
 use crate::tree::{Node, Value};
 use crate::values::At;
@@ -97,6 +99,10 @@ fn settings(node: &Node, means: Means, findings: &mut Findings<'_>) -> Vec<Setti
         findings.add(node.place, "`defaults` is a map of fields of a service, like `mode: nat`");
         return Vec::new();
     };
+    for (key, _) in entries.iter().filter(|(key, _)| is_of_service(&key.text)) {
+        findings
+            .add(key.place, format!("`{}` is for each Service to say; remove it here", key.text));
+    }
     let settings: Vec<_> =
         entries.iter().map(|(key, value)| Setting::of_default(&key.text, value.clone())).collect();
     let sketch = Sketch {

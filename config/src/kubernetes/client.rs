@@ -94,7 +94,8 @@ pub fn needed(api: &ApiServer) -> BTreeSet<(Kind, Option<String>)> {
     let in_each = |kind: Kind| namespaces().into_iter().map(move |namespace| (kind, namespace));
     let mut needed: BTreeSet<_> =
         in_each(Kind::Service).chain(in_each(Kind::EndpointSlice)).collect();
-    needed.extend([(Kind::Node, None), (Kind::Namespace, None)]);
+    needed.extend([(Kind::Node, None), (Kind::Namespace, None), (Kind::AddressPool, None)]);
+    needed.extend(api.metallb_pools.then_some((Kind::MetallbPool, None)));
     needed
 }
 
@@ -111,12 +112,12 @@ pub fn watch(
             Kind::Service => tokio::spawn(follow::<Service>(client, namespace, sender)),
             Kind::EndpointSlice => tokio::spawn(follow::<EndpointSlice>(client, namespace, sender)),
             Kind::Node => tokio::spawn(follow::<Node>(client, None, sender)),
-            _ => tokio::spawn(follow::<Namespace>(client, None, sender)),
+            Kind::AddressPool => tokio::spawn(follow::<AddressPool>(client, None, sender)),
+            Kind::MetallbPool => tokio::spawn(follow::<MetallbPool>(client, None, sender)),
+            Kind::Namespace | Kind::Endpoints => {
+                tokio::spawn(follow::<Namespace>(client, None, sender))
+            }
         });
-    }
-    tasks.push(tokio::spawn(follow::<AddressPool>(client.clone(), None, sender.clone())));
-    if api.metallb_pools {
-        tasks.push(tokio::spawn(follow::<MetallbPool>(client.clone(), None, sender.clone())));
     }
     tasks
 }
@@ -245,7 +246,10 @@ async fn follow<K: Watched>(
             }
             Ok(Event::Apply(seen)) => ClusterEvent::Apply(seen.object.object()),
             Ok(Event::Delete(seen)) => ClusterEvent::Delete(K::KIND, seen.object.object().name()),
-            Err(error) if K::IS_OPTIONAL && is_missing(&error) => continue,
+            // A kind that is not there has no objects.
+            Err(error) if K::IS_OPTIONAL && is_missing(&error) => {
+                ClusterEvent::All(K::KIND, namespace.clone(), Vec::new())
+            }
             Err(error) => {
                 troubled = true;
                 ClusterEvent::Trouble(K::KIND, Some(chain(&error)))

@@ -231,6 +231,17 @@ impl Cluster {
         touched
     }
 
+    /// Forgets Services and slices of other namespaces; none named is all.
+    pub fn keep(&mut self, namespaces: &[String]) {
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            for name in self.names(kind) {
+                if !namespaces.is_empty() && !namespaces.iter().any(|of| **of == *name.namespace) {
+                    self.delete(kind, &name);
+                }
+            }
+        }
+    }
+
     fn names(&self, kind: Kind) -> Vec<Name> {
         let plain = |name: &str| Name::new("", name);
         match kind {
@@ -480,7 +491,7 @@ fn ports(ports: Vec<EndpointPort>) -> Vec<SlicePort> {
     let port = |port: EndpointPort| SlicePort {
         name: port.name.unwrap_or_default().into(),
         protocol: protocol(port.protocol.as_deref().unwrap_or_default()),
-        number: port.port,
+        number: port.port.and_then(|number| u16::try_from(number).ok()),
     };
     ports.into_iter().map(port).collect()
 }

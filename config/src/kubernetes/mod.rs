@@ -20,7 +20,7 @@ mod pools;
 mod settings;
 mod translate;
 
-pub(crate) use self::settings::{Setting, Sketch, specs};
+pub(crate) use self::settings::{Setting, Sketch, is_of_service, specs};
 
 pub use self::addresses::{Sharing, Wish, wish};
 pub use self::cluster::{Cluster, Kind, Touched};

@@ -358,7 +358,7 @@ pub struct EndpointPort {
     /// The name that the Service gives it.
     pub name: Option<String>,
     /// The number.
-    pub port: Option<u16>,
+    pub port: Option<i64>,
     /// `TCP` when it is empty.
     pub protocol: Option<String>,
 }

@@ -318,8 +318,8 @@ pub struct MetallbPoolFields {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MetallbAllocation {
-    /// As [`Pool::priority`]; zero is none.
-    pub priority: u32,
+    /// As [`Pool::priority`]; zero and less is none.
+    pub priority: i64,
     /// As [`Selection`].
     pub namespaces: Vec<String>,
     /// As [`Selection`].
@@ -337,7 +337,7 @@ impl MetallbPool {
             ranges: ranges(&self.spec.addresses)?,
             auto_assign: self.spec.auto_assign.unwrap_or(true),
             avoid_buggy: self.spec.avoid_buggy_ips,
-            priority: Some(allocation.priority).filter(|priority| *priority > 0),
+            priority: u32::try_from(allocation.priority).ok().filter(|priority| *priority > 0),
             selection: Selection {
                 namespaces: allocation.namespaces,
                 namespace_selectors: allocation.namespace_selectors,

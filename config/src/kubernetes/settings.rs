@@ -29,6 +29,11 @@ const OF_SERVICE: [&str; 8] = [
     "trafficDistribution",
 ];
 
+/// Whether a field is for each Service to say.
+pub(crate) fn is_of_service(field: &str) -> bool {
+    field == "addresses" || OF_SERVICE.contains(&field)
+}
+
 /// A field of a service, and who set it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Setting {

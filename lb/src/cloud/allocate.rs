@@ -7,6 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use fairway_core::IpPrefix;
+
 use fairway_config::kubernetes::{Finding, Labels, Meta, Name, Pool, Wish};
 
 /// A Service that is to have addresses.
@@ -19,6 +21,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) wish: Result<Wish, Finding>,
     /// The addresses that it has.
     pub(crate) current: Vec<IpAddr>,
+    /// It is no load balancer, has no status, and names its addresses itself.
+    pub(crate) is_exposed: bool,
 }
 
 /// The addresses of a Service.
@@ -32,15 +36,33 @@ pub(crate) struct Assigned {
 /// What became of each demand, and why there is no address.
 pub(crate) type Assignments = BTreeMap<Name, Result<Assigned, Finding>>;
 
-/// Gives addresses of `pools`, without those in `reserved`, which others have, each with the words for
-/// whom.
+/// Addresses that nobody is given, each with the words for who has it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Reserved {
+    hosts: BTreeMap<IpAddr, String>,
+    networks: Vec<(IpPrefix, String)>,
+}
+
+impl Reserved {
+    pub(crate) fn add(&mut self, net: IpPrefix, who: &str) {
+        if net.is_host() {
+            self.hosts.entry(net.address()).or_insert_with(|| who.into());
+        } else {
+            self.networks.push((net, who.into()));
+        }
+    }
+
+    /// Who has an address.
+    pub(crate) fn holder(&self, ip: IpAddr) -> Option<&str> {
+        let network = || self.networks.iter().find(|(net, _)| net.contains(ip));
+        self.hosts.get(&ip).or_else(|| network().map(|(_, who)| who)).map(String::as_str)
+    }
+}
+
+/// Gives addresses of `pools`, without those that are reserved.
 ///
 /// Costs the demands times their pools; looking for a free address goes on where it ended last.
-pub(crate) fn settle(
-    pools: &[Pool],
-    reserved: &BTreeMap<IpAddr, String>,
-    demands: &[Demand<'_>],
-) -> Assignments {
+pub(crate) fn settle(pools: &[Pool], reserved: &Reserved, demands: &[Demand<'_>]) -> Assignments {
     let mut desk = Desk {
         pools: in_order(pools),
         reserved,
@@ -104,7 +126,7 @@ fn in_order(pools: &[Pool]) -> Vec<&Pool> {
 
 struct Desk<'a> {
     pools: Vec<&'a Pool>,
-    reserved: &'a BTreeMap<IpAddr, String>,
+    reserved: &'a Reserved,
     taken: HashMap<IpAddr, Vec<(Name, &'a Wish)>>,
     /// Addresses by the key with which they are shared.
     shared: HashMap<&'a str, BTreeSet<IpAddr>>,
@@ -234,7 +256,7 @@ impl<'a> Desk<'a> {
             for (step, ip) in (behind..).zip(range.from(behind)) {
                 // What is given away here is never given back, so nobody looks at it again.
                 *cursor = (n, step);
-                let free = !self.taken.contains_key(&ip) && !self.reserved.contains_key(&ip);
+                let free = !self.taken.contains_key(&ip) && self.reserved.holder(ip).is_none();
                 if free && !pool.avoids(ip) {
                     return Some(ip);
                 }
@@ -246,8 +268,8 @@ impl<'a> Desk<'a> {
 
     /// Who keeps a Service from an address.
     fn why_not(&self, ip: IpAddr, wish: &Wish) -> Option<String> {
-        if let Some(who) = self.reserved.get(&ip) {
-            return Some(who.clone());
+        if let Some(who) = self.reserved.holder(ip) {
+            return Some(who.into());
         }
         let holders = self.taken.get(&ip)?;
         let disagrees = |(_, other): &&(Name, &Wish)| {

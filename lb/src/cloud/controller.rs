@@ -101,7 +101,8 @@ pub(crate) async fn run(
             metrics::counter!("fairway_cluster_updates_total", "result" => result).increment(1);
             let Todo { name, uid, findings, .. } = &waits.todo;
             match end {
-                End::Done | End::Overtaken => {
+                End::Overtaken => {}
+                End::Done => {
                     said.extend(findings.iter().map(|f| (uid.clone(), f.message.clone())));
                 }
                 End::Failed(why) => {

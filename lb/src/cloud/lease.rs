@@ -47,9 +47,10 @@ pub(crate) async fn run(
     let mut renewed = Instant::now();
     loop {
         ticks.tick().await;
+        let asked = Instant::now();
         let holds = match timeout(PATIENCE, contender.contend()).await {
             Ok(Ok(true)) => {
-                renewed = Instant::now();
+                renewed = asked;
                 true
             }
             Ok(Ok(false)) => false,

@@ -32,14 +32,14 @@ use std::sync::Arc;
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
     Cluster, Finding, Kind, Labels, Name, Object, PREFIX, Pool, PortOutcome, Role, Rules, Service,
-    Touched, Translation, overlaps, translate, wish,
+    Touched, Translation, Wish, overlaps, translate, wish,
 };
 use fairway_config::{
     ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey, ServiceSpec,
 };
 use fairway_core::{Frontend, Mode};
 
-use self::allocate::{Assigned, Assignments, Demand, settle};
+use self::allocate::{Assigned, Assignments, Demand, Reserved, settle};
 pub(crate) use self::routes::Routes;
 pub(crate) use self::run::{CloudNews, Work};
 pub(crate) use self::start::{Begun, start};
@@ -61,7 +61,7 @@ pub(crate) struct Cloud {
     /// Where other objects come from.
     source: Origin,
     /// Addresses that the document's services have, and for whom.
-    reserved: BTreeMap<IpAddr, String>,
+    reserved: Reserved,
     /// Names of the document's services.
     names: BTreeSet<Box<str>>,
     served: BTreeMap<Name, Served>,
@@ -112,7 +112,7 @@ impl Cloud {
             cluster: Cluster::default(),
             origins: BTreeMap::new(),
             source: Origin { file: Path::new("cluster").into(), place },
-            reserved: BTreeMap::new(),
+            reserved: Reserved::default(),
             names: BTreeSet::new(),
             served: BTreeMap::new(),
             remembered: state.as_ref().map_or_else(BTreeMap::new, StateFile::read),
@@ -129,7 +129,14 @@ impl Cloud {
     }
 
     /// Begins with a cluster as it was known before the start.
-    pub(crate) fn recall(&mut self, cluster: Cluster) {
+    pub(crate) fn recall(&mut self, mut cluster: Cluster) {
+        // What nobody watches any more would stay for ever.
+        if let Some(api) = &self.api {
+            cluster.keep(&api.namespaces);
+            if !api.metallb_pools {
+                cluster.replace(Kind::MetallbPool, None, Vec::new());
+            }
+        }
         let services = cluster.services().map(|(name, _)| name.clone()).collect();
         self.held = Touched { services, pools: true, ..Touched::default() };
         self.cluster = cluster;
@@ -229,11 +236,13 @@ impl Cloud {
     /// Leads from now on, or no longer.
     pub(crate) fn lead(&mut self, leads: bool) -> Outcome {
         self.leads = leads;
+        let services = self.cluster.services().map(|(name, _)| name.clone()).collect();
+        let touched = Touched { services, pools: true, ..Touched::default() };
         if !self.awaited.is_empty() {
+            self.held.add(touched);
             return Outcome::default();
         }
-        let services = self.cluster.services().map(|(name, _)| name.clone()).collect();
-        self.change(Touched { services, pools: true, ..Touched::default() })
+        self.change(touched)
     }
 
     /// What a change of objects comes to.
@@ -267,13 +276,12 @@ impl Cloud {
             if (&before.findings, &before.assigned) != (&after.findings, &after.assigned) {
                 self.shown = None;
             }
-            let knew = self.served.contains_key(&name);
             match served {
                 Some(served) => _ = self.served.insert(name.clone(), served),
                 None => _ = self.served.remove(&name),
             }
             if self.api.is_some() && self.leads && self.awaited.is_empty() {
-                todos.extend(self.todo(&name, knew));
+                todos.extend(self.todo(&name));
             }
         }
         if let Some(state) = self.state.as_mut().filter(|_| settles) {
@@ -287,10 +295,10 @@ impl Cloud {
     }
 
     /// What the API server is to be told of a Service.
-    fn todo(&self, name: &Name, knew: bool) -> Option<Todo> {
+    fn todo(&self, name: &Name) -> Option<Todo> {
         let service = self.cluster.service(name)?;
         let served = self.served.get(name).filter(|_| self.is_load_balancer(service));
-        status::todo(service, served, &self.rules, knew)
+        status::todo(service, served, &self.rules)
     }
 
     /// Gives addresses; returns whose have changed.
@@ -301,17 +309,24 @@ impl Cloud {
         let demands = ours.map(|(name, service)| Demand {
             meta: &service.metadata,
             namespace: self.cluster.namespace(&name.namespace).unwrap_or(&nobody),
-            wish: wish(service),
+            wish: self.wish(service),
             current: self.current(name, service),
+            is_exposed: self.rules.role(service) == Role::Exposed,
         });
         let demands: Vec<Demand<'_>> = demands.collect();
         let assignments: Assignments = match self.leads {
             true => settle(&pools, &self.reserved, &demands),
-            false => demands.iter().map(|demand| followed(&pools, demand)).collect(),
+            false => {
+                let followed = |demand| followed(&pools, &self.reserved, demand);
+                demands.iter().map(followed).collect()
+            }
         };
         let mut changed = Vec::new();
         for (name, assigned) in assignments {
             let served = self.served.entry(name.clone()).or_default();
+            if assigned.is_ok() {
+                self.remembered.remove(&name);
+            }
             if served.assigned.as_ref() != Some(&assigned) {
                 served.assigned = Some(assigned);
                 changed.push(name);
@@ -335,6 +350,18 @@ impl Cloud {
         pools
     }
 
+    /// What a Service asks for. One without a status must name its addresses: nobody could be told of
+    /// others.
+    fn wish(&self, service: &Service) -> Result<Wish, Finding> {
+        let wish = wish(service)?;
+        if self.rules.role(service) == Role::Exposed && wish.addresses.is_empty() {
+            let message =
+                format!("`{PREFIX}expose` needs an address: name it by `{PREFIX}addresses`");
+            return Err(Finding { reason: "AddressPending", message });
+        }
+        Ok(wish)
+    }
+
     fn is_load_balancer(&self, service: &Service) -> bool {
         self.is_ours(service) && self.rules.role(service) == Role::LoadBalancer
     }
@@ -356,7 +383,7 @@ impl Cloud {
         }
         let ingress = service.status.load_balancer.ingress.iter();
         let status: Vec<IpAddr> = ingress.filter_map(|at| at.ip.parse().ok()).collect();
-        if !status.is_empty() {
+        if !status.is_empty() || !self.leads {
             return status;
         }
         self.remembered.get(name).cloned().unwrap_or_default()
@@ -409,8 +436,8 @@ impl Cloud {
             if own.contains(&ip) {
                 return None;
             }
-            if let Some(who) = self.reserved.get(&ip) {
-                return Some(who.clone());
+            if let Some(who) = self.reserved.holder(ip) {
+                return Some(who.into());
             }
             let has = |(other, served): &(&Name, &Served)| {
                 let assigned = served.assigned.as_ref().and_then(|assigned| assigned.as_ref().ok());
@@ -462,21 +489,27 @@ impl Cloud {
     }
 }
 
-/// What a box that does not lead serves a Service at: what the leader has written.
-fn followed(pools: &[Pool], demand: &Demand<'_>) -> (Name, Result<Assigned, Finding>) {
-    let wished = demand.wish.as_ref().map_or(&[][..], |wish| &wish.addresses);
-    let addresses = if demand.current.is_empty() { wished } else { &demand.current };
+/// What a box that does not lead serves a Service at: what the leader has written, or what the Service
+/// names when it has no status.
+fn followed(
+    pools: &[Pool],
+    reserved: &Reserved,
+    demand: &Demand<'_>,
+) -> (Name, Result<Assigned, Finding>) {
+    let refuse = |reason, message: &str| Err(Finding { reason, message: message.into() });
+    let addresses = match &demand.wish {
+        Ok(wish) if demand.is_exposed => &wish.addresses,
+        Err(finding) if demand.is_exposed => return (demand.meta.name(), Err(finding.clone())),
+        _ => &demand.current,
+    };
     let pool = pools.iter().find(|pool| addresses.iter().any(|ip| pool.offers(*ip)));
-    let assigned = match (addresses, pool) {
-        ([], _) => Err(Finding {
-            reason: "AddressPending",
-            message: "the box that leads has given it no address yet".into(),
-        }),
-        (_, None) => Err(Finding {
-            reason: "AddressUnavailable",
-            message: "no pool has the addresses that it was given".into(),
-        }),
-        (addresses, Some(pool)) => {
+    let taken =
+        addresses.iter().find_map(|ip| Some(format!("{ip} is taken by {}", reserved.holder(*ip)?)));
+    let assigned = match (addresses.as_slice(), pool, taken) {
+        ([], ..) => refuse("AddressPending", "the box that leads has given it no address yet"),
+        (_, _, Some(taken)) => refuse("AddressUnavailable", &taken),
+        (_, None, _) => refuse("AddressUnavailable", "no pool has the addresses that it was given"),
+        (addresses, Some(pool), None) => {
             Ok(Assigned { addresses: addresses.to_vec(), pool: pool.name.clone() })
         }
     };
@@ -485,16 +518,14 @@ fn followed(pools: &[Pool], demand: &Demand<'_>) -> (Name, Result<Assigned, Find
 
 /// The addresses of the document's services, and for whom: what clients dial, and where packets come
 /// from.
-fn reserved(services: &Desired) -> BTreeMap<IpAddr, String> {
-    let mut reserved = BTreeMap::new();
+fn reserved(services: &Desired) -> Reserved {
+    let mut reserved = Reserved::default();
     for (key, spec) in services {
         let who = format!("service `{key}` of the document");
-        let dialled = spec.frontends.iter().map(Frontend::ip);
+        spec.frontends.iter().for_each(|frontend| reserved.add(frontend.net, &who));
         let sources = spec.policy.source.addresses.iter().copied();
         let sources = sources.filter(|_| spec.policy.mode != Mode::Proxy);
-        for ip in dialled.chain(sources) {
-            reserved.entry(ip).or_insert_with(|| who.clone());
-        }
+        sources.for_each(|ip| reserved.add(ip.into(), &who));
     }
     reserved
 }

@@ -31,7 +31,9 @@ pub(crate) fn start(
     asker: Asker,
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
-    let mut cloud = Cloud::new(config, Some(StateFile::open(folder)));
+    // With an API server, Services themselves say what they have.
+    let state = config.cluster.api.is_none().then(|| StateFile::open(folder));
+    let mut cloud = Cloud::new(config, state);
     cloud.look_at_routes(Routes::default());
     let (works, receiver) = mpsc::unbounded_channel();
     let mut neighbours = Neighbours { control, asker, todos: None, saved: None };

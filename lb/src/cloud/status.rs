@@ -42,14 +42,8 @@ pub(super) fn is_held(service: &Service) -> bool {
     service.metadata.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
 }
 
-/// What is to be told of a Service: `served` when it is a load balancer of ours, and `knew` when it was
-/// one before.
-pub(super) fn todo(
-    service: &Service,
-    served: Option<&Served>,
-    rules: &Rules,
-    knew: bool,
-) -> Option<Todo> {
+/// What is to be told of a Service: `served` when it is a load balancer of ours.
+pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) -> Option<Todo> {
     let marker = format!("{PREFIX}{SERVED_BY}");
     let marked = service.metadata.annotations.get(&marker).is_some_and(|by| **by == *rules.class);
     let (patch, step) = match served {
@@ -66,7 +60,7 @@ pub(super) fn todo(
             Some(wanted) => (Some(patch(service, json!({}), Some(wanted))), Step::Status),
             None => (None, Step::Nothing),
         },
-        None if is_held(service) && (marked || knew) => {
+        None if is_held(service) && marked => {
             let mut finalizers = service.metadata.finalizers.clone();
             finalizers.retain(|finalizer| finalizer != FINALIZER);
             let change = json!({ "finalizers": finalizers, "annotations": { marker: null } });
