@@ -95,7 +95,15 @@ pub(crate) struct Sketch<'a> {
     pub(crate) ports: Vec<(Box<str>, &'static str, u16)>,
 }
 
-/// The service that a sketch and settings make, a spec for each port, without backends. A setting
+/// What a sketch and settings make.
+pub(crate) struct Made {
+    /// One for each port, without backends.
+    pub(crate) specs: Vec<ServiceSpec>,
+    /// Whether somebody has said how its backends are checked.
+    pub(crate) is_checked: bool,
+}
+
+/// The service that a sketch and settings make. A setting
 /// that is wrong goes to `report`, as its field and what is wrong, and is left out; the rest stays. None
 /// when nothing can be made.
 pub(crate) fn specs(
@@ -104,12 +112,14 @@ pub(crate) fn specs(
     means: Means,
     file: &File,
     mut report: impl FnMut(Option<&str>, String),
-) -> Option<Vec<ServiceSpec>> {
-    // What comes later replaces what came before.
+) -> Option<Made> {
+    // What comes later replaces what came before, which is there for when that is wrong.
     let mut seen = BTreeSet::new();
     settings.reverse();
-    settings.retain(|setting| seen.insert(setting.field.clone()));
+    let (mut settings, mut replaced): (Vec<_>, Vec<_>) =
+        settings.into_iter().partition(|setting| seen.insert(setting.field.clone()));
     settings.reverse();
+    replaced.reverse();
     loop {
         let mut problems = Problems::default();
         let root = sketch.tree(&settings);
@@ -124,7 +134,11 @@ pub(crate) fn specs(
         });
         if problems.is_empty() {
             let specs = specs?.into_iter();
-            return Some(specs.map(|(spec, _)| ServiceSpec::clone(&spec)).collect());
+            let check = |setting: &Setting| &*setting.field == "healthCheck" && !setting.usual;
+            return Some(Made {
+                specs: specs.map(|(spec, _)| ServiceSpec::clone(&spec)).collect(),
+                is_checked: settings.iter().any(check),
+            });
         }
         let mut blamed = BTreeSet::new();
         for problem in &problems.list {
@@ -145,8 +159,11 @@ pub(crate) fn specs(
         if blamed.is_empty() {
             return None;
         }
-        let mut n = 0..;
-        settings.retain(|_| n.next().is_none_or(|n| !blamed.contains(&n)));
+        for n in blamed.into_iter().rev() {
+            let wrong = settings.remove(n);
+            let before = replaced.iter().rposition(|setting| setting.field == wrong.field);
+            settings.extend(before.map(|n| replaced.remove(n)));
+        }
     }
 }
 

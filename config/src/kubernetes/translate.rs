@@ -140,15 +140,13 @@ pub fn translate(
     let name = service.metadata.name();
     let addresses = with_external(service, rules, addresses, &mut out);
     let Some(allow) = source_ranges(service, &mut out) else { return out };
-    let mut settings = rules.defaults.clone();
+    let target = target(service, rules, &mut out);
+    let mut settings = Vec::new();
+    settings.extend(node_check(service).filter(|_| target == Target::Node));
+    settings.extend(rules.defaults.iter().cloned());
     settings.extend(settings::of_annotations(service.metadata.annotations.iter(), |why| {
         out.find("InvalidAnnotation", why);
     }));
-    let target = target(service, rules, &mut out);
-    let is_checked = settings.iter().any(|setting| &*setting.field == "healthCheck");
-    if !is_checked && target == Target::Node {
-        settings.extend(node_check(service));
-    }
     settings.extend(of_service(service));
     let ports = ports(service, &settings, &mut out);
     let sketch = Sketch {
@@ -165,7 +163,7 @@ pub fn translate(
     let specs = settings::specs(&sketch, settings, rules.means, &origin.file, |_, why| {
         out.find("InvalidAnnotation", why);
     });
-    let Some(specs) = specs else { return out };
+    let Some(settings::Made { specs, is_checked }) = specs else { return out };
     let Some(mode) = specs.first().map(|spec| spec.policy.mode) else { return out };
     out.keeps_address = matches!(mode, Mode::Dsr | Mode::Tunnel(_));
     let slices = cluster.endpoints(&name);

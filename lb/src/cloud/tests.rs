@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fairway_config::kubernetes::Name;
+use fairway_config::kubernetes::client::ClusterEvent;
+use fairway_config::kubernetes::{Kind, Manifests, Name};
 use fairway_config::{Config, load_text};
 
+use super::status::Step;
 use super::{Cloud, StateFile};
 
 /// Pools of the usual kind, in the document's words.
@@ -363,4 +365,94 @@ fn an_external_address_has_one_owner() {
     assert_eq!(frontends(&cloud, "b"), "192.0.2.0");
     cloud.document(&of(&["c"]));
     assert_eq!(frontends(&cloud, "c"), "192.0.2.1 203.0.113.1 192.0.2.0");
+}
+
+/// A box at an API server, which has told of these objects.
+fn told(folder: &Path, leads: bool, manifests: &str) -> Cloud {
+    let text = format!(
+        "sources: {{kubernetes: {{kubeconfig: none, defaultClass: true}}}}\naddressPools:\n{POOLS}\n\
+         services: [{{name: own, mode: nat, addresses: [198.51.100.4/30], ports: [{{port: 80}}]}}]\n\
+         dataplane: {{packet: {{interfaces: [eth0]}}}}\n"
+    );
+    let config = load_text(&folder.join("fairway.yaml").as_path().into(), &text);
+    let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+    let mut cloud = Cloud::new(&config, None);
+    assert!(cloud.document(&config).change.is_empty(), "nothing is known yet");
+    if leads {
+        cloud.lead(true);
+    }
+    let objects = Manifests::of_text(&Path::new("all.yaml").into(), manifests).unwrap().objects;
+    let services = objects.into_iter().map(|(object, _)| object).collect();
+    let mut all: Vec<_> = cloud
+        .awaited
+        .iter()
+        .map(|(kind, of)| ClusterEvent::All(*kind, of.clone(), Vec::new()))
+        .collect();
+    all.retain(|event| !matches!(event, ClusterEvent::All(Kind::Service, ..)));
+    all.push(ClusterEvent::All(Kind::Service, None, services));
+    cloud.events(all.into_iter());
+    cloud
+}
+
+#[test]
+fn who_follows_serves_what_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = "finalizers: [service.kubernetes.io/load-balancer-cleanup],";
+    let written = service("a", "", "").replace("metadata: {", &format!("metadata: {{{held} "))
+        + "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n";
+    let wishes = service("b", "", "loadBalancerIP: 192.0.2.1").replace(
+        "metadata: {",
+        &format!("metadata: {{{held} creationTimestamp: 2020-01-01T00:00:00Z, "),
+    );
+    let reserved = service("c", "fairway.dev/addresses: 198.51.100.5", "")
+        .replace("metadata: {", &format!("metadata: {{{held} "));
+    let all = [written, wishes, reserved].concat();
+    let pending = "the box that leads has given it no address yet";
+    let mut cloud = told(folder.path(), false, &all);
+    let got = outcomes(&cloud);
+    assert_eq!((&*got["a"], &*got["b"]), ("192.0.2.1", pending));
+    assert_eq!(cloud.desired().len(), 1);
+    // When it leads, the older one that wishes for it does not take it away.
+    cloud.lead(true);
+    let got = outcomes(&cloud);
+    assert_eq!(got["a"], "192.0.2.1");
+    assert_eq!(got["b"], "192.0.2.1 is taken by Service `default/a`");
+    assert_eq!(got["c"], "198.51.100.5 is taken by service `own/80` of the document", "a network");
+    // It leads from before anything is known, and acts when everything is.
+    assert_eq!(outcomes(&told(folder.path(), true, &all))["a"], "192.0.2.1");
+}
+
+#[test]
+fn finalizers_of_others_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = "finalizers: [service.kubernetes.io/load-balancer-cleanup],";
+    let of = |annotations: &str, kind: &str| {
+        service("a", annotations, "")
+            .replace("metadata: {", &format!("metadata: {{{held} "))
+            .replace("type: LoadBalancer", &format!("type: {kind}"))
+    };
+    let exposed = "fairway.dev/expose: 'true', fairway.dev/addresses: 192.0.2.1";
+    let name = Name::new("default", "a");
+    let step = |annotations: &str, kind: &str| {
+        let cloud = told(folder.path(), true, &of(annotations, kind));
+        cloud.todo(&name).map(|todo| todo.step)
+    };
+    assert_eq!(step(exposed, "NodePort"), None);
+    assert_eq!(step("fairway.dev/servedBy: fairway.dev/fairway", "NodePort"), Some(Step::Release));
+    assert_eq!(step("fairway.dev/servedBy: example.com/other", "NodePort"), None);
+    assert_eq!(step("", "LoadBalancer"), Some(Step::Hold), "it is marked first");
+    let marked = "fairway.dev/servedBy: fairway.dev/fairway";
+    assert_eq!(step(marked, "LoadBalancer"), Some(Step::Status));
+}
+
+#[test]
+fn exposed_services_name_their_addresses() {
+    let exposed = |name: &str, more: &str| {
+        service(name, &format!("fairway.dev/expose: 'true'{more}"), "")
+            .replace("type: LoadBalancer", "type: NodePort")
+    };
+    let got =
+        served(POOLS, &[exposed("a", ""), exposed("b", ", fairway.dev/addresses: 192.0.2.3")]);
+    assert!(got["a"].starts_with("`fairway.dev/expose` needs an address"), "{got:?}");
+    assert_eq!(got["b"], "192.0.2.3");
 }
