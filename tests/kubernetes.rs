@@ -31,11 +31,16 @@ impl<'n> Cluster<'n> {
         Self { net, fairway }
     }
 
-    /// Puts other manifests in the place of those that are there, and waits until they are in force.
-    fn apply(&self, manifests: &str) {
+    /// Puts other manifests in the place of those that are there.
+    fn write(&self, manifests: &str) {
         let folder = self.fairway.folder().join("manifests.d");
         std::fs::write(folder.join(".new"), manifests).unwrap();
         std::fs::rename(folder.join(".new"), folder.join("all.yaml")).unwrap();
+    }
+
+    /// The same, and waits until they are in force.
+    fn apply(&self, manifests: &str) {
+        self.write(manifests);
         let output = self.fairway.cli(&["reload"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         wait_for("workers know it", || {
@@ -122,8 +127,8 @@ fn nodes_serve_what_manifests_say() {
     for (held, name) in &mut held {
         assert_eq!(fairway_tests::http::ask(held, "/").unwrap(), *name);
     }
-    // A Service that goes takes its address along.
-    cluster.apply(&excluded);
+    // A Service that goes takes its address along; nobody need ask for that.
+    cluster.write(&excluded);
     wait_for("nobody serves it", || cluster.fairway.services().as_array().unwrap().is_empty());
 }
 
@@ -309,6 +314,8 @@ fn an_api_server_may_be_away() {
     let Some(net) = Net::new() else { return };
     let pods: Vec<Nginx> = (1..=3).map(|n| pod(&net, &format!("p{n}"), n)).collect();
     let mut api = ApiServer::start(&net);
+    // Nobody has installed our pools.
+    api.lacks("addresspools");
     let slices = |count: usize| {
         let endpoints: Vec<_> =
             pods[..count].iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect();

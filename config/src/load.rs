@@ -117,7 +117,6 @@ impl Loader {
             (&process, means),
             &mut findings,
         );
-        let api = check::api(kubernetes.unwrap_or(&usual), base, &sources.manifests, &mut findings);
         let pools = check::pools(&document.address_pools, &mut findings);
         for path in &sources.files {
             for (further, text) in self.texts(file, base, path, &["yaml", "yml"]) {
@@ -135,7 +134,7 @@ impl Loader {
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
         let manifests = (!sources.manifests.is_empty()).then_some(manifests);
-        let cluster = ClusterSource { rules, api, manifests, pools };
+        let cluster = ClusterSource { rules, manifests, pools };
         Some(Config { process, services, cluster, files: self.files.clone() })
     }
 

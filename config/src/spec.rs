@@ -35,8 +35,6 @@ pub struct Config {
 pub struct ClusterSource {
     /// Which Services are ours, and how they are served.
     pub rules: Rules,
-    /// The API server that is watched.
-    pub api: Option<ApiServer>,
     /// Objects from files; none when no files are named.
     pub manifests: Option<Manifests>,
     /// Addresses for Services.
@@ -116,6 +114,8 @@ pub struct Process {
     pub disabled: Vec<UringFeature>,
     /// Where is kept what outlives the process.
     pub state_directory: PathBuf,
+    /// The API server that is watched.
+    pub api: Option<ApiServer>,
     /// Unix socket of the admin API.
     pub admin_socket: PathBuf,
     /// Address of the metrics.
@@ -207,6 +207,7 @@ impl Process {
     pub fn sections_changed(&self, other: &Self) -> Vec<&'static str> {
         let dataplane = |p: &Self| Self {
             state_directory: PathBuf::new(),
+            api: None,
             admin_socket: PathBuf::new(),
             metrics: SocketAddr::from(([0; 4], 0)),
             per_backend: PerBackendDoc::default(),
@@ -230,6 +231,7 @@ impl Process {
             ("dataplane", dataplane(self) != dataplane(other)),
             ("admin", admin(self) != admin(other)),
             ("stateDirectory", self.state_directory != other.state_directory),
+            ("sources.kubernetes", self.api != other.api),
             ("metrics", self.per_backend != other.per_backend),
             ("log", log(self) != log(other)),
             ("resolver", resolver(self) != resolver(other)),

@@ -541,7 +541,7 @@ fn what_a_cluster_needs_is_yaml_and_configures_us_well() {
         .map(|l| format!("{l}\n"))
         .collect();
     let config = load_text(&Path::new("fairway.yaml").into(), &document);
-    assert!(config.unwrap_or_else(|problems| panic!("{problems}")).cluster.api.is_some());
+    assert!(config.unwrap_or_else(|problems| panic!("{problems}")).process.api.is_some());
 }
 
 #[test]

@@ -122,11 +122,6 @@ impl ApiServer {
         store.history.clear();
     }
 
-    /// Takes another token from now on, and no other.
-    pub fn take_token(&self, token: &str) {
-        self.store().token = token.into();
-    }
-
     /// A kind that is not installed.
     pub fn lacks(&self, plural: &str) {
         self.store().missing.push(plural.into());

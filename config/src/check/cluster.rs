@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::process::absolute;
 use super::{Findings, Means};
-use crate::document::{AddressPoolDoc, KubernetesDoc, TargetKindDoc};
+use crate::document::{AddressPoolDoc, KubernetesDoc, SourcesDoc, TargetKindDoc};
 use crate::kubernetes::{
     Pool, Rules, Selection, Setting, Sketch, Target, is_of_service, overlaps, specs,
 };
@@ -48,12 +48,12 @@ fn names_api(doc: &KubernetesDoc) -> bool {
 }
 
 /// The API server that is watched, if one is named.
-pub(crate) fn api(
-    doc: &KubernetesDoc,
+pub(super) fn api(
+    sources: &SourcesDoc,
     base: &Path,
-    manifests: &[At<String>],
     findings: &mut Findings<'_>,
 ) -> Option<ApiServer> {
+    let doc = &sources.kubernetes.as_ref()?.value;
     let in_cluster = doc.in_cluster.filter(|at| at.value);
     if let Some(at) = doc.context.as_ref().filter(|_| doc.kubeconfig.is_none()) {
         findings.add(at.place, "`context` is one of a kubeconfig: name it in `kubeconfig`");
@@ -70,7 +70,7 @@ pub(crate) fn api(
         (None, Some(_)) => Access::InCluster,
         (None, None) => return None,
     };
-    if let Some(at) = manifests.first() {
+    if let Some(at) = sources.manifests.first() {
         findings.add(
             at.place,
             "`manifests` stand for an API server, and `kubernetes` names one; remove one of them",

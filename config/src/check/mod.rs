@@ -14,7 +14,7 @@ mod service;
 use crate::values::{At, Time};
 use crate::{File, Place, Problems};
 
-pub(crate) use cluster::{api, pools, rules};
+pub(crate) use cluster::{pools, rules};
 pub(crate) use overlap::{check_frontends, check_sources};
 pub(crate) use process::process;
 pub(crate) use service::{Means, service};

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::Findings;
+use super::cluster::api;
 use super::packet::packet;
 use crate::document::{ConnectionsDoc, DataplaneDoc, Document, LogDoc, LogTargetDoc};
 use crate::spec::{LogTarget, Process};
@@ -90,6 +91,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         client_table,
         disabled: dataplane.uring.disable.clone(),
         state_directory: absolute(base, document.state_directory.as_deref().unwrap_or(STATE)),
+        api: api(&document.sources, base, findings),
         admin_socket: absolute(base, socket),
         metrics,
         per_backend: document.metrics.per_backend.unwrap_or_default(),

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use fairway_core::{BackendAddr, Weight};
 
-use super::cluster::{Cluster, Endpoint, EndpointHost, EndpointState, Slice, protocol};
+use super::cluster::{Cluster, Endpoint, EndpointHost, EndpointState, Slice, SlicePort, protocol};
 use super::objects::{Service, ServicePort};
 use super::translate::Rules;
 use crate::document::NodeAddressDoc;
@@ -97,15 +97,14 @@ fn with_port<'s>(
 ) -> impl Iterator<Item = (&'s Slice, Option<NonZeroU16>)> {
     slices.iter().flat_map(move |slice| {
         let wanted = protocol(&port.protocol);
-        let fits =
-            move |at: &&super::cluster::SlicePort| *at.name == *port.name && at.protocol == wanted;
+        let fits = move |at: &&SlicePort| *at.name == *port.name && at.protocol == wanted;
         let ports = slice.ports.iter().filter(fits);
         ports.map(move |at| (*slice, at.number.and_then(NonZeroU16::new)))
     })
 }
 
 /// The nodes, at their port for the Service. With the policy `Local` those that have endpoints, each by
-/// how many: so that every endpoint has the same share, and sees its clients' addresses.
+/// how many: so that every endpoint has the same share.
 pub(super) fn nodes(
     cluster: &Cluster,
     slices: &[&Slice],
@@ -161,19 +160,13 @@ struct Local {
 }
 
 fn local<'s>(
-    slices: &[&'s Slice],
+    slices: &'s [&Slice],
     service: &Service,
-    port: &ServicePort,
+    port: &'s ServicePort,
     is_ipv4: bool,
 ) -> BTreeMap<&'s str, Local> {
     let mut best: BTreeMap<(&str, IpAddr), EndpointState> = BTreeMap::new();
-    for slice in slices {
-        // A slice without ports is of a Service whose ports nobody has named.
-        let wanted = protocol(&port.protocol);
-        let has = slice.ports.iter().any(|at| *at.name == *port.name && at.protocol == wanted);
-        if !has {
-            continue;
-        }
+    for (slice, _) in with_port(slices, port) {
         for endpoint in &slice.endpoints {
             let (EndpointHost::Ip(ip), Some(node)) = (&endpoint.host, &endpoint.node) else {
                 continue;

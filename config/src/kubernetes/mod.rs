@@ -33,6 +33,4 @@ pub use self::pools::{
     AddressPool, AddressRange, LabelSelector, MetallbPool, Pool, Selection, overlaps,
 };
 pub use self::settings::{PREFIX, SERVED_BY};
-pub use self::translate::{
-    Finding, PortOutcome, Role, Rules, Target, Translation, is_of, translate,
-};
+pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation, translate};

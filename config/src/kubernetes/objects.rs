@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// Text by key.
@@ -150,8 +150,6 @@ pub struct ServiceFields {
     pub session_affinity: String,
     /// For how long.
     pub session_affinity_config: Option<AffinityConfig>,
-    /// Whether nodes have ports for it.
-    pub allocate_load_balancer_node_ports: Option<bool>,
     /// Whether Pods that are not ready serve.
     pub publish_not_ready_addresses: bool,
     /// Further addresses that are routed to it (deprecated).
@@ -190,59 +188,8 @@ pub struct ServicePort {
     pub protocol: String,
     /// The port that clients dial.
     pub port: u16,
-    /// The Pods' port.
-    pub target_port: Option<TargetPort>,
     /// The nodes' port; zero is none.
     pub node_port: u16,
-    /// What is spoken on it.
-    pub app_protocol: Option<String>,
-}
-
-/// A port by its number or by its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetPort {
-    /// The number.
-    Number(u16),
-    /// The name, which each Pod may give another number.
-    Name(Box<str>),
-}
-
-impl Serialize for TargetPort {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Number(number) => number.serialize(serializer),
-            Self::Name(name) => name.serialize(serializer),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for TargetPort {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl Visitor<'_> for Either {
-            type Value = TargetPort;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a port's number or name")
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<TargetPort, E> {
-                let number = u16::try_from(number).map_err(E::custom)?;
-                Ok(TargetPort::Number(number))
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<TargetPort, E> {
-                let number = u16::try_from(number).map_err(E::custom)?;
-                Ok(TargetPort::Number(number))
-            }
-
-            // No port has a name of digits alone.
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<TargetPort, E> {
-                Ok(text.parse().map_or_else(|_| TargetPort::Name(text.into()), TargetPort::Number))
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
 }
 
 /// What is, of a Service.

@@ -103,9 +103,8 @@ pub(crate) struct Made {
     pub(crate) is_checked: bool,
 }
 
-/// The service that a sketch and settings make. A setting
-/// that is wrong goes to `report`, as its field and what is wrong, and is left out; the rest stays. None
-/// when nothing can be made.
+/// The service that a sketch and settings make. A setting that is wrong goes to `report`, as its field and
+/// what is wrong, and is left out; the rest stays. None when nothing can be made.
 pub(crate) fn specs(
     sketch: &Sketch<'_>,
     mut settings: Vec<Setting>,

@@ -8,7 +8,7 @@ use fairway_core::{AddrSet, Frontend, IpPrefix, Mode, PortRange, Protocol};
 
 use super::backends::{self, Found};
 use super::cluster::{Cluster, protocol};
-use super::objects::{Name, Service, ServicePort};
+use super::objects::{Service, ServicePort};
 use super::settings::{self, PREFIX, Setting, Sketch};
 use crate::check::Means;
 use crate::document::NodeAddressDoc;
@@ -419,10 +419,4 @@ fn lacks_source(out: &mut Translation) {
             format!("{key}: `source` has no address of its backends' family to come from"),
         );
     }
-}
-
-/// The names of a Service's specs begin with this.
-#[must_use]
-pub fn is_of(key: &ServiceKey, service: &Name) -> bool {
-    key.0.rsplit_once('/').is_some_and(|(of, _)| of == service.to_string())
 }

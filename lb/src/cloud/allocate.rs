@@ -7,9 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use fairway_core::IpPrefix;
-
 use fairway_config::kubernetes::{Finding, Labels, Meta, Name, Pool, Wish};
+use fairway_core::IpPrefix;
 
 /// A Service that is to have addresses.
 #[derive(Debug)]

@@ -55,8 +55,8 @@ pub(crate) async fn run(
     let recorder = Recorder::new(client.clone(), reporter);
     let controller = Controller { client, recorder };
     let mut waiting: HashMap<Name, Waiting> = HashMap::new();
-    // What was said already, of whom.
-    let mut said: HashSet<(String, String)> = HashSet::new();
+    // What was said of each last.
+    let mut said: HashMap<Name, HashSet<String>> = HashMap::new();
     loop {
         let next = waiting.values().map(|waiting| waiting.at).min();
         tokio::select! {
@@ -85,10 +85,10 @@ pub(crate) async fn run(
             .collect();
         let due: Vec<Waiting> = due.iter().filter_map(|name| waiting.remove(name)).collect();
         let new = |todo: &Todo| {
-            let news = todo.findings.iter();
-            news.filter(|finding| !said.contains(&(todo.uid.clone(), finding.message.clone())))
-                .map(|finding| (finding.reason, finding.message.clone()))
-                .collect::<Vec<_>>()
+            let known = said.get(&todo.name);
+            let is_new = |message: &str| known.is_none_or(|known| !known.contains(message));
+            let news = todo.findings.iter().filter(|finding| is_new(&finding.message));
+            news.map(|finding| (finding.reason, finding.message.clone())).collect::<Vec<_>>()
         };
         let tries = due.iter().map(|waiting| controller.tell(&waiting.todo, new(&waiting.todo)));
         let ends = join_all(tries).await;
@@ -99,11 +99,13 @@ pub(crate) async fn run(
                 End::Failed(_) => "failure",
             };
             metrics::counter!("fairway_cluster_updates_total", "result" => result).increment(1);
-            let Todo { name, uid, findings, .. } = &waits.todo;
+            let Todo { name, step, findings, .. } = &waits.todo;
             match end {
                 End::Overtaken => {}
+                End::Done if *step == Step::Release => _ = said.remove(name),
                 End::Done => {
-                    said.extend(findings.iter().map(|f| (uid.clone(), f.message.clone())));
+                    let messages = findings.iter().map(|finding| finding.message.clone());
+                    said.insert(name.clone(), messages.collect());
                 }
                 End::Failed(why) => {
                     let again = waits.delay;

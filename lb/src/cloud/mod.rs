@@ -6,7 +6,7 @@
 //!             what they had ─┘           └──▶ kept in the state file
 //! ```
 //!
-//! [`Cloud`] is pure but for the state file; whoever has it hands it documents and objects, its changes
+//! [`Cloud`] is pure but for the state file and the kernel's routes; whoever has it hands it documents and objects, its changes
 //! to the control loop, and what the API server is to be told to the controller.
 //!
 //! Of several boxes at one cluster one leads: it gives addresses, and writes them into the Services'
@@ -35,7 +35,7 @@ use fairway_config::kubernetes::{
     Touched, Translation, Wish, overlaps, translate, wish,
 };
 use fairway_config::{
-    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey, ServiceSpec,
+    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
 };
 use fairway_core::{Frontend, Mode};
 
@@ -73,6 +73,8 @@ pub(crate) struct Cloud {
     awaited: BTreeSet<(Kind, Option<String>)>,
     /// What has changed meanwhile.
     held: Touched,
+    /// Whether there is news of the cluster to be written down.
+    unsaved: bool,
     /// Whether it began with what was known before the start.
     recalled: bool,
     /// Why kinds cannot be watched.
@@ -117,12 +119,13 @@ impl Cloud {
             served: BTreeMap::new(),
             remembered: state.as_ref().map_or_else(BTreeMap::new, StateFile::read),
             state,
-            api: config.cluster.api.clone(),
-            awaited: config.cluster.api.as_ref().map_or_else(BTreeSet::new, needed),
+            api: config.process.api.clone(),
+            awaited: config.process.api.as_ref().map_or_else(BTreeSet::new, needed),
             held: Touched::default(),
+            unsaved: false,
             recalled: false,
             unwatched: BTreeMap::new(),
-            leads: config.cluster.api.is_none(),
+            leads: config.process.api.is_none(),
             routes: None,
             shown: None,
         }
@@ -159,14 +162,20 @@ impl Cloud {
         }
     }
 
+    /// Whether the cluster is known as a whole, and has changed since it was written down.
+    pub(crate) fn is_unsaved(&self) -> bool {
+        self.unsaved && self.awaited.is_empty()
+    }
+
     /// The cluster, to be known after the next start.
-    pub(crate) fn cluster(&self) -> &Cluster {
+    pub(crate) fn saved(&mut self) -> &Cluster {
+        self.unsaved = false;
         &self.cluster
     }
 
     /// Takes a document: its rules, pools and manifests, and what its services have.
     pub(crate) fn document(&mut self, config: &Config) -> Outcome {
-        let ClusterSource { rules, manifests, pools, .. } = &config.cluster;
+        let ClusterSource { rules, manifests, pools } = &config.cluster;
         let reserved = reserved(&config.services);
         let of_service = |key: &ServiceKey| key.0.rsplit_once('/').map(|(name, _)| name.into());
         let names: BTreeSet<Box<str>> = config.services.keys().filter_map(of_service).collect();
@@ -204,7 +213,7 @@ impl Cloud {
 
     /// Takes what the API server has told.
     pub(crate) fn events(&mut self, events: impl Iterator<Item = ClusterEvent>) -> Outcome {
-        let mut touched = std::mem::take(&mut self.held);
+        let mut touched = Touched::default();
         for event in events {
             touched.add(match event {
                 ClusterEvent::Apply(object) => self.cluster.apply(object),
@@ -226,10 +235,12 @@ impl Cloud {
                 }
             });
         }
+        self.unsaved |= !touched.is_empty();
+        self.held.add(touched);
         if !self.awaited.is_empty() {
-            self.held = touched;
             return Outcome::default();
         }
+        let touched = std::mem::take(&mut self.held);
         self.change(touched)
     }
 
@@ -303,7 +314,7 @@ impl Cloud {
 
     /// Gives addresses; returns whose have changed.
     fn settle(&mut self) -> Vec<Name> {
-        let pools = self.all_pools();
+        let (pools, _) = self.all_pools();
         let nobody = Labels::new();
         let ours = self.cluster.services().filter(|(_, service)| self.is_ours(service));
         let demands = ours.map(|(name, service)| Demand {
@@ -335,19 +346,26 @@ impl Cloud {
         changed
     }
 
-    /// The document's pools and those among the objects; an object that cannot be read, or has
-    /// addresses of an earlier pool, gives none.
-    fn all_pools(&self) -> Vec<Pool> {
-        let mut pools = self.pools.clone();
-        for (_, pool) in self.cluster.pools() {
-            let Ok(pool) = pool else { continue };
-            pools.push(pool.clone());
-            let twice = pools[..pools.len() - 1].iter().any(|other| other.name == pool.name);
-            if twice || overlaps(&pools).iter().any(|(later, ..)| later.name == pool.name) {
-                pools.pop();
-            }
+    /// The document's pools and those among the objects, and why others are not used.
+    fn all_pools(&self) -> (Vec<Pool>, Vec<String>) {
+        let (mut pools, mut unused) = (self.pools.clone(), Vec::new());
+        for (name, pool) in self.cluster.pools() {
+            let why = match pool {
+                Err(why) => why.clone(),
+                Ok(pool) if pools.iter().any(|other| other.name == pool.name) => {
+                    "another has its name".into()
+                }
+                Ok(pool) => {
+                    pools.push(pool.clone());
+                    let Some((_, earlier, range)) = overlaps(&pools).pop() else { continue };
+                    let why = format!("{range} is in pool `{}` already", earlier.name);
+                    pools.pop();
+                    why
+                }
+            };
+            unused.push(format!("pool `{name}` is not used: {why}"));
         }
-        pools
+        (pools, unused)
     }
 
     /// What a Service asks for. One without a status must name its addresses: nobody could be told of
@@ -367,11 +385,7 @@ impl Cloud {
     }
 
     fn is_ours(&self, service: &Service) -> bool {
-        service.metadata.deletion_timestamp.is_none()
-            && match self.rules.role(service) {
-                Role::LoadBalancer | Role::Exposed => true,
-                Role::Foreign => false,
-            }
+        service.metadata.deletion_timestamp.is_none() && self.rules.role(service) != Role::Foreign
     }
 
     /// The addresses that a Service has: by what is known here, by its status, by the state file.
@@ -450,17 +464,13 @@ impl Cloud {
         };
         let mut taken = Vec::new();
         for spec in &mut done.specs {
-            let mut free = ServiceSpec::clone(spec);
-            free.frontends.retain(|frontend| match who(frontend) {
+            Arc::make_mut(spec).frontends.retain(|frontend| match who(frontend) {
                 Some(who) => {
                     taken.push(format!("`externalIPs`: {frontend} is taken by {who}"));
                     false
                 }
                 None => true,
             });
-            if free.frontends.len() < spec.frontends.len() {
-                *spec = Arc::new(free);
-            }
         }
         done.specs.retain(|spec| !spec.frontends.is_empty());
         let finding = |message| Finding { reason: "AddressTaken", message };

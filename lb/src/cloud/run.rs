@@ -72,7 +72,7 @@ pub(crate) async fn run(
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     save_at = None;
                     if let Some(path) = &saved {
-                        state::save(path, cloud.cluster());
+                        state::save(path, cloud.saved());
                     }
                     continue;
                 }
@@ -93,26 +93,28 @@ pub(crate) async fn run(
                         Err(_) => break,
                     }
                 }
-                save_at.get_or_insert_with(|| Instant::now() + SAVE);
-                (cloud.events(events.into_iter()), None)
+                let outcome = cloud.events(events.into_iter());
+                if cloud.is_unsaved() {
+                    save_at.get_or_insert_with(|| Instant::now() + SAVE);
+                }
+                (outcome, None)
             }
         };
         let Outcome { change, todos: told } = outcome;
         let teardown = !change.is_empty();
         let Some(news) = news(change, cloud.news(), &control, &asker).await else { return };
+        let is_news = teardown || news.view.is_some();
         let (input, done) = match document {
             Some((config, names, done)) => {
-                (Input::Config(config, names, Box::new(news)), Some(done))
+                (Some(Input::Config(config, names, Box::new(news))), Some(done))
             }
-            None => (Input::Cluster(Box::new(news)), None),
+            None => (is_news.then(|| Input::Cluster(Box::new(news))), None),
         };
-        if control.send(input).is_err() {
+        if input.is_some_and(|input| control.send(input).is_err()) {
             return;
         }
-        if let Some(done) = done {
-            // Nobody waits any more when the process stops.
-            let _ = done.send(());
-        }
+        // Nobody waits any more when the process stops.
+        done.into_iter().for_each(|done| _ = done.send(()));
         if let Some(todos) = todos.as_ref().filter(|_| !told.is_empty()) {
             // What is told is so: served before it has a status, gone before it is let go.
             if teardown && crate::reload::ask(&control, Control::publish).await.is_none() {

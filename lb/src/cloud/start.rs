@@ -32,12 +32,12 @@ pub(crate) fn start(
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
     // With an API server, Services themselves say what they have.
-    let state = config.cluster.api.is_none().then(|| StateFile::open(folder));
+    let state = config.process.api.is_none().then(|| StateFile::open(folder));
     let mut cloud = Cloud::new(config, state);
     cloud.look_at_routes(Routes::default());
     let (works, receiver) = mpsc::unbounded_channel();
     let mut neighbours = Neighbours { control, asker, todos: None, saved: None };
-    if let Some(api) = &config.cluster.api {
+    if let Some(api) = &config.process.api {
         let saved = folder.join("cluster.json");
         if let Some(cluster) = state::recall(&saved) {
             cloud.recall(cluster);

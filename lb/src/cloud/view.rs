@@ -59,20 +59,7 @@ impl Cloud {
     pub(crate) fn view(&self) -> CloudView {
         let counted = Kind::ALL.into_iter().map(|kind| (kind, self.cluster.count(kind)));
         let objects = counted.filter(|(_, count)| *count > 0);
-        let mut troubles: Vec<String> = Vec::new();
-        for (name, pool) in self.cluster.pools() {
-            if let Err(why) = pool {
-                troubles.push(format!("pool `{name}` is not used: {why}"));
-            }
-        }
-        let pools = self.all_pools();
-        for (name, pool) in self.cluster.pools() {
-            if pool.is_ok() && !pools.iter().any(|known| *known.name == *name) {
-                troubles.push(format!(
-                    "pool `{name}` is not used: another has its name or some of its addresses"
-                ));
-            }
-        }
+        let (pools, mut troubles) = self.all_pools();
         let view = |(name, served): (&Name, &Served)| {
             let assigned = served.assigned.as_ref().and_then(|assigned| assigned.as_ref().ok());
             CloudServiceView {
