@@ -252,6 +252,8 @@ pub struct ServiceSpec {
     pub frontends: Vec<Frontend>,
     /// Its transport protocol.
     pub protocol: Protocol,
+    /// What is spoken over it, for people.
+    pub app_protocol: Option<Box<str>>,
     /// How it treats flows.
     pub policy: Arc<Policy>,
     /// Who serves, by priority, then address; addresses are unique.
@@ -282,6 +284,7 @@ impl ServiceSpec {
     pub fn same_meaning(&self, other: &Self) -> bool {
         self.frontends == other.frontends
             && self.protocol == other.protocol
+            && self.app_protocol == other.app_protocol
             && self.policy == other.policy
             && self.backends == other.backends
             && self.named == other.named

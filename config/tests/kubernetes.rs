@@ -8,7 +8,10 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
-use fairway_config::kubernetes::{Cluster, Role, Rules, Service, translate, wish};
+use fairway_config::kubernetes::{
+    Attachments, Cluster, Role, Rules, Service, Translation, Verdict, gateway_wish, translate,
+    translate_gateway, wish,
+};
 use fairway_config::{CheckSpec, Config, Origin, Place, ServiceSpec, Serving, load_text};
 
 /// The document, with manifests beside it.
@@ -57,12 +60,59 @@ fn show(cluster: &Cluster, rules: &Rules) -> String {
             })
             .collect();
         writeln!(text, "{name}: ipMode {ip_mode}, {}", ports.join(", ")).unwrap();
-        done.specs.iter().for_each(|spec| show_spec(&mut text, spec));
-        for finding in done.findings {
-            writeln!(text, "  ! {}: {}", finding.reason, finding.message).unwrap();
+        show_done(&mut text, &done);
+    }
+    show_gateways(&mut text, cluster, rules);
+    text
+}
+
+fn show_done(text: &mut String, done: &Translation) {
+    done.specs.iter().for_each(|spec| show_spec(text, spec));
+    for finding in &done.findings {
+        writeln!(text, "  ! {}: {}", finding.reason, finding.message).unwrap();
+    }
+}
+
+fn show_gateways(text: &mut String, cluster: &Cluster, rules: &Rules) {
+    let show = |verdicts: &[Verdict]| {
+        let shown = verdicts.iter().map(|verdict| {
+            let Verdict { of, holds, reason, message } = verdict;
+            let message = if message.is_empty() { "".into() } else { format!(" ({message})") };
+            format!("{of}={holds} {reason}{message}")
+        });
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    let all = Attachments::of(cluster, rules);
+    for (name, state) in &all.gateways {
+        writeln!(text, "Gateway {name}: {}", show(state.accepted.as_slice())).unwrap();
+        for listener in &state.listeners {
+            let attached = listener.attached;
+            let verdicts = show(&listener.verdicts);
+            writeln!(text, "  listener {}, {attached} routes: {verdicts}", listener.name).unwrap();
+        }
+        let gateway = cluster.gateway(name).unwrap();
+        let wish = match gateway_wish(gateway) {
+            Ok(wish) => wish,
+            Err(finding) => {
+                writeln!(text, "  ! {}: {}", finding.reason, finding.message).unwrap();
+                continue;
+            }
+        };
+        let addresses = match wish.addresses.is_empty() {
+            true => vec!["192.0.2.1".parse().unwrap()],
+            false => wish.addresses,
+        };
+        let origin = Origin { file: Path::new("all.yaml").into(), place: Place::default() };
+        let done = translate_gateway(cluster, gateway, state, rules, &addresses, &origin);
+        show_done(text, &done);
+    }
+    for ((kind, name), parents) in &all.routes {
+        for parent in parents {
+            let section = parent.at.section_name.as_ref().map(|name| format!("/{name}"));
+            let at = format!("{}{}", parent.at.name, section.unwrap_or_default());
+            writeln!(text, "{} {name} at {at}: {}", kind.word(), show(&parent.verdicts)).unwrap();
         }
     }
-    text
 }
 
 fn show_spec(text: &mut String, spec: &ServiceSpec) {
@@ -70,6 +120,7 @@ fn show_spec(text: &mut String, spec: &ServiceSpec) {
         spec.frontends.iter().map(|f| format!("{} port {}", f.net, f.ports)).collect();
     let policy = &spec.policy;
     let mut words = vec![spec.protocol.to_string(), policy.mode.to_string()];
+    words.extend(spec.app_protocol.as_ref().map(ToString::to_string));
     words.extend(policy.affinity.map(|affinity| format!("affinity {:?}", affinity.timeout)));
     words.extend(spec.prefer_same_zone.then(|| "same zone first".into()));
     if !policy.allow.is_empty() {

@@ -28,7 +28,7 @@ const REMEMBERED: usize = 10_000;
 const BOOKMARK: Duration = Duration::from_millis(500);
 
 /// Kinds that it has: plural, API version, kind.
-const KINDS: [(&str, &str, &str); 9] = [
+const KINDS: [(&str, &str, &str); 14] = [
     ("services", "v1", "Service"),
     ("endpoints", "v1", "Endpoints"),
     ("nodes", "v1", "Node"),
@@ -38,6 +38,12 @@ const KINDS: [(&str, &str, &str); 9] = [
     ("events", "events.k8s.io/v1", "Event"),
     ("addresspools", "fairway.dev/v1alpha1", "AddressPool"),
     ("ipaddresspools", "metallb.io/v1beta1", "IPAddressPool"),
+    ("gatewayclasses", "gateway.networking.k8s.io/v1", "GatewayClass"),
+    ("gateways", "gateway.networking.k8s.io/v1", "Gateway"),
+    // As before 1.6.
+    ("tcproutes", "gateway.networking.k8s.io/v1alpha2", "TCPRoute"),
+    ("udproutes", "gateway.networking.k8s.io/v1alpha2", "UDPRoute"),
+    ("referencegrants", "gateway.networking.k8s.io/v1beta1", "ReferenceGrant"),
 ];
 
 /// An object's kind, by its plural, its namespace and its name.

@@ -82,6 +82,7 @@ pub(crate) fn service(
                 .map(|net| Frontend { net: *net, ports: port.value.port.value.0, protocol })
                 .collect(),
             protocol,
+            app_protocol: None,
             policy: Arc::clone(&policy),
             backends,
             named,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use fairway_core::Protocol;
 
 use super::cluster::protocol;
-use super::objects::{Labels, Service};
+use super::objects::{Labels, Meta, Service};
 use super::settings::PREFIX;
 use super::translate::Finding;
 
@@ -42,15 +42,8 @@ pub struct Sharing {
 
 /// What a Service asks for.
 pub fn wish(service: &Service) -> Result<Wish, Finding> {
-    let refuse = |message: String| Finding { reason: "InvalidAddressRequest", message };
-    let spec = &service.spec;
-    let annotation = |ours: &str, theirs: &str| {
-        let annotations = &service.metadata.annotations;
-        let metallb = METALLB.iter().map(|prefix| format!("{prefix}{theirs}"));
-        let mut keys = std::iter::once(format!("{PREFIX}{ours}")).chain(metallb);
-        keys.find_map(|key| annotations.get_key_value(&key))
-    };
-    let of_annotation = annotation("addresses", "loadBalancerIPs");
+    let (meta, spec) = (&service.metadata, &service.spec);
+    let of_annotation = asked_by(meta, "addresses", "loadBalancerIPs");
     let (origin, texts) = match (of_annotation, spec.load_balancer_ip.as_str()) {
         (Some((key, _)), ip) if !ip.is_empty() => {
             return Err(refuse(format!(
@@ -60,6 +53,42 @@ pub fn wish(service: &Service) -> Result<Wish, Finding> {
         (Some((key, text)), _) => (format!("annotation `{key}`"), text.as_str()),
         (None, text) => ("`spec.loadBalancerIP`".into(), text),
     };
+    let families: Vec<bool> = spec.ip_families.iter().map(|family| family == "IPv4").collect();
+    let local = (spec.external_traffic_policy == "Local").then(|| spec.selector.clone());
+    let ports = spec.ports.iter();
+    Ok(Wish {
+        addresses: addresses_of(&origin, texts, &families)?,
+        families,
+        needs_all: spec.ip_family_policy == "RequireDualStack",
+        pool: asked_by(meta, "addressPool", "address-pool").map(|(_, pool)| pool.as_str().into()),
+        sharing: sharing_of(meta, local),
+        ports: ports.filter_map(|port| Some((protocol(&port.protocol)?, port.port))).collect(),
+    })
+}
+
+/// One of our annotations, or what MetalLB's users write for it, with its key.
+pub(super) fn asked_by<'m>(
+    meta: &'m Meta,
+    ours: &str,
+    theirs: &str,
+) -> Option<(&'m String, &'m String)> {
+    let metallb = METALLB.iter().map(|prefix| format!("{prefix}{theirs}"));
+    let mut keys = std::iter::once(format!("{PREFIX}{ours}")).chain(metallb);
+    keys.find_map(|key| meta.annotations.get_key_value(&key))
+}
+
+/// With whom addresses may be shared; `backends` is there with the policy `Local`.
+pub(super) fn sharing_of(meta: &Meta, backends: Option<Labels>) -> Option<Sharing> {
+    let (_, key) = asked_by(meta, "sharingKey", "allow-shared-ip")?;
+    Some(Sharing { key: key.as_str().into(), backends })
+}
+
+/// Addresses as they are written, with commas between; `origin` says where.
+pub(super) fn addresses_of(
+    origin: &str,
+    texts: &str,
+    families: &[bool],
+) -> Result<Vec<IpAddr>, Finding> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for text in texts.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         let ip = text.parse::<IpAddr>();
@@ -70,26 +99,16 @@ pub fn wish(service: &Service) -> Result<Wish, Finding> {
         if addresses.contains(&ip) {
             return Err(refuse(format!("{origin}: `{ip}` is there twice")));
         }
+        if !families.is_empty() && !families.contains(&ip.is_ipv4()) {
+            let words = families.iter().map(|is_ipv4| if *is_ipv4 { "IPv4" } else { "IPv6" });
+            let words = words.collect::<Vec<_>>().join(", ");
+            return Err(refuse(format!("{origin}: `{ip}` is of none of its families ({words})")));
+        }
         addresses.push(ip);
     }
-    let families: Vec<bool> = spec.ip_families.iter().map(|family| family == "IPv4").collect();
-    if let Some(ip) =
-        addresses.iter().find(|ip| !families.is_empty() && !families.contains(&ip.is_ipv4()))
-    {
-        let families = spec.ip_families.join(", ");
-        return Err(refuse(format!("{origin}: `{ip}` is of none of its families ({families})")));
-    }
-    let sharing = annotation("sharingKey", "allow-shared-ip").map(|(_, key)| Sharing {
-        key: key.as_str().into(),
-        backends: (spec.external_traffic_policy == "Local").then(|| spec.selector.clone()),
-    });
-    let ports = spec.ports.iter();
-    Ok(Wish {
-        families,
-        needs_all: spec.ip_family_policy == "RequireDualStack",
-        addresses,
-        pool: annotation("addressPool", "address-pool").map(|(_, pool)| pool.as_str().into()),
-        sharing,
-        ports: ports.filter_map(|port| Some((protocol(&port.protocol)?, port.port))).collect(),
-    })
+    Ok(addresses)
+}
+
+pub(super) fn refuse(message: String) -> Finding {
+    Finding { reason: "InvalidAddressRequest", message }
 }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
 use super::cluster::Kind;
+use super::gateway::{GROUP as GATEWAYS, Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
 use super::objects::{EndpointSlice, Meta, Name, Namespace, Node, Object, Service};
 use super::pools::{AddressPool, MetallbPool};
 use crate::spec::{Access, ApiServer};
@@ -32,7 +33,7 @@ const CONNECT: Duration = Duration::from_secs(3);
 const WATCH: u32 = 30;
 /// Shortest and longest time until the next try.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(2500));
-/// The same for kinds that the cluster need not have.
+/// Time until the next look for a kind that the cluster does not have.
 const OPTIONAL: Duration = Duration::from_secs(30);
 
 /// What a watch has seen.
@@ -87,16 +88,19 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// What must have been listed before anything can be said of a cluster.
 #[must_use]
 pub fn needed(api: &ApiServer) -> BTreeSet<(Kind, Option<String>)> {
-    let namespaces = || match api.namespaces.is_empty() {
-        true => vec![None],
-        false => api.namespaces.iter().cloned().map(Some).collect(),
+    let all = Kind::ALL.into_iter().filter(|kind| match kind {
+        // Slices have all that they say.
+        Kind::Endpoints => false,
+        Kind::MetallbPool => api.metallb_pools,
+        _ => true,
+    });
+    let places = |kind: Kind| match api.namespaces.as_slice() {
+        named if kind.is_namespaced() && !named.is_empty() => {
+            named.iter().cloned().map(|namespace| (kind, Some(namespace))).collect()
+        }
+        _ => vec![(kind, None)],
     };
-    let in_each = |kind: Kind| namespaces().into_iter().map(move |namespace| (kind, namespace));
-    let mut needed: BTreeSet<_> =
-        in_each(Kind::Service).chain(in_each(Kind::EndpointSlice)).collect();
-    needed.extend([(Kind::Node, None), (Kind::Namespace, None), (Kind::AddressPool, None)]);
-    needed.extend(api.metallb_pools.then_some((Kind::MetallbPool, None)));
-    needed
+    all.flat_map(places).collect()
 }
 
 /// Starts the watches; they end when nobody listens any more, or with their handles.
@@ -106,31 +110,43 @@ pub fn watch(
     sender: &UnboundedSender<ClusterEvent>,
 ) -> Vec<JoinHandle<()>> {
     let mut tasks = Vec::new();
-    for (kind, namespace) in needed(api) {
+    for (kind, place) in needed(api) {
         let (client, sender) = (client.clone(), sender.clone());
         tasks.push(match kind {
-            Kind::Service => tokio::spawn(follow::<Service>(client, namespace, sender)),
-            Kind::EndpointSlice => tokio::spawn(follow::<EndpointSlice>(client, namespace, sender)),
-            Kind::Node => tokio::spawn(follow::<Node>(client, None, sender)),
-            Kind::AddressPool => tokio::spawn(follow::<AddressPool>(client, None, sender)),
-            Kind::MetallbPool => tokio::spawn(follow::<MetallbPool>(client, None, sender)),
+            Kind::Service => tokio::spawn(follow::<Service>(client, place, sender)),
+            Kind::EndpointSlice => tokio::spawn(follow::<EndpointSlice>(client, place, sender)),
+            Kind::Node => tokio::spawn(follow::<Node>(client, place, sender)),
+            Kind::AddressPool => tokio::spawn(follow::<AddressPool>(client, place, sender)),
+            Kind::MetallbPool => tokio::spawn(follow::<MetallbPool>(client, place, sender)),
+            Kind::GatewayClass => tokio::spawn(follow::<GatewayClass>(client, place, sender)),
+            Kind::Gateway => tokio::spawn(follow::<Gateway>(client, place, sender)),
+            Kind::TcpRoute => tokio::spawn(follow::<TcpRoute>(client, place, sender)),
+            Kind::UdpRoute => tokio::spawn(follow::<UdpRoute>(client, place, sender)),
+            Kind::ReferenceGrant => tokio::spawn(follow::<ReferenceGrant>(client, place, sender)),
             Kind::Namespace | Kind::Endpoints => {
-                tokio::spawn(follow::<Namespace>(client, None, sender))
+                tokio::spawn(follow::<Namespace>(client, place, sender))
             }
         });
     }
     tasks
 }
 
+/// Routes, each kind as one of its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(transparent)]
+struct TcpRoute(Box<Route>);
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(transparent)]
+struct UdpRoute(Box<Route>);
+
 /// A kind of objects, as the API server has it.
 trait Watched: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
     const KIND: Kind;
-    const WORD: &'static str;
     const GROUP: &'static str;
-    const VERSION: &'static str;
+    /// Versions of it, the best first.
+    const VERSIONS: &'static [&'static str];
     const PLURAL: &'static str;
-    /// Whether a cluster may be without it.
-    const IS_OPTIONAL: bool = false;
 
     fn metadata(&self) -> &Meta;
 
@@ -138,33 +154,51 @@ trait Watched: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
 }
 
 macro_rules! watched {
-    ($($type:ident, $group:literal, $version:literal, $word:literal, $plural:literal, $optional:literal;)*) => {$(
+    ($($type:ident, $group:expr, $versions:expr, $plural:literal, |$it:ident| $meta:expr, $object:expr;)*) => {$(
         impl Watched for $type {
             const KIND: Kind = Kind::$type;
-            const WORD: &'static str = $word;
             const GROUP: &'static str = $group;
-            const VERSION: &'static str = $version;
+            const VERSIONS: &'static [&'static str] = &$versions;
             const PLURAL: &'static str = $plural;
-            const IS_OPTIONAL: bool = $optional;
 
             fn metadata(&self) -> &Meta {
-                &self.metadata
+                let $it = self;
+                &$meta
             }
 
             fn object(self) -> Object {
-                Object::$type(Box::new(self))
+                let $it = self;
+                $object
             }
         }
     )*};
 }
 
 watched! {
-    Service, "", "v1", "Service", "services", false;
-    EndpointSlice, "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", false;
-    Node, "", "v1", "Node", "nodes", false;
-    Namespace, "", "v1", "Namespace", "namespaces", false;
-    AddressPool, "fairway.dev", "v1alpha1", "AddressPool", "addresspools", true;
-    MetallbPool, "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", true;
+    Service, "", ["v1"], "services", |it| it.metadata, Object::Service(Box::new(it));
+    EndpointSlice, "discovery.k8s.io", ["v1"], "endpointslices", |it| it.metadata,
+        Object::EndpointSlice(Box::new(it));
+    Node, "", ["v1"], "nodes", |it| it.metadata, Object::Node(Box::new(it));
+    Namespace, "", ["v1"], "namespaces", |it| it.metadata, Object::Namespace(Box::new(it));
+    AddressPool, "fairway.dev", ["v1alpha1"], "addresspools", |it| it.metadata,
+        Object::AddressPool(Box::new(it));
+    MetallbPool, "metallb.io", ["v1beta1"], "ipaddresspools", |it| it.metadata,
+        Object::MetallbPool(Box::new(it));
+    GatewayClass, GATEWAYS, ["v1", "v1beta1"], "gatewayclasses", |it| it.metadata,
+        Object::GatewayClass(Box::new(it));
+    Gateway, GATEWAYS, ["v1", "v1beta1"], "gateways", |it| it.metadata,
+        Object::Gateway(Box::new(it));
+    TcpRoute, GATEWAYS, ["v1", "v1alpha2"], "tcproutes", |it| it.0.metadata,
+        Object::Route(RouteKind::Tcp, it.0);
+    UdpRoute, GATEWAYS, ["v1", "v1alpha2"], "udproutes", |it| it.0.metadata,
+        Object::Route(RouteKind::Udp, it.0);
+    ReferenceGrant, GATEWAYS, ["v1", "v1beta1"], "referencegrants", |it| it.metadata,
+        Object::ReferenceGrant(Box::new(it));
+}
+
+/// Whether a cluster may be without a kind.
+fn is_optional(kind: Kind) -> bool {
+    matches!(kind, Kind::AddressPool | Kind::MetallbPool) || kind.is_of_gateways()
 }
 
 /// An object on its way here: the fields that are read, and the version that a watch goes on from.
@@ -188,23 +222,27 @@ impl<'de, K: Watched> Deserialize<'de> for Seen<K> {
     }
 }
 
-impl<K: Watched> Resource for Seen<K> {
-    type DynamicType = ();
-    type Scope = kube::core::NamespaceResourceScope;
+/// A version of a kind's API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Version(&'static str);
 
-    fn kind((): &()) -> Cow<'_, str> {
-        K::WORD.into()
+impl<K: Watched> Resource for Seen<K> {
+    type DynamicType = Version;
+    type Scope = kube::core::DynamicResourceScope;
+
+    fn kind(_: &Version) -> Cow<'_, str> {
+        K::KIND.word().into()
     }
 
-    fn group((): &()) -> Cow<'_, str> {
+    fn group(_: &Version) -> Cow<'_, str> {
         K::GROUP.into()
     }
 
-    fn version((): &()) -> Cow<'_, str> {
-        K::VERSION.into()
+    fn version(version: &Version) -> Cow<'_, str> {
+        version.0.into()
     }
 
-    fn plural((): &()) -> Cow<'_, str> {
+    fn plural(_: &Version) -> Cow<'_, str> {
         K::PLURAL.into()
     }
 
@@ -223,13 +261,33 @@ async fn follow<K: Watched>(
     namespace: Option<String>,
     sender: UnboundedSender<ClusterEvent>,
 ) {
-    let api: Api<Seen<K>> = match &namespace {
-        Some(namespace) => Api::namespaced(client, namespace),
-        None => Api::all(client),
-    };
-    let longest = if K::IS_OPTIONAL { OPTIONAL } else { BACKOFF.1 };
+    loop {
+        for version in K::VERSIONS {
+            let version = Version(version);
+            let api: Api<Seen<K>> = match &namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &version),
+                None => Api::all_with(client.clone(), &version),
+            };
+            if !follow_version(api, &namespace, &sender).await {
+                return;
+            }
+        }
+        // A kind that is not there in any version has no objects.
+        if sender.send(ClusterEvent::All(K::KIND, namespace.clone(), Vec::new())).is_err() {
+            return;
+        }
+        tokio::time::sleep(OPTIONAL).await;
+    }
+}
+
+/// The same in one version, until the cluster has it no more; false when nobody listens.
+async fn follow_version<K: Watched>(
+    api: Api<Seen<K>>,
+    namespace: &Option<String>,
+    sender: &UnboundedSender<ClusterEvent>,
+) -> bool {
     let stream = watcher(api, watcher::Config::default().timeout(WATCH));
-    let mut stream = std::pin::pin!(stream.backoff(Doubling { next: BACKOFF.0, longest }));
+    let mut stream = std::pin::pin!(stream.backoff(Doubling { next: BACKOFF.0 }));
     let (mut listed, mut troubled) = (Vec::new(), false);
     while let Some(event) = stream.next().await {
         let said = match event {
@@ -246,9 +304,8 @@ async fn follow<K: Watched>(
             }
             Ok(Event::Apply(seen)) => ClusterEvent::Apply(seen.object.object()),
             Ok(Event::Delete(seen)) => ClusterEvent::Delete(K::KIND, seen.object.object().name()),
-            // A kind that is not there has no objects.
-            Err(error) if K::IS_OPTIONAL && is_missing(&error) => {
-                ClusterEvent::All(K::KIND, namespace.clone(), Vec::new())
+            Err(error) if is_optional(K::KIND) && is_missing(&error) => {
+                return !troubled || sender.send(ClusterEvent::Trouble(K::KIND, None)).is_ok();
             }
             Err(error) => {
                 troubled = true;
@@ -257,13 +314,14 @@ async fn follow<K: Watched>(
         };
         let well = !matches!(said, ClusterEvent::Trouble(..));
         if sender.send(said).is_err() {
-            return;
+            return false;
         }
         if well && std::mem::take(&mut troubled) {
             // As above.
             let _ = sender.send(ClusterEvent::Trouble(K::KIND, None));
         }
     }
+    true
 }
 
 /// Whether the API server has no such kind.
@@ -279,7 +337,6 @@ fn is_missing(error: &watcher::Error) -> bool {
 /// Twice as long each time, and a part of that by chance: so that all boxes do not come at once.
 struct Doubling {
     next: Duration,
-    longest: Duration,
 }
 
 impl Iterator for Doubling {
@@ -287,7 +344,7 @@ impl Iterator for Doubling {
 
     fn next(&mut self) -> Option<Duration> {
         let wait = self.next;
-        self.next = (wait * 2).min(self.longest);
+        self.next = (wait * 2).min(BACKOFF.1);
         let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let chance = f64::from(nanos.map_or(0, |since| since.subsec_nanos()) % 1000) / 1000.0;
         Some(wait.mul_f64(0.75 + chance / 4.0))

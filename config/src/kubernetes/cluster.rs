@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::gateway::{Gateway, GatewayClass, Gateways, Route, RouteKind};
 use super::objects::{
     Conditions, EndpointPort, EndpointSlice, Endpoints, Labels, Name, Node, Object, Service,
 };
-use super::pools::Pool;
+use super::pools::{AddressPool, Pool};
 use fairway_core::Protocol;
 use serde::{Deserialize, Serialize};
 
@@ -31,11 +32,16 @@ pub enum Kind {
     Namespace,
     AddressPool,
     MetallbPool,
+    GatewayClass,
+    Gateway,
+    TcpRoute,
+    UdpRoute,
+    ReferenceGrant,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Endpoints,
@@ -43,7 +49,50 @@ impl Kind {
         Self::Namespace,
         Self::AddressPool,
         Self::MetallbPool,
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::TcpRoute,
+        Self::UdpRoute,
+        Self::ReferenceGrant,
     ];
+
+    /// As objects name it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Endpoints => "Endpoints",
+            Self::Node => "Node",
+            Self::Namespace => "Namespace",
+            Self::AddressPool => "AddressPool",
+            Self::MetallbPool => "IPAddressPool",
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+        }
+    }
+
+    /// Whether it is of the Gateway API, which a cluster may be without.
+    #[must_use]
+    pub fn is_of_gateways(self) -> bool {
+        use Kind::{Gateway, GatewayClass, ReferenceGrant, TcpRoute, UdpRoute};
+        matches!(self, GatewayClass | Gateway | TcpRoute | UdpRoute | ReferenceGrant)
+    }
+
+    /// Whether its objects have namespaces, of which some may be chosen.
+    #[must_use]
+    pub fn is_namespaced(self) -> bool {
+        use Kind::{
+            EndpointSlice, Endpoints, Gateway, ReferenceGrant, Service, TcpRoute, UdpRoute,
+        };
+        matches!(
+            self,
+            Service | EndpointSlice | Endpoints | Gateway | TcpRoute | UdpRoute | ReferenceGrant
+        )
+    }
 }
 
 /// What a change touches.
@@ -57,6 +106,8 @@ pub struct Touched {
     pub nodes: bool,
     /// The pools, or who may have addresses of them.
     pub pools: bool,
+    /// Gateways, routes, or what they depend on.
+    pub gateways: bool,
 }
 
 impl Touched {
@@ -80,6 +131,7 @@ impl Touched {
         self.endpoints.extend(other.endpoints);
         self.nodes |= other.nodes;
         self.pools |= other.pools;
+        self.gateways |= other.gateways;
     }
 }
 
@@ -96,6 +148,9 @@ pub struct Cluster {
     nodes: BTreeMap<Box<str>, ClusterNode>,
     namespaces: BTreeMap<Box<str>, Labels>,
     pools: BTreeMap<Kind, BTreeMap<Box<str>, Result<Pool, String>>>,
+    /// Pools of ours as objects, whose status is written.
+    pool_objects: BTreeMap<Box<str>, AddressPool>,
+    pub(super) gateways: Gateways,
 }
 
 /// Endpoints with the same ports.
@@ -184,14 +239,18 @@ impl Cluster {
             Object::Namespace(namespace) => {
                 let meta = namespace.metadata;
                 let changed = replaced(&mut self.namespaces, meta.name.into(), meta.labels);
-                Touched { pools: changed, ..Touched::default() }
+                Touched { pools: changed, gateways: changed, ..Touched::default() }
             }
             Object::AddressPool(pool) => {
-                self.apply_pool(Kind::AddressPool, &pool.metadata.name, pool.pool())
+                let name = pool.metadata.name.clone();
+                let read = pool.pool();
+                self.pool_objects.insert(name.as_str().into(), *pool);
+                self.apply_pool(Kind::AddressPool, &name, read)
             }
             Object::MetallbPool(pool) => {
                 self.apply_pool(Kind::MetallbPool, &pool.metadata.name, pool.pool())
             }
+            object => Touched { gateways: self.gateways.apply(object), ..Touched::default() },
         }
     }
 
@@ -204,14 +263,19 @@ impl Cluster {
             Kind::Endpoints if self.endpoints.remove(name).is_some() => Touched::endpoints(name),
             Kind::Node => Touched { nodes: self.nodes.remove(own).is_some(), ..Touched::default() },
             Kind::Namespace => {
-                Touched { pools: self.namespaces.remove(own).is_some(), ..Touched::default() }
+                let known = self.namespaces.remove(own).is_some();
+                Touched { pools: known, gateways: known, ..Touched::default() }
             }
             Kind::AddressPool | Kind::MetallbPool => {
+                if kind == Kind::AddressPool {
+                    self.pool_objects.remove(own);
+                }
                 let of_kind = self.pools.get_mut(&kind);
                 let known = of_kind.and_then(|pools| pools.remove(own)).is_some();
                 Touched { pools: known, ..Touched::default() }
             }
             Kind::Service | Kind::Endpoints => Touched::default(),
+            kind => Touched { gateways: self.gateways.delete(kind, name), ..Touched::default() },
         }
     }
 
@@ -231,9 +295,9 @@ impl Cluster {
         touched
     }
 
-    /// Forgets Services and slices of other namespaces; none named is all.
+    /// Forgets objects of other namespaces; none named is all.
     pub fn keep(&mut self, namespaces: &[String]) {
-        for kind in [Kind::Service, Kind::EndpointSlice] {
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_namespaced()) {
             for name in self.names(kind) {
                 if !namespaces.is_empty() && !namespaces.iter().any(|of| **of == *name.namespace) {
                     self.delete(kind, &name);
@@ -254,6 +318,7 @@ impl Cluster {
                 let of_kind = self.pools.get(&kind).into_iter().flat_map(BTreeMap::keys);
                 of_kind.map(|name| plain(name)).collect()
             }
+            kind => self.gateways.names(kind),
         }
     }
 
@@ -331,6 +396,39 @@ impl Cluster {
         self.pools.values().flatten().map(|(name, pool)| (&**name, pool))
     }
 
+    /// Pools of ours as objects.
+    pub fn pool_objects(&self) -> impl Iterator<Item = &AddressPool> {
+        self.pool_objects.values()
+    }
+
+    /// The Gateways, by name.
+    pub fn gateways(&self) -> impl Iterator<Item = &Gateway> {
+        self.gateways.gateways.values().map(|gateway| &**gateway)
+    }
+
+    /// A Gateway.
+    #[must_use]
+    pub fn gateway(&self, name: &Name) -> Option<&Arc<Gateway>> {
+        self.gateways.gateways.get(name)
+    }
+
+    /// A route.
+    #[must_use]
+    pub fn route(&self, kind: RouteKind, name: &Name) -> Option<&Arc<Route>> {
+        self.gateways.routes(kind).get(name)
+    }
+
+    /// The names of the routes of a kind.
+    pub fn routes(&self, kind: RouteKind) -> impl Iterator<Item = &Name> {
+        self.gateways.routes(kind).keys()
+    }
+
+    /// A GatewayClass.
+    #[must_use]
+    pub fn gateway_class(&self, name: &Name) -> Option<&GatewayClass> {
+        self.gateways.classes.get(name)
+    }
+
     /// Number of objects of a kind.
     #[must_use]
     pub fn count(&self, kind: Kind) -> usize {
@@ -340,7 +438,7 @@ impl Cluster {
             Kind::Endpoints => self.endpoints.len(),
             Kind::Node => self.nodes.len(),
             Kind::Namespace => self.namespaces.len(),
-            Kind::AddressPool | Kind::MetallbPool => self.names(kind).len(),
+            kind => self.names(kind).len(),
         }
     }
 
@@ -358,7 +456,7 @@ impl Cluster {
 }
 
 /// Puts a value into a map; whether that changed anything.
-fn replaced<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
+pub(super) fn replaced<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) -> bool {
     match map.get_mut(&key) {
         Some(before) if *before == value => false,
         Some(before) => {
@@ -368,37 +466,6 @@ fn replaced<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: V) ->
         None => {
             map.insert(key, value);
             true
-        }
-    }
-}
-
-impl Object {
-    /// What it is called.
-    #[must_use]
-    pub fn name(&self) -> Name {
-        match self {
-            Self::Service(object) => object.metadata.name(),
-            Self::EndpointSlice(object) => object.metadata.name(),
-            Self::Endpoints(object) => object.metadata.name(),
-            Self::Node(object) => Name::new("", &object.metadata.name),
-            Self::Namespace(object) => Name::new("", &object.metadata.name),
-            // Pools have namespaces in MetalLB, which means nothing there.
-            Self::AddressPool(object) => Name::new("", &object.metadata.name),
-            Self::MetallbPool(object) => Name::new("", &object.metadata.name),
-        }
-    }
-
-    /// Of what kind it is.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Endpoints(_) => Kind::Endpoints,
-            Self::Node(_) => Kind::Node,
-            Self::Namespace(_) => Kind::Namespace,
-            Self::AddressPool(_) => Kind::AddressPool,
-            Self::MetallbPool(_) => Kind::MetallbPool,
         }
     }
 }

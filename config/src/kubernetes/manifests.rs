@@ -5,10 +5,16 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 
 use super::cluster::Kind;
+use super::gateway::RouteKind;
 use super::objects::{Name, Object};
 use crate::spec::Origin;
 use crate::tree::{self, Node, Value};
 use crate::{File, Place, Problems};
+
+/// Versions of the Gateway API.
+const GATEWAYS: &str = "gateway.networking.k8s.io/v1";
+const GATEWAYS_BETA: &str = "gateway.networking.k8s.io/v1beta1";
+const GATEWAYS_ALPHA: &str = "gateway.networking.k8s.io/v1alpha2";
 
 /// The objects of all manifests.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -72,6 +78,21 @@ impl Manifests {
             ("metallb.io/v1beta1", "IPAddressPool") => {
                 read(file, node, problems).map(Object::MetallbPool)
             }
+            (GATEWAYS | GATEWAYS_BETA, "GatewayClass") => {
+                read(file, node, problems).map(Object::GatewayClass)
+            }
+            (GATEWAYS | GATEWAYS_BETA, "Gateway") => {
+                read(file, node, problems).map(Object::Gateway)
+            }
+            (GATEWAYS | GATEWAYS_ALPHA, "TCPRoute") => {
+                read(file, node, problems).map(|route| Object::Route(RouteKind::Tcp, route))
+            }
+            (GATEWAYS | GATEWAYS_ALPHA, "UDPRoute") => {
+                read(file, node, problems).map(|route| Object::Route(RouteKind::Udp, route))
+            }
+            (GATEWAYS | GATEWAYS_BETA, "ReferenceGrant") => {
+                read(file, node, problems).map(Object::ReferenceGrant)
+            }
             _ => {
                 let name = node.get("metadata").and_then(|meta| text(meta, "name"));
                 let (file, line) = (file.display(), node.place.line);
@@ -88,8 +109,8 @@ impl Manifests {
             let place = node.get("metadata").unwrap_or(node).place;
             return problems.push(file, place, format!("{kind} has no `metadata.name`; add it"));
         }
-        if let Some(namespace) = object.namespace_mut().filter(|namespace| namespace.is_empty()) {
-            *namespace = "default".into();
+        if object.kind().is_namespaced() && object.name().namespace.is_empty() {
+            object.meta_mut().namespace = "default".into();
         }
         self.objects.push((object, Origin { file: file.clone(), place: node.place }));
     }
@@ -101,7 +122,8 @@ impl Manifests {
             let (kind, name) = (object.kind(), object.name());
             if let Some(first) = seen.get(&(kind, name.clone())) {
                 let message = format!(
-                    "{kind:?} `{name}` is here twice; the first is at {}:{}",
+                    "{} `{name}` is here twice; the first is at {}:{}",
+                    kind.word(),
                     first.file.display(),
                     first.place.line
                 );
@@ -123,18 +145,4 @@ fn text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {
 fn read<T: DeserializeOwned>(file: &File, node: &Node, problems: &mut Problems) -> Option<Box<T>> {
     let report = |place, message| problems.push(file, place, message);
     crate::de::read(node, &[], report).map(Box::new)
-}
-
-impl Object {
-    /// Where its namespace is written; none when it has none.
-    fn namespace_mut(&mut self) -> Option<&mut String> {
-        let meta = match self {
-            Self::Service(object) => &mut object.metadata,
-            Self::EndpointSlice(object) => &mut object.metadata,
-            Self::Endpoints(object) => &mut object.metadata,
-            Self::Node(_) | Self::Namespace(_) => return None,
-            Self::AddressPool(_) | Self::MetallbPool(_) => return None,
-        };
-        Some(&mut meta.namespace)
-    }
 }

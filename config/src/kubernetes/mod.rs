@@ -14,6 +14,7 @@ mod backends;
 #[cfg(feature = "kubernetes")]
 pub mod client;
 mod cluster;
+mod gateway;
 mod manifests;
 mod objects;
 mod pools;
@@ -24,13 +25,19 @@ pub(crate) use self::settings::{Setting, Sketch, is_of_service, specs};
 
 pub use self::addresses::{Sharing, Wish, wish};
 pub use self::cluster::{Cluster, Kind, Touched};
+pub use self::gateway::{
+    Attachments, Condition, Gateway, GatewayAddress, GatewayClass, GatewayState, GatewayStatus,
+    ListenerState, ListenerStatus, Parent, ParentRef, ParentStatus, ReferenceGrant, Route,
+    RouteGroupKind, RouteKind, Verdict, gateway_wish, translate_gateway,
+};
 pub use self::manifests::Manifests;
 pub use self::objects::{
     EndpointSlice, Endpoints, Ingress, IngressPort, Labels, LoadBalancerStatus, Meta, Name,
     Namespace, Node, Object, Service, ServiceFields, ServicePort, ServiceStatus,
 };
 pub use self::pools::{
-    AddressPool, AddressRange, LabelSelector, MetallbPool, Pool, Selection, overlaps,
+    AddressPool, AddressPoolStatus, AddressRange, LabelSelector, MetallbPool, Pool, Selection,
+    overlaps,
 };
 pub use self::settings::{PREFIX, SERVED_BY};
 pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation, translate};

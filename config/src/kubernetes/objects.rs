@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::cluster::Kind;
+use super::gateway::{Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -22,6 +24,18 @@ pub struct Name {
 }
 
 impl Name {
+    /// What a Gateway is served as: no Service has such a name.
+    #[must_use]
+    pub fn gateway(meta: &Meta) -> Self {
+        Self::new(&meta.namespace, &format!("gateway/{}", meta.name))
+    }
+
+    /// The Gateway that is served by this name; none if it is a Service's.
+    #[must_use]
+    pub fn of_gateway(&self) -> Option<Self> {
+        Some(Self::new(&self.namespace, self.name.strip_prefix("gateway/")?))
+    }
+
     /// A name in a namespace.
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
@@ -53,7 +67,7 @@ impl fmt::Display for Name {
 }
 
 /// Null is the same as nothing: a watch that cannot read one object would lose it.
-fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
@@ -81,6 +95,9 @@ pub struct Meta {
     /// Its annotations.
     #[serde(deserialize_with = "or_default")]
     pub annotations: Labels,
+    /// How often what is wanted of it has changed; zero where nobody counts.
+    #[serde(deserialize_with = "or_default")]
+    pub generation: i64,
     /// When it was made, RFC 3339; empty in manifests.
     #[serde(deserialize_with = "or_default")]
     pub creation_timestamp: String,
@@ -190,6 +207,8 @@ pub struct ServicePort {
     pub port: u16,
     /// The nodes' port; zero is none.
     pub node_port: u16,
+    /// What is spoken there, for people.
+    pub app_protocol: Option<String>,
 }
 
 /// What is, of a Service.
@@ -413,4 +432,66 @@ pub enum Object {
     Namespace(Box<Namespace>),
     AddressPool(Box<super::pools::AddressPool>),
     MetallbPool(Box<super::pools::MetallbPool>),
+    GatewayClass(Box<GatewayClass>),
+    Gateway(Box<Gateway>),
+    Route(RouteKind, Box<Route>),
+    ReferenceGrant(Box<ReferenceGrant>),
+}
+
+impl Object {
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        let plain = |meta: &Meta| Name::new("", &meta.name);
+        match self {
+            // Pools have namespaces in MetalLB, which means nothing there.
+            Self::AddressPool(object) => plain(&object.metadata),
+            Self::MetallbPool(object) => plain(&object.metadata),
+            Self::GatewayClass(object) => plain(&object.metadata),
+            Self::Node(object) => plain(&object.metadata),
+            Self::Namespace(object) => plain(&object.metadata),
+            Self::Service(object) => object.metadata.name(),
+            Self::EndpointSlice(object) => object.metadata.name(),
+            Self::Endpoints(object) => object.metadata.name(),
+            Self::Gateway(object) => object.metadata.name(),
+            Self::Route(_, object) => object.metadata.name(),
+            Self::ReferenceGrant(object) => object.metadata.name(),
+        }
+    }
+
+    /// Of what kind it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
+            Self::Node(_) => Kind::Node,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::AddressPool(_) => Kind::AddressPool,
+            Self::MetallbPool(_) => Kind::MetallbPool,
+            Self::GatewayClass(_) => Kind::GatewayClass,
+            Self::Gateway(_) => Kind::Gateway,
+            Self::Route(RouteKind::Tcp, _) => Kind::TcpRoute,
+            Self::Route(RouteKind::Udp, _) => Kind::UdpRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+        }
+    }
+
+    /// What every object has.
+    pub(super) fn meta_mut(&mut self) -> &mut Meta {
+        match self {
+            Self::Service(object) => &mut object.metadata,
+            Self::EndpointSlice(object) => &mut object.metadata,
+            Self::Endpoints(object) => &mut object.metadata,
+            Self::Node(object) => &mut object.metadata,
+            Self::Namespace(object) => &mut object.metadata,
+            Self::AddressPool(object) => &mut object.metadata,
+            Self::MetallbPool(object) => &mut object.metadata,
+            Self::GatewayClass(object) => &mut object.metadata,
+            Self::Gateway(object) => &mut object.metadata,
+            Self::Route(_, object) => &mut object.metadata,
+            Self::ReferenceGrant(object) => &mut object.metadata,
+        }
+    }
 }

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::objects::{Labels, Meta};
+use super::objects::{Labels, Meta, or_default};
 
 /// Consecutive addresses of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -239,51 +239,141 @@ impl LabelSelector {
     }
 }
 
+/// A [`LabelSelector`] as objects have it: one that makes no sense must not keep others from being read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SelectorFields {
+    /// As there.
+    #[serde(deserialize_with = "or_default")]
+    pub match_labels: Labels,
+    /// As there.
+    #[serde(deserialize_with = "or_default")]
+    pub match_expressions: Vec<SelectorExpression>,
+}
+
+/// A [`LabelCondition`] as objects have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelectorExpression {
+    /// As there.
+    #[serde(deserialize_with = "or_default")]
+    pub key: String,
+    /// As there.
+    #[serde(deserialize_with = "or_default")]
+    pub operator: String,
+    /// As there.
+    #[serde(deserialize_with = "or_default")]
+    pub values: Vec<String>,
+}
+
+impl SelectorFields {
+    /// What they say; an error says what to mend.
+    pub fn selector(&self) -> Result<LabelSelector, String> {
+        let condition = |written: &SelectorExpression| {
+            let operator = match written.operator.as_str() {
+                "In" => LabelOperator::In,
+                "NotIn" => LabelOperator::NotIn,
+                "Exists" => LabelOperator::Exists,
+                "DoesNotExist" => LabelOperator::DoesNotExist,
+                other => {
+                    return Err(format!(
+                        "operator `{other}` of a selector is none of In, NotIn, Exists, DoesNotExist"
+                    ));
+                }
+            };
+            let (key, values) = (written.key.clone(), written.values.clone());
+            Ok(LabelCondition { key, operator, values })
+        };
+        Ok(LabelSelector {
+            match_labels: self.match_labels.clone(),
+            match_expressions: self
+                .match_expressions
+                .iter()
+                .map(condition)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn selectors(written: &[SelectorFields]) -> Result<Vec<LabelSelector>, String> {
+    written.iter().map(SelectorFields::selector).collect()
+}
+
 /// A pool as an object, fairway.dev/v1alpha1.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AddressPool {
     /// What every object has.
     pub metadata: Meta,
     /// What is wanted.
+    #[serde(deserialize_with = "or_default")]
     pub spec: AddressPoolFields,
+    /// What is.
+    #[serde(deserialize_with = "or_default")]
+    pub status: AddressPoolStatus,
+}
+
+/// How many addresses of a pool are given away and free.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AddressPoolStatus {
+    /// Addresses of IPv4 that somebody has.
+    #[serde(rename = "assignedIPv4")]
+    pub assigned_ipv4: Option<i64>,
+    /// Addresses of IPv6 that somebody has.
+    #[serde(rename = "assignedIPv6")]
+    pub assigned_ipv6: Option<i64>,
+    /// Addresses of IPv4 that nobody has.
+    #[serde(rename = "availableIPv4")]
+    pub available_ipv4: Option<i64>,
+    /// Addresses of IPv6 that nobody has; the largest number when there are more.
+    #[serde(rename = "availableIPv6")]
+    pub available_ipv6: Option<i64>,
 }
 
 /// What is wanted of a pool.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AddressPoolFields {
     /// Prefixes, and ranges like `192.0.2.10-192.0.2.20`.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
     /// As [`Pool::auto_assign`]; default: true.
     pub auto_assign: Option<bool>,
-    /// As [`Pool::avoid_buggy`].
+    /// As [`Pool::avoid_buggy`]; default: false.
     #[serde(rename = "avoidBuggyIPs")]
-    pub avoid_buggy_ips: bool,
+    pub avoid_buggy_ips: Option<bool>,
     /// As [`Pool::priority`].
-    pub priority: Option<u32>,
+    pub priority: Option<i64>,
     /// As [`Selection`].
+    #[serde(deserialize_with = "or_default")]
     pub namespaces: Vec<String>,
     /// As [`Selection`].
-    pub namespace_selectors: Vec<LabelSelector>,
+    #[serde(deserialize_with = "or_default")]
+    pub namespace_selectors: Vec<SelectorFields>,
     /// As [`Selection`].
-    pub service_selectors: Vec<LabelSelector>,
+    #[serde(deserialize_with = "or_default")]
+    pub service_selectors: Vec<SelectorFields>,
 }
 
 impl AddressPool {
     /// The pool; an error says what to mend.
     pub fn pool(&self) -> Result<Pool, String> {
         let spec = &self.spec;
+        let priority = spec.priority.map(|priority| {
+            u32::try_from(priority)
+                .map_err(|_| format!("`priority` is {priority}; it is 0 or more"))
+        });
         Ok(Pool {
             name: self.metadata.name.as_str().into(),
             ranges: ranges(&spec.addresses)?,
             auto_assign: spec.auto_assign.unwrap_or(true),
-            avoid_buggy: spec.avoid_buggy_ips,
-            priority: spec.priority,
+            avoid_buggy: spec.avoid_buggy_ips.unwrap_or(false),
+            priority: priority.transpose()?,
             selection: Selection {
                 namespaces: spec.namespaces.clone(),
-                namespace_selectors: spec.namespace_selectors.clone(),
-                service_selectors: spec.service_selectors.clone(),
+                namespace_selectors: selectors(&spec.namespace_selectors)?,
+                service_selectors: selectors(&spec.service_selectors)?,
             },
         })
     }
@@ -296,6 +386,7 @@ pub struct MetallbPool {
     /// What every object has.
     pub metadata: Meta,
     /// What is wanted.
+    #[serde(deserialize_with = "or_default")]
     pub spec: MetallbPoolFields,
 }
 
@@ -304,12 +395,13 @@ pub struct MetallbPool {
 #[serde(rename_all = "camelCase", default)]
 pub struct MetallbPoolFields {
     /// Prefixes and ranges.
+    #[serde(deserialize_with = "or_default")]
     pub addresses: Vec<String>,
     /// As [`Pool::auto_assign`]; default: true.
     pub auto_assign: Option<bool>,
-    /// As [`Pool::avoid_buggy`].
+    /// As [`Pool::avoid_buggy`]; default: false.
     #[serde(rename = "avoidBuggyIPs")]
-    pub avoid_buggy_ips: bool,
+    pub avoid_buggy_ips: Option<bool>,
     /// Who may have them.
     pub service_allocation: Option<MetallbAllocation>,
 }
@@ -319,29 +411,33 @@ pub struct MetallbPoolFields {
 #[serde(rename_all = "camelCase", default)]
 pub struct MetallbAllocation {
     /// As [`Pool::priority`]; zero and less is none.
-    pub priority: i64,
+    pub priority: Option<i64>,
     /// As [`Selection`].
+    #[serde(deserialize_with = "or_default")]
     pub namespaces: Vec<String>,
     /// As [`Selection`].
-    pub namespace_selectors: Vec<LabelSelector>,
+    #[serde(deserialize_with = "or_default")]
+    pub namespace_selectors: Vec<SelectorFields>,
     /// As [`Selection`].
-    pub service_selectors: Vec<LabelSelector>,
+    #[serde(deserialize_with = "or_default")]
+    pub service_selectors: Vec<SelectorFields>,
 }
 
 impl MetallbPool {
     /// The pool; an error says what to mend.
     pub fn pool(&self) -> Result<Pool, String> {
         let allocation = self.spec.service_allocation.clone().unwrap_or_default();
+        let priority = allocation.priority.and_then(|priority| u32::try_from(priority).ok());
         Ok(Pool {
             name: self.metadata.name.as_str().into(),
             ranges: ranges(&self.spec.addresses)?,
             auto_assign: self.spec.auto_assign.unwrap_or(true),
-            avoid_buggy: self.spec.avoid_buggy_ips,
-            priority: u32::try_from(allocation.priority).ok().filter(|priority| *priority > 0),
+            avoid_buggy: self.spec.avoid_buggy_ips.unwrap_or(false),
+            priority: priority.filter(|priority| *priority > 0),
             selection: Selection {
                 namespaces: allocation.namespaces,
-                namespace_selectors: allocation.namespace_selectors,
-                service_selectors: allocation.service_selectors,
+                namespace_selectors: selectors(&allocation.namespace_selectors)?,
+                service_selectors: selectors(&allocation.service_selectors)?,
             },
         })
     }

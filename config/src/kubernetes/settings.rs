@@ -13,12 +13,22 @@ use crate::{File, Place, Problems};
 /// What our annotations begin with.
 pub const PREFIX: &str = "fairway.dev/";
 /// Annotations that are no fields.
-const WORDS: [&str; 7] =
-    ["expose", "target", "addresses", "addressPool", "sharingKey", "podsAnswerForVip", SERVED_BY];
+const WORDS: [&str; 8] = [
+    "expose",
+    "target",
+    "addresses",
+    "addressPool",
+    "sharingKey",
+    "podsAnswerForVip",
+    IP_FAMILIES,
+    SERVED_BY,
+];
+/// The annotation by which a Gateway says what a Service says by `ipFamilies`.
+pub(super) const IP_FAMILIES: &str = "ipFamilies";
 /// The annotation by which the box that serves a Service marks it.
 pub const SERVED_BY: &str = "servedBy";
 /// Fields that the Service itself says.
-const OF_SERVICE: [&str; 8] = [
+pub(super) const OF_SERVICE: [&str; 8] = [
     "name",
     "ports",
     "backends",
@@ -28,6 +38,8 @@ const OF_SERVICE: [&str; 8] = [
     "loadBalancerSourceRanges",
     "trafficDistribution",
 ];
+/// The same of a Gateway with its routes.
+pub(super) const OF_GATEWAY: [&str; 4] = ["name", "ports", "backends", "backupBackends"];
 
 /// Whether a field is for each Service to say.
 pub(crate) fn is_of_service(field: &str) -> bool {
@@ -59,9 +71,11 @@ impl Setting {
     }
 }
 
-/// The settings that annotations make; what cannot be read goes to `report`.
+/// The settings that annotations make, `but` those that the object itself makes; what cannot be read goes to
+/// `report`.
 pub(crate) fn of_annotations<'a>(
     annotations: impl Iterator<Item = (&'a String, &'a String)>,
+    but: &[&str],
     mut report: impl FnMut(String),
 ) -> Vec<Setting> {
     let mut settings = Vec::new();
@@ -70,8 +84,8 @@ pub(crate) fn of_annotations<'a>(
         if WORDS.contains(&field) {
             continue;
         }
-        if OF_SERVICE.contains(&field) {
-            report(format!("annotation `{key}`: the Service itself says that; remove it"));
+        if but.contains(&field) {
+            report(format!("annotation `{key}`: fields of its own say that; remove it"));
             continue;
         }
         match tree::parse(text) {

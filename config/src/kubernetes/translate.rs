@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::{AddrSet, Frontend, IpPrefix, Mode, PortRange, Protocol};
+use fairway_core::{AddrSet, Frontend, IpPrefix, Mode, Policy, PortRange, Protocol};
 
 use super::backends::{self, Found};
 use super::cluster::{Cluster, protocol};
-use super::objects::{Service, ServicePort};
-use super::settings::{self, PREFIX, Setting, Sketch};
+use super::objects::{Meta, Name, Service, ServicePort};
+use super::settings::{self, OF_SERVICE, PREFIX, Setting, Sketch};
 use crate::check::Means;
 use crate::document::NodeAddressDoc;
 use crate::spec::{CheckSpec, Origin, ServiceKey, ServiceSpec};
@@ -65,7 +65,7 @@ impl Rules {
     /// What a Service is to us.
     #[must_use]
     pub fn role(&self, service: &Service) -> Role {
-        let exposed = || annotation(service, "expose") == Some("true");
+        let exposed = || annotation(&service.metadata, "expose") == Some("true");
         match (service.spec.kind.as_str(), &service.spec.load_balancer_class) {
             ("LoadBalancer", Some(class)) if **class == *self.class => Role::LoadBalancer,
             ("LoadBalancer", None) if self.is_default => Role::LoadBalancer,
@@ -77,9 +77,9 @@ impl Rules {
 }
 
 /// One of our annotations.
-pub(super) fn annotation<'s>(service: &'s Service, word: &str) -> Option<&'s str> {
+pub(super) fn annotation<'m>(meta: &'m Meta, word: &str) -> Option<&'m str> {
     let of_ours = |(key, _): &(&String, &String)| key.strip_prefix(PREFIX) == Some(word);
-    let mut annotations = service.metadata.annotations.iter();
+    let mut annotations = meta.annotations.iter();
     annotations.find(of_ours).map(|(_, value)| value.as_str())
 }
 
@@ -119,7 +119,7 @@ pub struct Translation {
 }
 
 impl Translation {
-    fn find(&mut self, reason: &'static str, message: impl Into<String>) {
+    pub(super) fn find(&mut self, reason: &'static str, message: impl Into<String>) {
         let finding = Finding { reason, message: message.into() };
         if !self.findings.contains(&finding) {
             self.findings.push(finding);
@@ -144,36 +144,44 @@ pub fn translate(
     let mut settings = Vec::new();
     settings.extend(node_check(service).filter(|_| target == Target::Node));
     settings.extend(rules.defaults.iter().cloned());
-    settings.extend(settings::of_annotations(service.metadata.annotations.iter(), |why| {
-        out.find("InvalidAnnotation", why);
-    }));
+    settings.extend(settings::of_annotations(
+        service.metadata.annotations.iter(),
+        &OF_SERVICE,
+        |why| {
+            out.find("InvalidAnnotation", why);
+        },
+    ));
     settings.extend(of_service(service));
-    let ports = ports(service, &settings, &mut out);
-    let sketch = Sketch {
-        name: &name.to_string(),
-        addresses: addresses.iter().map(|ip| ip.to_string().into()).collect(),
-        ports: ports
-            .iter()
-            .map(|(_, port)| (port.name.as_str().into(), word(port), port.port))
-            .collect(),
-    };
+    let mut ports = ports(service, &settings, &mut out);
     if ports.is_empty() || addresses.is_empty() {
         return out;
     }
-    let specs = settings::specs(&sketch, settings, rules.means, &origin.file, |_, why| {
-        out.find("InvalidAnnotation", why);
-    });
-    let Some(settings::Made { specs, is_checked }) = specs else { return out };
+    let mut made = made(&name, &addresses, &ports, &settings, (rules, origin), &mut out);
+    // The packet mode that they need was refused.
+    if made.is_none() && ports.iter().any(|(_, port)| is_sctp(port)) {
+        for (n, _) in ports.extract_if(.., |(_, port)| is_sctp(port)) {
+            out.ports[n].error = Some("fairway.dev/NeedsPacketMode");
+        }
+        made = self::made(&name, &addresses, &ports, &settings, (rules, origin), &mut out);
+    }
+    let Some(settings::Made { specs, is_checked }) = made else { return out };
     let Some(mode) = specs.first().map(|spec| spec.policy.mode) else { return out };
-    out.keeps_address = matches!(mode, Mode::Dsr | Mode::Tunnel(_));
+    out.keeps_address = keeps_address(mode);
     let slices = cluster.endpoints(&name);
     for stray in slices.iter().flat_map(|slice| &slice.strays) {
         out.find("InvalidEndpoint", format!("endpoint `{stray}` is no IP address"));
     }
-    let families = families(&addresses);
     for ((n, port), spec) in ports.into_iter().zip(specs) {
         let to_pods = target == Target::Pod || port.node_port == 0;
-        if to_pods && out.keeps_address && annotation(service, "podsAnswerForVip") != Some("true") {
+        let spec = ServiceSpec {
+            policy: Arc::new(Policy { allow: allow.clone(), ..(*spec.policy).clone() }),
+            check: check_of(&spec, is_checked, to_pods),
+            app_protocol: port.app_protocol.as_deref().map(Into::into),
+            origin: origin.clone(),
+            ..spec
+        };
+        let answers = annotation(&service.metadata, "podsAnswerForVip") == Some("true");
+        if to_pods && out.keeps_address && !answers {
             out.ports[n].error = Some("fairway.dev/PodsDoNotAnswer");
             out.find(
                 "PodsDoNotAnswer",
@@ -185,47 +193,77 @@ pub fn translate(
             );
             continue;
         }
-        let mut policy = (*spec.policy).clone();
-        policy.allow = allow.clone();
-        let policy = Arc::new(policy);
-        let check = check_of(&spec, is_checked, to_pods);
-        for (family, is_ipv4) in families.iter().enumerate() {
-            let found = match to_pods {
-                true if service.spec.kind == "ExternalName" => {
-                    backends::of_name(&service.spec.external_name, port.port)
-                }
-                true => backends::pods(&slices, service, port, *is_ipv4, rules),
-                false => backends::nodes(cluster, &slices, service, port, *is_ipv4, rules),
-            };
-            let Found { mut backends, named, more } = found;
-            if more > 0 {
-                out.find(
-                    "TooManyEndpoints",
-                    format!("{more} endpoints are more than a pool holds"),
-                );
+        let at = (port.port, &*addresses);
+        at_port(&mut out, &spec, at, to_pods, |is_ipv4| match to_pods {
+            true if service.spec.kind == "ExternalName" => {
+                backends::of_name(&service.spec.external_name, port.port)
             }
-            if to_pods {
-                out.pod = out.pod.or(backends.first().map(|backend| backend.addr.ip()));
-            }
-            if out.keeps_address {
-                backends = backends::at_the_dialled_port(backends);
-            }
-            let own: Vec<IpAddr> =
-                addresses.iter().copied().filter(|ip| ip.is_ipv4() == *is_ipv4).collect();
-            out.specs.push(Arc::new(ServiceSpec {
-                key: key(&spec.key, family, *is_ipv4),
-                frontends: own.iter().map(|ip| frontend(*ip, port, spec.protocol)).collect(),
-                policy: Arc::clone(&policy),
-                backends,
-                named,
-                check: check.clone(),
-                origin: origin.clone(),
-                ..spec.clone()
-            }));
-        }
+            true => backends::pods(&slices, service, port, is_ipv4, rules),
+            false => backends::nodes(cluster, &slices, service, port, is_ipv4, rules),
+        });
     }
     lacks_source(&mut out);
     out
+}
+
+/// What the document would make of some ports of a Service.
+fn made(
+    name: &Name,
+    addresses: &[IpAddr],
+    ports: &[(usize, &ServicePort)],
+    settings: &[Setting],
+    (rules, origin): (&Rules, &Origin),
+    out: &mut Translation,
+) -> Option<settings::Made> {
+    let port = |(_, port): &(usize, &ServicePort)| (&*port.name).into();
+    let sketch = Sketch {
+        name: &name.to_string(),
+        addresses: addresses.iter().map(|ip| ip.to_string().into()).collect(),
+        ports: ports.iter().map(|at| (port(at), word(at.1), at.1.port)).collect(),
+    };
+    settings::specs(&sketch, settings.to_vec(), rules.means, &origin.file, |_, why| {
+        out.find("InvalidAnnotation", why);
+    })
+}
+
+fn is_sctp(port: &ServicePort) -> bool {
+    protocol(&port.protocol) == Some(Protocol::Sctp)
+}
+
+/// Adds what one port comes to: a service at its addresses of each family, with whoever serves that.
+pub(super) fn at_port(
+    out: &mut Translation,
+    spec: &ServiceSpec,
+    (port, addresses): (u16, &[IpAddr]),
+    to_pods: bool,
+    serve: impl Fn(bool) -> Found,
+) {
+    let mode = spec.policy.mode;
+    for (family, is_ipv4) in families(addresses).into_iter().enumerate() {
+        let Found { mut backends, named, more } = serve(is_ipv4);
+        if more > 0 {
+            out.find("TooManyEndpoints", format!("{more} endpoints are more than a pool holds"));
+        }
+        if to_pods {
+            out.pod = out.pod.or(backends.first().map(|backend| backend.addr.ip()));
+        }
+        if keeps_address(mode) {
+            backends = backends::at_the_dialled_port(backends);
+        }
+        let own = addresses.iter().filter(|ip| ip.is_ipv4() == is_ipv4);
+        out.specs.push(Arc::new(ServiceSpec {
+            key: key(&spec.key, family, is_ipv4),
+            frontends: own.map(|ip| frontend(*ip, port, spec.protocol)).collect(),
+            backends,
+            named,
+            ..spec.clone()
+        }));
+    }
+}
+
+/// Whether packets reach their servers with the address that clients dialled.
+pub(super) fn keeps_address(mode: Mode) -> bool {
+    matches!(mode, Mode::Dsr | Mode::Tunnel(_))
 }
 
 /// The families of addresses, IPv4 is true; the first is that of the first address.
@@ -246,8 +284,8 @@ fn key(key: &ServiceKey, family: usize, is_ipv4: bool) -> ServiceKey {
     }
 }
 
-fn frontend(ip: IpAddr, port: &ServicePort, protocol: Protocol) -> Frontend {
-    let ports = std::num::NonZeroU16::new(port.port).unwrap_or(std::num::NonZeroU16::MIN);
+fn frontend(ip: IpAddr, port: u16, protocol: Protocol) -> Frontend {
+    let ports = std::num::NonZeroU16::new(port).unwrap_or(std::num::NonZeroU16::MIN);
     Frontend { net: IpPrefix::from(ip), ports: PortRange::single(ports), protocol }
 }
 
@@ -298,10 +336,14 @@ fn source_ranges(service: &Service, out: &mut Translation) -> Option<AddrSet> {
 fn target(service: &Service, rules: &Rules, out: &mut Translation) -> Target {
     let headless = service.spec.cluster_ip == "None";
     match service.spec.kind.as_str() {
-        "LoadBalancer" | "NodePort" if !headless => {}
-        _ => return Target::Pod,
+        "LoadBalancer" | "NodePort" if !headless => wanted_target(&service.metadata, rules, out),
+        _ => Target::Pod,
     }
-    match annotation(service, "target") {
+}
+
+/// Who is to be dialled, where there is a choice.
+pub(super) fn wanted_target(meta: &Meta, rules: &Rules, out: &mut Translation) -> Target {
+    match annotation(meta, "target") {
         None => rules.target,
         Some("node") => Target::Node,
         Some("pod") => Target::Pod,
@@ -314,7 +356,7 @@ fn target(service: &Service, rules: &Rules, out: &mut Translation) -> Target {
 }
 
 /// How nodes are asked whether they carry this Service.
-fn node_check(service: &Service) -> Option<Setting> {
+pub(super) fn node_check(service: &Service) -> Option<Setting> {
     let is_local = service.spec.external_traffic_policy == "Local";
     let port = match (is_local, service.spec.health_check_node_port) {
         // A node drops connections for which it has no endpoint.
@@ -394,7 +436,11 @@ fn word(port: &ServicePort) -> &'static str {
 
 /// The checks of a port's backends: kubelets check Pods, and kube-proxy speaks for nodes, not in the
 /// words of the Service.
-fn check_of(spec: &ServiceSpec, is_written: bool, to_pods: bool) -> Option<Arc<CheckSpec>> {
+pub(super) fn check_of(
+    spec: &ServiceSpec,
+    is_written: bool,
+    to_pods: bool,
+) -> Option<Arc<CheckSpec>> {
     let check = spec.check.as_ref()?;
     match (is_written, to_pods) {
         (true, _) => Some(Arc::clone(check)),
@@ -405,7 +451,7 @@ fn check_of(spec: &ServiceSpec, is_written: bool, to_pods: bool) -> Option<Arc<C
 }
 
 /// `fullNat` comes from an address of each backend's family.
-fn lacks_source(out: &mut Translation) {
+pub(super) fn lacks_source(out: &mut Translation) {
     let lacks = |spec: &&Arc<ServiceSpec>| {
         let sources = &spec.policy.source.addresses;
         let has = |is_ipv4: bool| sources.iter().any(|ip| ip.is_ipv4() == is_ipv4);

@@ -13,6 +13,8 @@ use fairway_core::IpPrefix;
 /// A Service that is to have addresses.
 #[derive(Debug)]
 pub(crate) struct Demand<'a> {
+    /// What it is served as.
+    pub(crate) name: Name,
     pub(crate) meta: &'a Meta,
     /// The labels of its namespace.
     pub(crate) namespace: &'a Labels,
@@ -51,6 +53,12 @@ impl Reserved {
         }
     }
 
+    /// Number of single addresses of a pool among them.
+    pub(crate) fn hosts_of(&self, pool: &Pool, is_ipv4: bool) -> usize {
+        let hosts = self.hosts.keys().filter(|ip| ip.is_ipv4() == is_ipv4);
+        hosts.filter(|ip| pool.offers(**ip)).count()
+    }
+
     /// Who has an address.
     pub(crate) fn holder(&self, ip: IpAddr) -> Option<&str> {
         let network = || self.networks.iter().find(|(net, _)| net.contains(ip));
@@ -72,12 +80,12 @@ pub(crate) fn settle(pools: &[Pool], reserved: &Reserved, demands: &[Demand<'_>]
     let mut assignments = Assignments::new();
     let mut later = Vec::new();
     let mut order: Vec<&Demand<'_>> = demands.iter().collect();
-    order.sort_by_key(|demand| (&demand.meta.creation_timestamp, demand.meta.name()));
+    order.sort_by_key(|demand| (&demand.meta.creation_timestamp, &demand.name));
     for demand in order {
         let wish = match &demand.wish {
             Ok(wish) => wish,
             Err(finding) => {
-                assignments.insert(demand.meta.name(), Err(finding.clone()));
+                assignments.insert(demand.name.clone(), Err(finding.clone()));
                 continue;
             }
         };
@@ -89,7 +97,7 @@ pub(crate) fn settle(pools: &[Pool], reserved: &Reserved, demands: &[Demand<'_>]
                 if !all && wish.addresses.is_empty() {
                     later.push((demand, wish));
                 }
-                assignments.insert(demand.meta.name(), Ok(kept));
+                assignments.insert(demand.name.clone(), Ok(kept));
             }
             None => later.push((demand, wish)),
         }
@@ -97,7 +105,7 @@ pub(crate) fn settle(pools: &[Pool], reserved: &Reserved, demands: &[Demand<'_>]
     let (certain, any): (Vec<_>, Vec<_>) =
         later.into_iter().partition(|(_, wish)| !wish.addresses.is_empty());
     for (demand, wish) in certain.into_iter().chain(any) {
-        let name = demand.meta.name();
+        let name = demand.name.clone();
         if let Some(Ok(has)) = assignments.get_mut(&name) {
             if let Some(ip) = desk.completed(wish, has) {
                 desk.take(demand, wish, &[ip]);
@@ -136,7 +144,7 @@ struct Desk<'a> {
 impl<'a> Desk<'a> {
     fn take(&mut self, demand: &Demand<'_>, wish: &'a Wish, addresses: &[IpAddr]) {
         for ip in addresses {
-            self.taken.entry(*ip).or_default().push((demand.meta.name(), wish));
+            self.taken.entry(*ip).or_default().push((demand.name.clone(), wish));
             if let Some(sharing) = &wish.sharing {
                 self.shared.entry(&sharing.key).or_default().insert(*ip);
             }

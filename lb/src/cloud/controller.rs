@@ -7,14 +7,14 @@ use std::time::Duration;
 use fairway_config::kubernetes::Name;
 use fairway_config::kubernetes::client::chain;
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::status::{Step, Todo};
+use super::status::{Object, Step, Todo};
 
 /// As the upstream controller has it: the shortest and the longest time until a Service is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -109,7 +109,7 @@ pub(crate) async fn run(
                 }
                 End::Failed(why) => {
                     let again = waits.delay;
-                    tracing::warn!(service = %name, "the API server cannot be told: {why}; again in {again:?}");
+                    tracing::warn!(object = %name, "the API server cannot be told: {why}; again in {again:?}");
                     waits.at = Instant::now() + again;
                     waits.delay = (again * 2).min(RETRY.1);
                     // What has come meanwhile is newer.
@@ -138,16 +138,19 @@ impl Controller {
             self.say(todo, EventType::Normal, reason, note).await;
         }
         if let Some(patch) = &todo.patch {
-            let api: Api<Service> = Api::namespaced(self.client.clone(), &todo.name.namespace);
+            let object = &todo.object;
             let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
-            match api.patch_status(&todo.name.name, &parameters, &patch).await {
+            match self.api(object).patch_status(&object.name.name, &parameters, &patch).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                     return End::Overtaken;
                 }
                 Err(error) => {
                     let why = chain(&error);
-                    self.say(todo, EventType::Warning, "SyncLoadBalancerFailed", &why).await;
+                    if todo.object.kind == "Service" {
+                        let reason = "SyncLoadBalancerFailed";
+                        self.say(todo, EventType::Warning, reason, &why).await;
+                    }
                     return End::Failed(why);
                 }
             }
@@ -166,7 +169,23 @@ impl Controller {
         End::Done
     }
 
-    /// An Event of a Service. One that is lost changes nothing.
+    fn api(&self, object: &Object) -> Api<DynamicObject> {
+        let (group, version) =
+            object.api_version.split_once('/').unwrap_or(("", &object.api_version));
+        let resource = ApiResource {
+            group: group.into(),
+            version: version.into(),
+            api_version: object.api_version.clone(),
+            kind: object.kind.into(),
+            plural: object.plural.into(),
+        };
+        match &*object.name.namespace {
+            "" => Api::all_with(self.client.clone(), &resource),
+            namespace => Api::namespaced_with(self.client.clone(), namespace, &resource),
+        }
+    }
+
+    /// An Event of an object. One that is lost changes nothing.
     async fn say(&self, todo: &Todo, kind: EventType, reason: &str, note: &str) {
         let event = Event {
             type_: kind,
@@ -175,16 +194,17 @@ impl Controller {
             action: "Sync".into(),
             secondary: None,
         };
-        let service = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Service".into()),
-            namespace: Some(todo.name.namespace.to_string()),
-            name: Some(todo.name.name.to_string()),
-            uid: Some(todo.uid.clone()),
+        let Object { api_version, kind, name, uid, .. } = &todo.object;
+        let about = ObjectReference {
+            api_version: Some(api_version.clone()),
+            kind: Some((*kind).into()),
+            namespace: Some(name.namespace.to_string()),
+            name: Some(name.name.to_string()),
+            uid: Some(uid.clone()),
             ..ObjectReference::default()
         };
-        if let Err(error) = self.recorder.publish(&event, &service).await {
-            tracing::debug!(service = %todo.name, reason, "Event lost: {}", chain(&error));
+        if let Err(error) = self.recorder.publish(&event, &about).await {
+            tracing::debug!(object = %todo.name, reason, "Event lost: {}", chain(&error));
         }
     }
 }

@@ -14,9 +14,11 @@
 
 mod allocate;
 mod controller;
+mod gateways;
 mod lease;
 mod routes;
 mod run;
+mod serve;
 mod start;
 mod state;
 mod status;
@@ -31,20 +33,20 @@ use std::sync::Arc;
 
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
-    Cluster, Finding, Kind, Labels, Name, Object, PREFIX, Pool, PortOutcome, Role, Rules, Service,
-    Touched, Translation, Wish, overlaps, translate, wish,
+    AddressPool, Attachments, Cluster, Finding, Kind, Name, Object, Pool, PortOutcome, Rules,
+    Service, Touched, overlaps,
 };
 use fairway_config::{
     ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
 };
-use fairway_core::{Frontend, Mode};
+use fairway_core::Mode;
 
-use self::allocate::{Assigned, Assignments, Demand, Reserved, settle};
+use self::allocate::{Assigned, Reserved};
 pub(crate) use self::routes::Routes;
 pub(crate) use self::run::{CloudNews, Work};
 pub(crate) use self::start::{Begun, start};
 pub(crate) use self::state::StateFile;
-use self::status::{Todo, is_held};
+use self::status::Todo;
 pub(crate) use self::view::{CloudServiceView, CloudView, PoolView};
 
 /// Pods are out of reach.
@@ -65,6 +67,8 @@ pub(crate) struct Cloud {
     /// Names of the document's services.
     names: BTreeSet<Box<str>>,
     served: BTreeMap<Name, Served>,
+    /// What the Gateway API's objects come to.
+    attachments: Attachments,
     /// Addresses of Services that have not been seen since the start.
     remembered: BTreeMap<Name, Vec<IpAddr>>,
     state: Option<StateFile>,
@@ -117,6 +121,7 @@ impl Cloud {
             reserved: Reserved::default(),
             names: BTreeSet::new(),
             served: BTreeMap::new(),
+            attachments: Attachments::default(),
             remembered: state.as_ref().map_or_else(BTreeMap::new, StateFile::read),
             state,
             api: config.process.api.clone(),
@@ -141,7 +146,7 @@ impl Cloud {
             }
         }
         let services = cluster.services().map(|(name, _)| name.clone()).collect();
-        self.held = Touched { services, pools: true, ..Touched::default() };
+        self.held = Touched { services, pools: true, gateways: true, ..Touched::default() };
         self.cluster = cluster;
         self.recalled = true;
     }
@@ -183,7 +188,7 @@ impl Cloud {
         if (&self.rules, &self.reserved, &self.names) != (rules, &reserved, &names)
             || self.pools != *pools
         {
-            touched.pools = true;
+            (touched.pools, touched.gateways) = (true, true);
             touched.services.extend(self.cluster.services().map(|(name, _)| name.clone()));
         }
         (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
@@ -226,6 +231,10 @@ impl Cloud {
                 ClusterEvent::Trouble(kind, Some(why)) => {
                     self.shown = None;
                     self.unwatched.insert(kind, why);
+                    // Services do not wait for what a cluster may not let us see.
+                    if kind.is_of_gateways() {
+                        self.awaited.retain(|(awaited, _)| *awaited != kind);
+                    }
                     Touched::default()
                 }
                 ClusterEvent::Trouble(kind, None) => {
@@ -248,7 +257,7 @@ impl Cloud {
     pub(crate) fn lead(&mut self, leads: bool) -> Outcome {
         self.leads = leads;
         let services = self.cluster.services().map(|(name, _)| name.clone()).collect();
-        let touched = Touched { services, pools: true, ..Touched::default() };
+        let touched = Touched { services, pools: true, gateways: true, ..Touched::default() };
         if !self.awaited.is_empty() {
             self.held.add(touched);
             return Outcome::default();
@@ -258,9 +267,19 @@ impl Cloud {
 
     /// What a change of objects comes to.
     fn change(&mut self, touched: Touched) -> Outcome {
-        let Touched { services, endpoints, nodes, pools } = touched;
+        let Touched { services, endpoints, nodes, pools, gateways } = touched;
+        let Outcome { mut change, mut todos } = Outcome::default();
         let mut anew = endpoints;
-        let settles = pools || !services.is_empty();
+        // Routes lead to Services: to their ports, and to whoever serves these.
+        let led_to = |name: &Name| self.attachments.led_to.contains_key(name);
+        let attaches = gateways || services.iter().any(led_to);
+        let leading = anew.iter().filter_map(|name| self.attachments.led_to.get(name)).flatten();
+        let leading: Vec<Name> = leading.map(gateways::served_as).collect();
+        anew.extend(leading);
+        if attaches {
+            anew.extend(self.attach());
+        }
+        let settles = pools || gateways || !services.is_empty();
         if settles {
             anew.extend(self.settle());
             self.shown = None;
@@ -275,7 +294,7 @@ impl Cloud {
             let asking = self.cluster.services().filter(|(_, service)| asks(service));
             anew.extend(asking.map(|(name, _)| name.clone()));
         }
-        let Outcome { mut change, mut todos } = Outcome::default();
+        let tells = self.api.is_some() && self.leads && self.awaited.is_empty();
         for name in anew {
             let served = self.serve(&name);
             let nothing = Served::default();
@@ -291,9 +310,15 @@ impl Cloud {
                 Some(served) => _ = self.served.insert(name.clone(), served),
                 None => _ = self.served.remove(&name),
             }
-            if self.api.is_some() && self.leads && self.awaited.is_empty() {
+            if tells {
                 todos.extend(self.todo(&name));
             }
+        }
+        if tells && attaches {
+            todos.extend(self.route_todos());
+        }
+        if tells && settles {
+            todos.extend(self.pool_todos());
         }
         if let Some(state) = self.state.as_mut().filter(|_| settles) {
             let addresses = |(name, served): (&Name, &Served)| {
@@ -305,45 +330,35 @@ impl Cloud {
         Outcome { change, todos }
     }
 
-    /// What the API server is to be told of a Service.
+    /// What the API server is to be told of a Service or of a Gateway.
     fn todo(&self, name: &Name) -> Option<Todo> {
+        if name.of_gateway().is_some() {
+            return self.gateway_todo(name);
+        }
         let service = self.cluster.service(name)?;
         let served = self.served.get(name).filter(|_| self.is_load_balancer(service));
         status::todo(service, served, &self.rules)
     }
 
-    /// Gives addresses; returns whose have changed.
-    fn settle(&mut self) -> Vec<Name> {
-        let (pools, _) = self.all_pools();
-        let nobody = Labels::new();
-        let ours = self.cluster.services().filter(|(_, service)| self.is_ours(service));
-        let demands = ours.map(|(name, service)| Demand {
-            meta: &service.metadata,
-            namespace: self.cluster.namespace(&name.namespace).unwrap_or(&nobody),
-            wish: self.wish(service),
-            current: self.current(name, service),
-            is_exposed: self.rules.role(service) == Role::Exposed,
-        });
-        let demands: Vec<Demand<'_>> = demands.collect();
-        let assignments: Assignments = match self.leads {
-            true => settle(&pools, &self.reserved, &demands),
-            false => {
-                let followed = |demand| followed(&pools, &self.reserved, demand);
-                demands.iter().map(followed).collect()
-            }
+    /// What the API server is to be told of our pools.
+    fn pool_todos(&self) -> Vec<Todo> {
+        let (used, _) = self.all_pools();
+        let todo = |object| {
+            let pool = self.pool_of(object, &used);
+            let assigned = self.served.values().filter_map(|served| {
+                let assigned = served.assigned.as_ref()?.as_ref().ok()?;
+                (pool?.name == assigned.pool).then_some(&assigned.addresses)
+            });
+            status::pool_todo(object, pool, &assigned.flatten().copied().collect(), &self.reserved)
         };
-        let mut changed = Vec::new();
-        for (name, assigned) in assignments {
-            let served = self.served.entry(name.clone()).or_default();
-            if assigned.is_ok() {
-                self.remembered.remove(&name);
-            }
-            if served.assigned.as_ref() != Some(&assigned) {
-                served.assigned = Some(assigned);
-                changed.push(name);
-            }
-        }
-        changed
+        self.cluster.pool_objects().filter_map(todo).collect()
+    }
+
+    /// The pool that an object is, if it is used: another may have its name.
+    fn pool_of<'p>(&self, object: &AddressPool, used: &'p [Pool]) -> Option<&'p Pool> {
+        let name = &*object.metadata.name;
+        let of_document = self.pools.iter().any(|pool| *pool.name == *name);
+        used.iter().find(|pool| *pool.name == *name && !of_document)
     }
 
     /// The document's pools and those among the objects, and why others are not used.
@@ -368,162 +383,11 @@ impl Cloud {
         (pools, unused)
     }
 
-    /// What a Service asks for. One without a status must name its addresses: nobody could be told of
-    /// others.
-    fn wish(&self, service: &Service) -> Result<Wish, Finding> {
-        let wish = wish(service)?;
-        if self.rules.role(service) == Role::Exposed && wish.addresses.is_empty() {
-            let message =
-                format!("`{PREFIX}expose` needs an address: name it by `{PREFIX}addresses`");
-            return Err(Finding { reason: "AddressPending", message });
-        }
-        Ok(wish)
-    }
-
-    fn is_load_balancer(&self, service: &Service) -> bool {
-        self.is_ours(service) && self.rules.role(service) == Role::LoadBalancer
-    }
-
-    fn is_ours(&self, service: &Service) -> bool {
-        service.metadata.deletion_timestamp.is_none() && self.rules.role(service) != Role::Foreign
-    }
-
-    /// The addresses that a Service has: by what is known here, by its status, by the state file.
-    fn current(&self, name: &Name, service: &Service) -> Vec<IpAddr> {
-        if self.leads
-            && let Some(Some(Ok(assigned))) = self.served.get(name).map(|served| &served.assigned)
-        {
-            return assigned.addresses.clone();
-        }
-        let ingress = service.status.load_balancer.ingress.iter();
-        let status: Vec<IpAddr> = ingress.filter_map(|at| at.ip.parse().ok()).collect();
-        if !status.is_empty() || !self.leads {
-            return status;
-        }
-        self.remembered.get(name).cloned().unwrap_or_default()
-    }
-
-    /// What a Service comes to; none when it is not ours.
-    fn serve(&self, name: &Name) -> Option<Served> {
-        let service = self.cluster.service(name).filter(|service| self.is_ours(service))?;
-        let assigned = self.served.get(name).and_then(|served| served.assigned.clone());
-        let mut served = Served { assigned, ..Served::default() };
-        if self.names.contains(&*name.to_string()) {
-            served.findings.push(Finding {
-                reason: "NameTaken",
-                message: "the document has a service of this name, which is served in its place"
-                    .into(),
-            });
-            return Some(served);
-        }
-        // Whoever is to clean up after it has said so first.
-        if self.api.is_some() && self.is_load_balancer(service) && !is_held(service) {
-            return Some(served);
-        }
-        let addresses = match &served.assigned {
-            Some(Ok(assigned)) => assigned.addresses.clone(),
-            Some(Err(finding)) => {
-                served.findings.push(finding.clone());
-                return Some(served);
-            }
-            None => Vec::new(),
-        };
-        let origin = self.origins.get(name).unwrap_or(&self.source);
-        let mut done = translate(&self.cluster, service, &self.rules, &addresses, origin);
-        if !service.spec.external_ips.is_empty() {
-            self.leave_to_others(name, &addresses, &mut done);
-        }
-        if let Some(why) = done.pod.and_then(|pod| self.routes.as_ref()?.trouble(pod)) {
-            done.findings.push(Finding { reason: NO_ROUTE, message: why });
-        }
-        served.specs = done.specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
-        served.findings.extend(done.findings);
-        (served.ports, served.keeps_address) = (done.ports, done.keeps_address);
-        Some(served)
-    }
-
-    /// Takes out of a Service's external addresses those that others have: by the document, by a pool,
-    /// or because their names come first.
-    fn leave_to_others(&self, name: &Name, own: &[IpAddr], done: &mut Translation) {
-        let who = |frontend: &Frontend| -> Option<String> {
-            let ip = frontend.ip();
-            if own.contains(&ip) {
-                return None;
-            }
-            if let Some(who) = self.reserved.holder(ip) {
-                return Some(who.into());
-            }
-            let has = |(other, served): &(&Name, &Served)| {
-                let assigned = served.assigned.as_ref().and_then(|assigned| assigned.as_ref().ok());
-                let by_pool = assigned.is_some_and(|assigned| assigned.addresses.contains(&ip));
-                let mut frontends = served.specs.values().flat_map(|spec| &spec.frontends);
-                *other != name && (by_pool || (*other < name && frontends.any(|f| f == frontend)))
-            };
-            let (other, _) = self.served.iter().find(has)?;
-            Some(format!("Service `{other}`"))
-        };
-        let mut taken = Vec::new();
-        for spec in &mut done.specs {
-            Arc::make_mut(spec).frontends.retain(|frontend| match who(frontend) {
-                Some(who) => {
-                    taken.push(format!("`externalIPs`: {frontend} is taken by {who}"));
-                    false
-                }
-                None => true,
-            });
-        }
-        done.specs.retain(|spec| !spec.frontends.is_empty());
-        let finding = |message| Finding { reason: "AddressTaken", message };
-        done.findings.extend(taken.into_iter().map(finding));
-    }
-
     /// All that is to be served.
     pub(crate) fn desired(&self) -> Desired {
         let specs = self.served.values().flat_map(|served| &served.specs);
         specs.map(|(key, spec)| (key.clone(), Arc::clone(spec))).collect()
     }
-
-    /// What Services have that were given addresses of no choice of theirs: another box would give
-    /// others.
-    pub(crate) fn local_addresses(&self) -> Option<String> {
-        let given = |(name, served): &(&Name, &Served)| {
-            let wish = self.cluster.service(name).map(|service| wish(service));
-            matches!((&served.assigned, wish), (Some(Ok(_)), Some(Ok(wish))) if wish.addresses.is_empty())
-        };
-        let (first, _) = self.served.iter().find(given)?;
-        let count = self.served.iter().filter(given).count();
-        Some(format!(
-            "{count} Services name no address, like {first}: this box chooses, and another would choose \
-             by itself; with several boxes, name addresses by the annotation `{PREFIX}addresses`"
-        ))
-    }
-}
-
-/// What a box that does not lead serves a Service at: what the leader has written, or what the Service
-/// names when it has no status.
-fn followed(
-    pools: &[Pool],
-    reserved: &Reserved,
-    demand: &Demand<'_>,
-) -> (Name, Result<Assigned, Finding>) {
-    let refuse = |reason, message: &str| Err(Finding { reason, message: message.into() });
-    let addresses = match &demand.wish {
-        Ok(wish) if demand.is_exposed => &wish.addresses,
-        Err(finding) if demand.is_exposed => return (demand.meta.name(), Err(finding.clone())),
-        _ => &demand.current,
-    };
-    let pool = pools.iter().find(|pool| addresses.iter().any(|ip| pool.offers(*ip)));
-    let taken =
-        addresses.iter().find_map(|ip| Some(format!("{ip} is taken by {}", reserved.holder(*ip)?)));
-    let assigned = match (addresses.as_slice(), pool, taken) {
-        ([], ..) => refuse("AddressPending", "the box that leads has given it no address yet"),
-        (_, _, Some(taken)) => refuse("AddressUnavailable", &taken),
-        (_, None, _) => refuse("AddressUnavailable", "no pool has the addresses that it was given"),
-        (addresses, Some(pool), None) => {
-            Ok(Assigned { addresses: addresses.to_vec(), pool: pool.name.clone() })
-        }
-    };
-    (demand.meta.name(), assigned)
 }
 
 /// The addresses of the document's services, and for whom: what clients dial, and where packets come

@@ -1,28 +1,63 @@
 //! What the API server is to be told of a Service: pure.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairway_config::kubernetes::{
-    Finding, Ingress, IngressPort, LoadBalancerStatus, Name, PREFIX, Rules, SERVED_BY, Service,
+    AddressPool, AddressPoolStatus, Finding, Ingress, IngressPort, LoadBalancerStatus, Meta, Name,
+    PREFIX, Pool, Rules, SERVED_BY, Service,
 };
 use serde_json::{Value, json};
 
 use super::Served;
+use super::allocate::Reserved;
 
 /// Whoever has a load balancer for a Service is told before the Service goes, by this. Others use the same
 /// one, so an annotation says whose it is.
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
-/// What is to be told of one Service, and who it was then.
+/// An object of which something is to be told.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Todo {
+pub(crate) struct Object {
+    /// Group and version.
+    pub(crate) api_version: String,
+    pub(crate) kind: &'static str,
+    pub(crate) plural: &'static str,
     pub(crate) name: Name,
     pub(crate) uid: String,
+}
+
+impl Object {
+    pub(super) fn new(
+        api_version: &str,
+        kind: &'static str,
+        plural: &'static str,
+        meta: &Meta,
+    ) -> Self {
+        let (api_version, uid) = (api_version.into(), meta.uid.clone());
+        Self { api_version, kind, plural, name: meta.name(), uid }
+    }
+}
+
+/// What is to be told of one object.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Todo {
+    /// For people and for us, other than that of any other object.
+    pub(crate) name: Name,
+    pub(crate) object: Object,
     /// The change of its metadata and status, if any: a merge patch.
     pub(crate) patch: Option<Value>,
     pub(crate) step: Step,
     /// What its owner should know.
     pub(crate) findings: Vec<Finding>,
+}
+
+impl Todo {
+    /// A status that is written without a word.
+    pub(super) fn quiet(name: Name, object: Object, meta: &Meta, status: Option<Value>) -> Self {
+        let patch = status.map(|status| patch(meta, json!({}), Some(status)));
+        Self { name, object, patch, step: Step::Nothing, findings: Vec::new() }
+    }
 }
 
 /// What a patch does.
@@ -54,10 +89,13 @@ pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) ->
             }
             let change =
                 json!({ "finalizers": finalizers, "annotations": { marker: rules.class } });
-            (Some(patch(service, change, None)), Step::Hold)
+            (Some(patch(&service.metadata, change, None)), Step::Hold)
         }
         Some(served) => match wanted(service, served) {
-            Some(wanted) => (Some(patch(service, json!({}), Some(wanted))), Step::Status),
+            Some(wanted) => {
+                let status = json!({ "loadBalancer": wanted });
+                (Some(patch(&service.metadata, json!({}), Some(status))), Step::Status)
+            }
             None => (None, Step::Nothing),
         },
         None if is_held(service) && marked => {
@@ -66,8 +104,9 @@ pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) ->
             let change = json!({ "finalizers": finalizers, "annotations": { marker: null } });
             // Other types have no status of load balancers; the API server has cleared it.
             let empties = service.spec.kind == "LoadBalancer";
-            let status = empties.then(LoadBalancerStatus::default);
-            (Some(patch(service, change, status)), Step::Release)
+            let status = json!({ "loadBalancer": LoadBalancerStatus::default() });
+            let status = empties.then_some(status);
+            (Some(patch(&service.metadata, change, status)), Step::Release)
         }
         None => return None,
     };
@@ -75,17 +114,17 @@ pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) ->
     if patch.is_none() && findings.is_empty() {
         return None;
     }
-    let uid = service.metadata.uid.clone();
-    Some(Todo { name: service.metadata.name(), uid, patch, step, findings })
+    let object = Object::new("v1", "Service", "services", &service.metadata);
+    Some(Todo { name: service.metadata.name(), object, patch, step, findings })
 }
 
 /// A merge patch. Lists are replaced as a whole, so it holds for this version of the object alone.
-fn patch(service: &Service, mut metadata: Value, status: Option<LoadBalancerStatus>) -> Value {
-    metadata["resourceVersion"] = json!(service.metadata.resource_version);
-    metadata["uid"] = json!(service.metadata.uid);
+fn patch(meta: &Meta, mut metadata: Value, status: Option<Value>) -> Value {
+    metadata["resourceVersion"] = json!(meta.resource_version);
+    metadata["uid"] = json!(meta.uid);
     let mut patch = json!({ "metadata": metadata });
     if let Some(status) = status {
-        patch["status"] = json!({ "loadBalancer": status });
+        patch["status"] = status;
     }
     patch
 }
@@ -113,4 +152,33 @@ fn wanted(service: &Service, served: &Served) -> Option<LoadBalancerStatus> {
     });
     let wanted = LoadBalancerStatus { ingress: ingress.collect() };
     (wanted != service.status.load_balancer).then_some(wanted)
+}
+
+/// What is to be told of a pool: `pool` if it is used, and who has its addresses.
+pub(super) fn pool_todo(
+    object: &AddressPool,
+    pool: Option<&Pool>,
+    assigned: &BTreeSet<IpAddr>,
+    reserved: &Reserved,
+) -> Option<Todo> {
+    let count = |is_ipv4: bool| {
+        let has = assigned.iter().filter(|ip| ip.is_ipv4() == is_ipv4).count();
+        let ranges = pool.into_iter().flat_map(|pool| &pool.ranges);
+        let ranges = ranges.filter(|range| range.is_ipv4() == is_ipv4);
+        let all = ranges.fold(0_u128, |sum, range| sum.saturating_add(range.count()));
+        // Those that are kept back are among them, as far as each is known.
+        let kept = pool.map_or(0, |pool| reserved.hosts_of(pool, is_ipv4));
+        let number = |count: u128| i64::try_from(count).unwrap_or(i64::MAX);
+        (Some(number(has as u128)), Some(number(all.saturating_sub((has + kept) as u128))))
+    };
+    let ((assigned_ipv4, available_ipv4), (assigned_ipv6, available_ipv6)) =
+        (count(true), count(false));
+    let wanted = AddressPoolStatus { assigned_ipv4, assigned_ipv6, available_ipv4, available_ipv6 };
+    if wanted == object.status {
+        return None;
+    }
+    let meta = &object.metadata;
+    let target = Object::new("fairway.dev/v1alpha1", "AddressPool", "addresspools", meta);
+    let name = Name::new("", &format!("addresspools/{}", meta.name));
+    Some(Todo::quiet(name, target, meta, Some(json!(wanted))))
 }

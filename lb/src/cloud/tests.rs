@@ -7,8 +7,9 @@ use std::path::Path;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::kubernetes::{Kind, Manifests, Name};
 use fairway_config::{Config, load_text};
+use serde_json::{Value, json};
 
-use super::status::Step;
+use super::status::{Step, Todo};
 use super::{Cloud, StateFile};
 
 /// Pools of the usual kind, in the document's words.
@@ -381,17 +382,18 @@ fn told(folder: &Path, leads: bool, manifests: &str) -> Cloud {
     if leads {
         cloud.lead(true);
     }
-    let objects = Manifests::of_text(&Path::new("all.yaml").into(), manifests).unwrap().objects;
-    let services = objects.into_iter().map(|(object, _)| object).collect();
-    let mut all: Vec<_> = cloud
-        .awaited
-        .iter()
-        .map(|(kind, of)| ClusterEvent::All(*kind, of.clone(), Vec::new()))
-        .collect();
-    all.retain(|event| !matches!(event, ClusterEvent::All(Kind::Service, ..)));
-    all.push(ClusterEvent::All(Kind::Service, None, services));
-    cloud.events(all.into_iter());
+    tell(&mut cloud, manifests);
     cloud
+}
+
+/// Has the API server tell of these objects and no others.
+fn tell(cloud: &mut Cloud, manifests: &str) -> Vec<Todo> {
+    let objects = Manifests::of_text(&Path::new("all.yaml").into(), manifests).unwrap().objects;
+    let all = Kind::ALL.map(|kind| {
+        let of_kind = objects.iter().filter(|(object, _)| object.kind() == kind);
+        ClusterEvent::All(kind, None, of_kind.map(|(object, _)| object.clone()).collect())
+    });
+    cloud.events(all.into_iter()).todos
 }
 
 #[test]
@@ -455,4 +457,132 @@ fn exposed_services_name_their_addresses() {
         served(POOLS, &[exposed("a", ""), exposed("b", ", fairway.dev/addresses: 192.0.2.3")]);
     assert!(got["a"].starts_with("`fairway.dev/expose` needs an address"), "{got:?}");
     assert_eq!(got["b"], "192.0.2.3");
+}
+
+/// A Gateway with a route to a Service.
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: edge}
+spec: {controllerName: fairway.dev/fairway}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: web, generation: 3}
+spec: {gatewayClassName: edge, listeners: [{name: http, protocol: TCP, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: {name: shop}
+spec: {parentRefs: [{name: web}], rules: [{backendRefs: [{name: shop, port: 80}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: shop-1, labels: {kubernetes.io/service-name: shop}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.0.0.1]}]
+";
+
+#[test]
+fn gateways_are_served_where_their_routes_lead() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |text: &str| config(folder.path(), POOLS, text);
+    let first = of(GATEWAY);
+    let mut cloud = Cloud::new(&first, None);
+    cloud.document(&first);
+    assert_eq!(outcomes(&cloud)["gateway/web"], "192.0.2.0");
+    let keys = |cloud: &Cloud| -> Vec<String> {
+        cloud.desired().iter().map(|(key, spec)| format!("{key} {}", spec.backends.len())).collect()
+    };
+    assert_eq!(keys(&cloud), ["default/gateway/web/http 1"]);
+    // Who serves the Service serves the Gateway; who is asked for it comes first.
+    let second = "endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}]";
+    let two = GATEWAY.replace("endpoints: [{addresses: [10.0.0.1]}]", second);
+    let change = cloud.document(&of(&two)).change;
+    assert_eq!(
+        (change.upserts.len(), keys(&cloud)),
+        (1, vec!["default/gateway/web/http 2".into()])
+    );
+    let named = two.replace(
+        "spec: {gatewayClassName",
+        "spec: {addresses: [{value: 198.51.100.3}], gatewayClassName",
+    );
+    cloud.document(&of(&named));
+    assert_eq!(outcomes(&cloud)["gateway/web"], "198.51.100.3");
+    // The Service's port is what a route leads to.
+    cloud.document(&of(&named.replace("ports: [{port: 80}]}", "ports: [{port: 81}]}")));
+    assert_eq!(keys(&cloud), ["default/gateway/web/http 0"]);
+    cloud.document(&of(&named.replace("kind: TCPRoute", "kind: TLSRoute")));
+    assert!(cloud.desired().is_empty(), "nobody listens where no route leads");
+    cloud.document(&of(&named.replace("gatewayClassName: edge", "gatewayClassName: core")));
+    assert!(outcomes(&cloud).is_empty());
+    let trouble = "Gateway default/web is not served: there is no GatewayClass `core`";
+    assert_eq!(cloud.view().troubles, [trouble]);
+}
+
+#[test]
+fn statuses_are_written_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = "---\napiVersion: fairway.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: more}\n\
+                spec: {addresses: [203.0.113.0/29, '2001:db8:1::/64'], priority: 0}\n";
+    let mut cloud = told(folder.path(), true, pool);
+    let todos = tell(&mut cloud, &format!("{GATEWAY}{pool}"));
+    let patch = |todos: &[Todo], name: &str| {
+        let todo = todos.iter().find(|todo| todo.name.to_string() == name);
+        todo.and_then(|todo| todo.patch.clone()).map(|patch| patch["status"].clone())
+    };
+    let of_gateway = patch(&todos, "default/gateway/web").unwrap();
+    assert_eq!(of_gateway["addresses"], json!([{"type": "IPAddress", "value": "203.0.113.0"}]));
+    let listener = &of_gateway["listeners"][0];
+    let kinds = json!([{"group": "gateway.networking.k8s.io", "kind": "TCPRoute"}]);
+    assert_eq!((&listener["attachedRoutes"], &listener["supportedKinds"]), (&json!(1), &kinds));
+    let conditions = |of: &Value| -> Vec<String> {
+        let all = of["conditions"].as_array().unwrap().iter();
+        all.map(|c| format!("{}={}", c["type"].as_str().unwrap(), c["status"].as_str().unwrap()))
+            .collect()
+    };
+    assert_eq!(conditions(&of_gateway), ["Accepted=True", "Programmed=True"]);
+    assert_eq!(of_gateway["conditions"][0]["observedGeneration"], 3);
+    let of_route = patch(&todos, "default/tcproutes/shop").unwrap();
+    assert_eq!(conditions(&of_route["parents"][0]), ["Accepted=True", "ResolvedRefs=True"]);
+    assert_eq!(of_route["parents"][0]["controllerName"], "fairway.dev/fairway");
+    let of_class = patch(&todos, "gatewayclasses/edge").unwrap();
+    assert_eq!(conditions(&of_class), ["Accepted=True"]);
+    let of_pool = patch(&todos, "addresspools/more").unwrap();
+    let counts = json!({"assignedIPv4": 1, "assignedIPv6": 0, "availableIPv4": 7, "availableIPv6": i64::MAX});
+    assert_eq!(of_pool, counts);
+    // Written so, and beside what others have written, there is nothing more to say.
+    let mut route = of_route;
+    let theirs = json!({"parentRef": {"name": "x"}, "controllerName": "example.com/x"});
+    route["parents"].as_array_mut().unwrap().insert(0, theirs);
+    let mut gateway = of_gateway;
+    gateway["conditions"].as_array_mut().unwrap().push(json!({"type": "Theirs", "status": "True"}));
+    let with = |kind: &str, text: &str, status: &Value| {
+        text.replacen(&format!("kind: {kind}\n"), &format!("kind: {kind}\nstatus: {status}\n"), 1)
+    };
+    let mut text = with("Gateway", GATEWAY, &gateway);
+    text = with("TCPRoute", &text, &route);
+    text = with("GatewayClass", &text, &of_class);
+    text += &with("AddressPool", pool, &of_pool);
+    assert_eq!(tell(&mut cloud, &text), []);
+    // News is said, with its time; what has not changed keeps it, and others' words stay.
+    let todos = tell(&mut cloud, &text.replace("ports: [{port: 80}]}", "ports: [{port: 81}]}"));
+    let route = patch(&todos, "default/tcproutes/shop").unwrap();
+    assert_eq!(route["parents"][0]["controllerName"], "example.com/x");
+    assert_eq!(conditions(&route["parents"][1]), ["Accepted=True", "ResolvedRefs=False"]);
+    assert_eq!(patch(&todos, "default/gateway/web"), None);
+    let todos = tell(&mut cloud, &text.replace("name: http", "name: other"));
+    let gateway = patch(&todos, "default/gateway/web").unwrap();
+    assert_eq!(conditions(&gateway), ["Accepted=True", "Programmed=True", "Theirs=True"]);
+    // A route that leaves takes what we said of it along.
+    let todos =
+        tell(&mut cloud, &text.replace("parentRefs: [{name: web}]", "parentRefs: [{name: x}]"));
+    let route = patch(&todos, "default/tcproutes/shop").unwrap();
+    assert_eq!(route["parents"].as_array().unwrap().len(), 1);
 }

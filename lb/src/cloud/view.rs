@@ -76,9 +76,11 @@ impl Cloud {
         }
         for (kind, why) in &self.unwatched {
             troubles.push(format!(
-                "{kind:?} objects cannot be watched, what is known of them is served: {why}"
+                "{} objects cannot be watched, what is known of them is served: {why}",
+                kind.word()
             ));
         }
+        troubles.extend(self.classless());
         troubles.extend(self.state.as_ref().and_then(StateFile::trouble));
         let pool = |pool: &Pool| {
             let has = |view: &&CloudServiceView| view.pool.as_ref() == Some(&pool.name);
@@ -89,8 +91,8 @@ impl Cloud {
             PoolView { name: pool.name.clone(), assigned: assigned.len(), size: size.to_string() }
         };
         let pools = pools.iter().map(pool).collect();
-        let objects = objects.map(|(kind, count)| (format!("{kind:?}"), count)).collect();
-        let unwatched = self.unwatched.keys().map(|kind| format!("{kind:?}")).collect();
+        let objects = objects.map(|(kind, count)| (kind.word().to_owned(), count)).collect();
+        let unwatched = self.unwatched.keys().map(|kind| kind.word().to_owned()).collect();
         CloudView { objects, services, pools, unwatched, troubles }
     }
 }
