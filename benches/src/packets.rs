@@ -163,6 +163,7 @@ impl World {
             id: ServiceId(1),
             name: "bench/443".into(),
             protocol: Protocol::Tcp,
+            app_protocol: None,
             policy: Arc::new(policy(mode, scheduler, own.collect())),
             groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
             previous: None,

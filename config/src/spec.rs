@@ -253,7 +253,7 @@ pub struct ServiceSpec {
     /// Its transport protocol.
     pub protocol: Protocol,
     /// What is spoken over it, for people.
-    pub app_protocol: Option<Box<str>>,
+    pub app_protocol: Option<Arc<str>>,
     /// How it treats flows.
     pub policy: Arc<Policy>,
     /// Who serves, by priority, then address; addresses are unique.

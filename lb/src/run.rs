@@ -247,7 +247,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         Control::new(clock, process, path, publisher, workers, (listeners, packets), watchers);
     let unknown = control.unknown_names(config.services.values().chain(&change.upserts));
     let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
-    let news = CloudNews { change, names: names.clone(), view };
+    let news = CloudNews { change, names: names.clone(), view, since: None };
     control.begin(config, &names, news);
     control.await_workers();
     ready.store(true, Relaxed);
@@ -273,6 +273,10 @@ fn describe_metrics() {
     );
     metrics::describe_gauge!("fairway_snapshot_generation", "Generation of the snapshot.");
     metrics::describe_histogram!("fairway_publish_seconds", "Time to make and publish a snapshot.");
+    metrics::describe_histogram!(
+        "fairway_cluster_lag_seconds",
+        "From what a watch of the API server tells to workers that know it."
+    );
     metrics::describe_gauge!("fairway_listeners_failed", "Listeners that the kernel refused.");
     metrics::describe_gauge!(
         "fairway_addresses_missing",

@@ -37,6 +37,7 @@ pub(crate) fn service(scheduler: Scheduler, weights: &[u32]) -> Service {
         id: ServiceId(0),
         name: "web/http".into(),
         protocol: Protocol::Tcp,
+        app_protocol: None,
         policy: Arc::new(policy(scheduler)),
         groups: [group(scheduler, 0, weights)].into(),
         previous: None,

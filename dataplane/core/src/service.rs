@@ -184,6 +184,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// Its transport protocol.
     pub protocol: Protocol,
+    /// What is spoken over it, as its owner says; in metrics.
+    pub app_protocol: Option<Arc<str>>,
     /// How it treats flows.
     pub policy: Arc<Policy>,
     /// Its backends, those that serve first at the front; most services have one group, with

@@ -115,6 +115,21 @@ fn by_label(
 }
 
 fn write_services(out: &mut String, services: &[OfService<'_>]) {
+    let name = "fairway_service_info";
+    family(out, name, "gauge", "How a service is carried, and what its owner says of it.");
+    for (service, _) in services {
+        let (mode, protocol) = (service.policy.mode, service.protocol);
+        let spoken = service.app_protocol.as_deref().unwrap_or_default();
+        let service = &service.name;
+        line(
+            out,
+            format_args!(
+                "{name}{{service=\"{service}\",mode=\"{mode}\",protocol=\"{protocol}\",\
+                 app_protocol=\"{}\"}} 1",
+                escaped(spoken)
+            ),
+        );
+    }
     let counter = |out: &mut String, name, help, value: fn(&OfService<'_>) -> u64| {
         by_service(out, (name, "counter", help), services, false, value);
     };
@@ -203,6 +218,11 @@ fn write_connect_times(out: &mut String, services: &[OfService<'_>]) {
         line(out, format_args!("{name}_sum{{service=\"{service}\"}} {seconds}"));
         line(out, format_args!("{name}_count{{service=\"{service}\"}} {count}"));
     }
+}
+
+/// A label's value as the text format has it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 
 fn write_states(out: &mut String, services: &[OfService<'_>]) {

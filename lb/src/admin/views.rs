@@ -144,6 +144,9 @@ pub(crate) struct ServiceView {
     pub(crate) name: String,
     pub(crate) addresses: Vec<String>,
     pub(crate) protocol: String,
+    /// What is spoken over it, as its owner says.
+    #[serde(default)]
+    pub(crate) app_protocol: Option<String>,
     pub(crate) backends: usize,
     pub(crate) backends_up: usize,
     pub(crate) table_slots: usize,
@@ -444,6 +447,7 @@ impl Control {
                 name: key.to_string(),
                 addresses: addresses.map(ToString::to_string).collect(),
                 protocol: spec.protocol.to_string(),
+                app_protocol: spec.app_protocol.as_deref().map(Into::into),
                 backends: live.all().count(),
                 backends_up: live.all().filter(|live| live.standing().admits()).count(),
                 table_slots: live.table_len(),

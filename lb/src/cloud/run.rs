@@ -24,8 +24,8 @@ pub(crate) enum Work {
     /// A document was read, and asked for were the names that it brings. Told of when the control loop
     /// has been sent it.
     Document(Box<Config>, Answers, oneshot::Sender<()>),
-    /// The API server has told something.
-    Event(ClusterEvent),
+    /// The API server has told something, and when.
+    Event(ClusterEvent, Instant),
     /// This box leads, or no longer.
     Lead(bool),
 }
@@ -38,6 +38,8 @@ pub(crate) struct CloudNews {
     pub(crate) names: Answers,
     /// The state, if that is news.
     pub(crate) view: Option<CloudView>,
+    /// When the API server told the first of it.
+    pub(crate) since: Option<Instant>,
 }
 
 /// With whom the cloud's part works.
@@ -78,17 +80,19 @@ pub(crate) async fn run(
                 }
             },
         };
+        let mut since = None;
         let (outcome, document) = match work {
             None => (cloud.look_again(), None),
             Some(Work::Document(config, names, done)) => {
                 (cloud.document(&config), Some((config, names, done)))
             }
             Some(Work::Lead(leads)) => (cloud.lead(leads), None),
-            Some(Work::Event(first)) => {
+            Some(Work::Event(first, at)) => {
+                since = Some(at);
                 let mut events = vec![first];
                 while events.len() < BATCH && next.is_none() {
                     match works.try_recv() {
-                        Ok(Work::Event(event)) => events.push(event),
+                        Ok(Work::Event(event, _)) => events.push(event),
                         Ok(other) => next = Some(other),
                         Err(_) => break,
                     }
@@ -103,6 +107,7 @@ pub(crate) async fn run(
         let Outcome { change, todos: told } = outcome;
         let teardown = !change.is_empty();
         let Some(news) = news(change, cloud.news(), &control, &asker).await else { return };
+        let news = CloudNews { since, ..news };
         let is_news = teardown || news.view.is_some();
         let (input, done) = match document {
             Some((config, names, done)) => {
@@ -138,7 +143,7 @@ async fn news(
         false => Vec::new(),
     };
     let names = asker.ask(unknown, FIRST_ANSWER).await;
-    Some(CloudNews { change, names, view })
+    Some(CloudNews { change, names, view, since: None })
 }
 
 /// The names of a change that nobody follows yet.

@@ -5,6 +5,7 @@ use fairway_config::kubernetes::client;
 use fairway_config::{ChangeSet, Config};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::run::{Neighbours, run};
 use super::{Cloud, CloudView, Outcome, Routes, StateFile, Work, controller, lease, state};
@@ -52,7 +53,7 @@ pub(crate) fn start(
         let forward = works.clone();
         runtime.spawn(async move {
             while let Some(event) = told.recv().await {
-                if forward.send(Work::Event(event)).is_err() {
+                if forward.send(Work::Event(event, Instant::now())).is_err() {
                     return;
                 }
             }

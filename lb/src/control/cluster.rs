@@ -8,7 +8,7 @@ use crate::cloud::{CloudNews, CloudView};
 impl Control {
     /// Brings it about, up to publishing.
     pub(super) fn take_cluster(&mut self, news: CloudNews) {
-        let CloudNews { mut change, names, view } = news;
+        let CloudNews { mut change, names, view, since } = news;
         // The document has a service of that name now, which is there already.
         change.removals.retain(|key| !self.desired.contains_key(key));
         if let Some(view) = view {
@@ -19,6 +19,7 @@ impl Control {
         if change.is_empty() {
             return;
         }
+        self.cluster_news_since = self.cluster_news_since.or(since);
         let (changed, removed) = (change.upserts.len(), change.removals.len());
         self.apply(change, &names);
         let services = self.services.len();

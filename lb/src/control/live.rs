@@ -202,6 +202,7 @@ impl Live {
             id: self.id,
             name: Arc::clone(&self.spec.key.0),
             protocol: self.spec.protocol,
+            app_protocol: self.spec.app_protocol.clone(),
             policy: Arc::clone(&self.spec.policy),
             groups: groups.collect(),
             previous: self.previous.clone(),

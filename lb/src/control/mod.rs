@@ -135,6 +135,8 @@ pub(crate) struct Control {
     pub(crate) desired: Desired,
     /// The state of the cluster whose Services are served.
     pub(crate) cloud: CloudView,
+    /// When the API server told the first of what is not published yet.
+    cluster_news_since: Option<tokio::time::Instant>,
     pub(crate) services: BTreeMap<ServiceKey, Live>,
     keys: HashMap<ServiceId, ServiceKey>,
     next_service: u32,
@@ -211,6 +213,7 @@ impl Control {
             },
             desired: Desired::new(),
             cloud: CloudView::default(),
+            cluster_news_since: None,
             services: BTreeMap::new(),
             keys: HashMap::new(),
             next_service: 0,
@@ -550,6 +553,10 @@ impl Control {
         }
         let snapshot = self.publisher.publish(builder.finish());
         metrics::histogram!("fairway_publish_seconds").record(started.elapsed().as_secs_f64());
+        if let Some(since) = self.cluster_news_since.take() {
+            let lag = since.elapsed().as_secs_f64();
+            metrics::histogram!("fairway_cluster_lag_seconds").record(lag);
+        }
         metrics::gauge!("fairway_snapshot_generation").set(snapshot.generation as f64);
         for worker in &self.workers {
             worker.wake();

@@ -1,5 +1,6 @@
 //! What watching a large cluster costs, beyond what the API server itself takes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -50,7 +51,7 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
     control.begin(config.clone(), &Answers::new(), CloudNews::default());
     let take = |control: &mut Control, cloud: &mut Cloud, events: Vec<ClusterEvent>| {
         let change = cloud.events(events.into_iter()).change;
-        let news = CloudNews { change, names: Answers::new(), view: cloud.news() };
+        let news = CloudNews { change, names: Answers::new(), view: cloud.news(), since: None };
         control.take(Input::Cluster(Box::new(news)));
         control.publish();
     };
@@ -58,13 +59,12 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
     cloud.document(&config);
     let object = |service: Service| Object::Service(Box::new(service));
     let slice = |slice: EndpointSlice| Object::EndpointSlice(Box::new(slice));
-    let all = |kind, objects| ClusterEvent::All(kind, None, objects);
-    let lists = vec![
-        all(Kind::Node, Vec::new()),
-        all(Kind::Namespace, Vec::new()),
-        all(Kind::EndpointSlice, slices.into_iter().map(slice).collect()),
-        all(Kind::Service, services_read.into_iter().map(object).collect()),
-    ];
+    let mut listed = BTreeMap::from([
+        (Kind::EndpointSlice, slices.into_iter().map(slice).collect()),
+        (Kind::Service, services_read.into_iter().map(object).collect()),
+    ]);
+    let mut list = |kind| ClusterEvent::All(kind, None, listed.remove(&kind).unwrap_or_default());
+    let lists = Kind::ALL.into_iter().map(&mut list).collect();
     take(&mut control, &mut cloud, lists);
     let sync = cpu().saturating_sub(start);
     assert_eq!(control.services.len(), services, "all are served");

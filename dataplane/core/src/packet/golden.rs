@@ -153,6 +153,7 @@ pub fn snapshot(all: &[Golden], tags: [Option<VlanTag>; 2]) -> Snapshot {
             id: ServiceId(slot + 1),
             name: name.as_str().into(),
             protocol: *protocol,
+            app_protocol: None,
             policy: Arc::new(policy),
             groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
             previous: None,

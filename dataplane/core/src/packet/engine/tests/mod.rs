@@ -130,6 +130,7 @@ impl World {
             id: ServiceId(self.services.len() as u32 + 1),
             name: "web/80".into(),
             protocol,
+            app_protocol: None,
             policy: Arc::new(policy),
             groups: [Group::new(pool, |_| Standing::GOOD)].into(),
             previous: None,
