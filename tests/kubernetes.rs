@@ -1,87 +1,11 @@
-//! Services of a cluster, through a real Fairway: by manifests, to nodes and to Pods.
+//! Services of a cluster, through a real Fairway, by manifests: to nodes and to Pods.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use fairway_tests::api_server::ApiServer;
-use fairway_tests::cluster::{Node, Stands, node_ports, pod, slice};
+use fairway_tests::cluster::{Cluster, FIRST, Node, Stands, node_ports, pod, shop, slice};
 use fairway_tests::http::{Outcome, connect, get, load};
-use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, wait_at_most, wait_for};
-
-/// The first address of the pool.
-const FIRST: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 120)), 80);
-
-/// A Fairway with manifests beside its document.
-struct Cluster<'n> {
-    net: &'n Net,
-    fairway: Fairway,
-}
-
-impl<'n> Cluster<'n> {
-    fn start(net: &'n Net, kubernetes: &str, manifests: &str) -> Self {
-        // The folder is there when it starts, and what is in it comes then.
-        let document = format!(
-            "dataplane: {{vip: {{interface: lo}}}}\nservices: []\n\
-             sources: {{manifests: [manifests.d], kubernetes: {kubernetes}}}\n\
-             addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
-        );
-        let fairway =
-            Fairway::start_with_files(net, &document, &[("manifests.d/all.yaml", manifests)]);
-        Self { net, fairway }
-    }
-
-    /// Puts other manifests in the place of those that are there.
-    fn write(&self, manifests: &str) {
-        let folder = self.fairway.folder().join("manifests.d");
-        std::fs::write(folder.join(".new"), manifests).unwrap();
-        std::fs::rename(folder.join(".new"), folder.join("all.yaml")).unwrap();
-    }
-
-    /// The same, and waits until they are in force.
-    fn apply(&self, manifests: &str) {
-        self.write(manifests);
-        let output = self.fairway.cli(&["reload"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        wait_for("workers know it", || {
-            let status = self.fairway.status().unwrap();
-            status["generationInUse"] == status["generation"]
-        });
-    }
-
-    /// Who answers `count` requests.
-    fn shares(&self, vip: SocketAddr, count: u32) -> BTreeMap<String, u32> {
-        self.net.on(Host::Client, || {
-            let mut shares = BTreeMap::new();
-            for _ in 0..count {
-                *shares.entry(get(vip, "/").unwrap()).or_default() += 1;
-            }
-            shares
-        })
-    }
-
-    fn states(&self) -> BTreeMap<String, (String, u64)> {
-        let backends = self.fairway.backends();
-        let state = |backend: &serde_json::Value| {
-            let text = |field: &str| backend[field].as_str().unwrap().to_owned();
-            (text("address"), (text("state"), backend["weight"].as_u64().unwrap()))
-        };
-        backends.as_array().unwrap().iter().map(state).collect()
-    }
-
-    fn state(&self, address: &str) -> String {
-        self.states()[address].0.clone()
-    }
-}
-
-/// The Service `shop`, with further fields.
-fn shop(annotations: &str, fields: &str) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop, annotations: {{{annotations}}}}}\n\
-         spec: {{type: LoadBalancer, selector: {{app: shop}}, {fields}, \
-         ports: [{{name: http, port: 80, targetPort: 8080, nodePort: 30080}}]}}\n"
-    )
-}
+use fairway_tests::{Host, Net, Nginx, packets, wait_for};
 
 const CHECKS: &str =
     "{interval: 100ms, timeout: 90ms, rise: 1, fall: 2, type: http, path: /healthz, port: 10256}";
@@ -225,184 +149,160 @@ fn a_rolling_update_fails_no_request() {
     assert!(service["retries"].as_object().is_none_or(serde_json::Map::is_empty), "{service}");
 }
 
-/// A Fairway that watches an API server.
-fn watching<'n>(net: &'n Net, api: &ApiServer, kubernetes: &str) -> Cluster<'n> {
-    let folder = tempfile::tempdir().unwrap();
-    api.kubeconfig(folder.path());
-    let file = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
-    let (config, token) = (file("kubeconfig"), file("token"));
-    // The token lies beside it.
-    let config = config.replace(&folder.path().join("token").display().to_string(), "token");
-    let document = format!(
-        "dataplane: {{vip: {{interface: lo}}}}\nservices: []\n\
-         sources: {{kubernetes: {{kubeconfig: kubeconfig, defaultClass: true{kubernetes}}}}}\n\
-         addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
-    );
-    let files = [("kubeconfig", &*config), ("token", &*token)];
-    Cluster { net, fairway: Fairway::start_with_files(net, &document, &files) }
-}
-
+/// A load in proxy mode, while the Service's policy changes there and back.
 #[test]
-fn a_service_of_an_api_server_is_held_served_and_let_go() {
-    let Some(net) = Net::new() else { return };
-    let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
-    let api = ApiServer::start(&net);
-    let slices = |of_second: Stands| {
-        let endpoints = [(pods[0].ip(), "a", Stands::Ready), (pods[1].ip(), "a", of_second)];
-        slice("shop", &endpoints)
-    };
-    let cluster = watching(&net, &api, ", target: pod");
-    api.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n");
-    api.apply(&slices(Stands::Ready));
-    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
-    wait_for("it has an address", || api.addresses("shop") == ["10.77.0.120"]);
-    let service = api.get("services", "default", "shop").unwrap();
-    let held = &service["metadata"]["finalizers"];
-    assert_eq!(*held, serde_json::json!(["service.kubernetes.io/load-balancer-cleanup"]));
-    assert_eq!(
-        service["status"]["loadBalancer"]["ingress"],
-        serde_json::json!([{
-            "ip": "10.77.0.120", "ipMode": "Proxy", "ports": [{ "port": 80, "protocol": "TCP" }]
-        }])
-    );
-    // It is served before it is said to be.
-    let shares = cluster.shares(FIRST, 60);
-    assert_eq!(shares.len(), 2, "{shares:?}");
-    // What is written is so, and is not written again.
-    api.requests();
-    api.apply(&slices(Stands::NotReady));
-    wait_for("one is out", || cluster.state("10.244.0.2:8080") == "down");
-    assert_eq!(cluster.shares(FIRST, 20), [("p1".into(), 20)].into());
-    let patches: Vec<_> =
-        api.requests().into_iter().filter(|request| request.starts_with("PATCH")).collect();
-    assert!(patches.is_empty(), "{patches:?}");
-    // A bad annotation is told of, once, and the rest works.
-    api.apply(&shop("fairway.dev/scheduler: best", "allocateLoadBalancerNodePorts: false"));
-    let warned = || {
-        let events = api.all("events").into_iter();
-        events.filter(|event| event["reason"] == "InvalidAnnotation").collect::<Vec<_>>()
-    };
-    wait_for("its owner is told", || !warned().is_empty());
-    assert!(warned()[0]["note"].as_str().unwrap().contains("`best` is none of"), "{:?}", warned());
-    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
-    let reasons: Vec<String> =
-        api.all("events").iter().map(|e| e["reason"].as_str().unwrap().into()).collect();
-    for reason in ["EnsuringLoadBalancer", "EnsuredLoadBalancer"] {
-        assert!(reasons.iter().any(|known| known == reason), "{reasons:?}");
-    }
-    // Pods to which there is no way are told of, too.
-    let astray = "apiVersion: v1\nkind: Service\nmetadata: {name: astray}\nspec: {type: LoadBalancer, \
-                  ports: [{name: http, port: 81}]}\n";
-    api.apply(&format!(
-        "{astray}{}",
-        slice("astray", &[([10, 245, 0, 1].into(), "a", Stands::Ready)])
-    ));
-    wait_for("its owner is told", || {
-        let events = api.all("events");
-        events.iter().any(|event| event["reason"] == "NoRouteToPods")
-    });
-    // It goes when we have let it go.
-    api.delete("services", "default", "shop");
-    wait_for("it is gone", || api.get("services", "default", "shop").is_none());
-    let services = || cluster.fairway.services();
-    wait_for("nobody serves it", || !services().to_string().contains("default/shop/"));
-    assert!(services().to_string().contains("default/astray/http"));
-}
-
-#[test]
-fn an_api_server_may_be_away() {
+fn policies_switch_under_load() {
     let Some(net) = Net::new() else { return };
     let pods: Vec<Nginx> = (1..=3).map(|n| pod(&net, &format!("p{n}"), n)).collect();
-    let mut api = ApiServer::start(&net);
-    // Nobody has installed our pools.
-    api.lacks("addresspools");
-    let slices = |count: usize| {
-        let endpoints: Vec<_> =
-            pods[..count].iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect();
-        slice("shop", &endpoints)
-    };
-    api.apply(&slices(1));
-    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
-    let mut cluster = watching(&net, &api, ", target: pod");
-    wait_for("it has an address", || api.addresses("shop") == ["10.77.0.120"]);
-    let served = |cluster: &Cluster<'_>| cluster.shares(FIRST, 30).len();
-    assert_eq!(served(&cluster), 1);
-    // While it is away, what is known is served.
-    api.go_away();
-    wait_for("it is told of", || {
-        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
-        troubles.contains("Service objects cannot be watched, what is known of them is served")
+    let nodes = [("a", 1), ("b", 2)].map(|(name, n)| Node::start(&net, name, n, &[10256, 32000]));
+    let [a, b] = &nodes;
+    node_ports(&net, 30080, &[(a, &[&pods[0], &pods[1]]), (b, &[&pods[2]])]);
+    let manifests: String = nodes.iter().map(Node::manifest).collect();
+    let endpoints = [(pods[0].ip(), "a"), (pods[1].ip(), "a"), (pods[2].ip(), "b")];
+    let endpoints = endpoints.map(|(ip, node)| (ip, node, Stands::Ready));
+    let text =
+        |policy: &str| format!("{}{}{manifests}", shop("", policy), slice("shop", &endpoints));
+    let to_all = text("externalTrafficPolicy: Cluster");
+    let local = text("externalTrafficPolicy: Local, healthCheckNodePort: 32000");
+    let cluster = Cluster::start(&net, "{}", &to_all);
+    let outcome = Outcome::default();
+    std::thread::scope(|scope| {
+        let _stopper = outcome.stopper();
+        for _ in 0..3 {
+            scope.spawn(|| net.on(Host::Client, || load(FIRST, "/kib", u64::MAX, &outcome)));
+        }
+        for text in [&local, &to_all, &local] {
+            let from = outcome.requests();
+            wait_for("requests go on", || outcome.requests() >= from + 100);
+            cluster.apply(text);
+        }
     });
-    assert_eq!(served(&cluster), 1);
-    api.apply(&slices(2));
-    api.come_back(&net);
-    wait_for("the news arrive", || served(&cluster) == 2);
-    // It comes back with another memory: what vanished meanwhile is gone, without a word of it.
-    api.go_away();
-    api.apply(
-        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
-    );
-    api.delete("endpointslices", "default", "shop-1");
-    api.apply(&slices(3).replace("name: shop-1", "name: shop-2"));
-    api.forget();
-    api.come_back(&net);
-    wait_for("it is listed anew", || served(&cluster) == 3);
-    wait_for("the other has an address", || api.addresses("other") == ["10.77.0.121"]);
-    wait_for("all is well", || {
-        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
-        !troubles.contains("watched")
-    });
-    // And so does the next process, when there is no API server at all.
-    let saved = cluster.fairway.folder().join("state/cluster.json");
-    wait_for("it is written down", || {
-        std::fs::read_to_string(&saved).is_ok_and(|text| text.contains("other"))
-    });
-    api.go_away();
-    cluster.fairway.restart();
-    wait_for("it serves again", || net.on(Host::Client, || get(FIRST, "/").is_ok()));
-    assert_eq!(served(&cluster), 3);
-    api.come_back(&net);
-    wait_for("it is watched again", || {
-        let troubles = cluster.fairway.status().unwrap()["troubles"].to_string();
-        !troubles.contains("watched")
-    });
-    assert_eq!((served(&cluster), api.addresses("shop")), (3, vec!["10.77.0.120".to_owned()]));
+    assert_eq!(outcome.failed(), 0, "of {}", outcome.requests());
+    let weights: Vec<u64> = cluster.states().values().map(|(_, weight)| *weight).collect();
+    assert_eq!(weights, [2, 1]);
 }
 
+/// A node that is gone from the network before anybody has said so.
 #[test]
-fn another_box_leads_when_one_dies() {
+fn a_lost_node_is_left() {
     let Some(net) = Net::new() else { return };
     let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
-    let api = ApiServer::start(&net);
-    api.apply(&slice("shop", &[(pods[0].ip(), "a", Stands::Ready)]));
-    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
-    // Somebody else led, and is not heard of any more.
-    api.apply(
-        "apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: \
-         load-balancer.fairway.dev.fairway, namespace: kube-system}\nspec: {holderIdentity: other, \
-         leaseDurationSeconds: 15, renewTime: \"2026-01-01T00:00:00.000000Z\"}\n",
-    );
-    let cluster = watching(&net, &api, ", target: pod");
-    wait_for("it follows", || {
-        let table = cluster.fairway.cli(&["cluster"]).stdout;
-        String::from_utf8(table).unwrap().contains("default/shop  -")
+    let [a, b] = [("a", 1), ("b", 2)].map(|(name, n)| Node::start(&net, name, n, &[10256]));
+    node_ports(&net, 30080, &[(&a, &[&pods[0]]), (&b, &[&pods[1]])]);
+    let check =
+        format!("fairway.dev/healthCheck: '{CHECKS}', fairway.dev/timeouts: '{{connect: 300ms}}'");
+    let service = shop(&check, "externalTrafficPolicy: Cluster");
+    let of = |nodes: &[&Node]| {
+        let nodes: String = nodes.iter().map(|node| node.manifest()).collect();
+        format!("{service}{nodes}")
+    };
+    let cluster = Cluster::start(&net, "{}", &of(&[&a, &b]));
+    assert_eq!(cluster.shares(FIRST, 40).len(), 2);
+    // Nothing that is sent there is answered any more.
+    node_ports(&net, 30080, &[(&a, &[&pods[0]]), (&b, &[])]);
+    net.exec(Host::Servers, &format!("ip address del {}/24 dev lb", b.ip));
+    // Whoever is sent there is carried on elsewhere.
+    assert_eq!(cluster.shares(FIRST, 20), [("p1".into(), 20)].into());
+    wait_for("it is out", || cluster.state("10.78.0.12:30080") == "down");
+    cluster.apply(&of(&[&a]));
+    wait_for("nobody waits for it", || cluster.states().len() == 1);
+    // It comes back under the same name.
+    net.exec(Host::Servers, &format!("ip address add {}/24 dev lb", b.ip));
+    node_ports(&net, 30080, &[(&a, &[&pods[0]]), (&b, &[&pods[1]])]);
+    cluster.apply(&of(&[&a, &b]));
+    wait_for("it is back", || cluster.state("10.78.0.12:30080") == "up");
+    assert_eq!(cluster.shares(FIRST, 40).len(), 2);
+}
+
+/// The whole of a Service in packets: nodes see who asks, Pods too, and datagrams leave who leaves.
+#[test]
+fn packets_reach_nodes_and_pods_with_their_clients_address() {
+    let Some(net) = packets::net() else { return };
+    let pods: Vec<Nginx> = (1..=3).map(|n| pod(&net, &format!("p{n}"), n)).collect();
+    let nodes = [("a", 1), ("b", 2)].map(|(name, n)| Node::start(&net, name, n, &[32000]));
+    let [a, b] = &nodes;
+    node_ports(&net, 30080, &[(a, &[&pods[0], &pods[1]]), (b, &[&pods[2]])]);
+    let endpoints: Vec<_> = ["a", "a", "b"]
+        .iter()
+        .zip(&pods)
+        .map(|(node, pod)| (pod.ip(), *node, Stands::Ready))
+        .collect();
+    let manifests: String = nodes.iter().map(Node::manifest).collect();
+    let vip = |n: u8| SocketAddr::from(([10, 99, 0, n], 80));
+    let mode = "fairway.dev/mode: nat, fairway.dev/addresses: 10.99.0.2";
+    let local = shop(mode, "externalTrafficPolicy: Local, healthCheckNodePort: 32000");
+    // Datagrams go straight to Pods.
+    let echoes = [1, 2].map(|n| {
+        let at = SocketAddr::from(([10, 244, 0, n], 5353));
+        packets::Echo::start(&net, at, &format!("e{n}"))
     });
-    assert!(api.addresses("shop").is_empty());
-    wait_at_most(25 * SECOND, "it leads", || api.addresses("shop") == ["10.77.0.120"]);
-    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
-    let lease = api.get("leases", "kube-system", "load-balancer.fairway.dev.fairway").unwrap();
-    assert_eq!(lease["spec"]["leaseTransitions"], 1, "{lease}");
-    // Another one takes it over: what is served is served on, and no longer written.
-    let mut stolen = serde_json::to_string(&lease).unwrap();
-    stolen = stolen.replace(lease["spec"]["holderIdentity"].as_str().unwrap(), "other");
-    api.apply(&stolen);
-    wait_for("it leads no longer", || cluster.fairway.log().contains("this box leads no longer"));
-    assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
-    api.requests();
-    api.apply(
-        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
+    let names = "---\napiVersion: v1\nkind: Service\nmetadata: {name: names, annotations: \
+                 {fairway.dev/mode: nat, fairway.dev/target: pod, fairway.dev/addresses: 10.99.0.3}}\n\
+                 spec: {type: LoadBalancer, ports: [{name: dns, port: 53, protocol: UDP, nodePort: 30053}]}\n";
+    let slice_of_names = |stands: [Stands; 2]| {
+        let [first, second] = stands;
+        slice("names", &[(pods[0].ip(), "a", first), (pods[1].ip(), "a", second)])
+            .replace("{name: http, port: 8080}", "{name: dns, port: 5353, protocol: UDP}")
+    };
+    let text = |of_names: [Stands; 2]| {
+        format!(
+            "{local}{}{names}{}{manifests}",
+            slice("shop", &endpoints),
+            slice_of_names(of_names)
+        )
+    };
+    let both = [Stands::Ready, Stands::Ready];
+    let cluster = Cluster::start_in_packets(&net, &text(both));
+    wait_for("all are well", || cluster.states().values().all(|(state, _)| state == "up"));
+    let shares = cluster.shares(vip(2), 300);
+    assert!(shares.len() == 3 && shares.values().all(|n| (55..=150).contains(n)), "{shares:?}");
+    let seen = net.on(Host::Client, || get(vip(2), "/peer").unwrap());
+    assert_eq!(seen, "10.77.0.2", "the Pod behind a node's port knows who asks");
+    let at = SocketAddr::new(vip(3).ip(), 53);
+    net.on(Host::Client, || {
+        let sockets: Vec<_> = (0..20).map(|_| packets::client_socket(at)).collect();
+        let asked = |text: &[u8]| -> Vec<String> {
+            sockets.iter().map(|socket| packets::ask(socket, text).unwrap()).collect()
+        };
+        let first = asked(b"one");
+        assert!(first.contains(&"e1".into()) && first.contains(&"e2".into()), "{first:?}");
+        assert_eq!(asked(b"two"), first, "each stays where it is");
+        cluster.apply(&text([Stands::Terminating, Stands::Ready]));
+        assert!(asked(b"three").iter().all(|name| name == "e2"), "the next datagram moves");
+    });
+    drop(echoes);
+}
+
+/// `dsr` to nodes: they answer for the address, as kube-proxy has it when the status says `VIP`.
+#[test]
+fn nodes_answer_for_the_address_itself() {
+    let Some(net) = packets::net() else { return };
+    packets::direct(&net);
+    let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
+    let [a, b] = [("a", 1), ("b", 2)].map(|(name, n)| Node::start(&net, name, n, &[10256]));
+    // Both nodes are on one host: whichever a packet reaches has both Pods.
+    let rule = format!(
+        "add rule ip vip pods ip daddr 10.99.0.1 tcp dport 80 dnat to numgen inc mod 2 map {{ 0 : {}, 1 : {} }} : 8080",
+        pods[0].ip(),
+        pods[1].ip()
     );
-    api.apply(&slice("shop", &[(pods[1].ip(), "a", Stands::Ready)]));
-    wait_for("endpoints change all the same", || cluster.shares(FIRST, 10).contains_key("p2"));
-    assert!(!api.requests().iter().any(|request| request.starts_with("PATCH")));
+    for words in [
+        "add table ip vip",
+        "add chain ip vip pods { type nat hook prerouting priority dstnat ; policy accept ; }",
+        &rule,
+    ] {
+        net.exec(Host::Servers, &format!("nft {words}"));
+    }
+    let mode = "fairway.dev/mode: dsr, fairway.dev/addresses: 10.99.0.1";
+    let service = shop(mode, "externalTrafficPolicy: Cluster");
+    let manifests = [a.manifest(), b.manifest()].concat();
+    let cluster = Cluster::start_in_packets(&net, &format!("{service}{manifests}"));
+    wait_for("all are well", || cluster.states().values().all(|(state, _)| state == "up"));
+    let vip = SocketAddr::from(([10, 99, 0, 1], 80));
+    assert_eq!(cluster.shares(vip, 20).len(), 2);
+    assert_eq!(net.on(Host::Client, || get(vip, "/peer").unwrap()), "10.77.0.2");
+    // A node that says so is left alone.
+    b.say(false);
+    wait_for("it is out", || cluster.states().values().any(|(state, _)| state == "down"));
+    assert_eq!(cluster.shares(vip, 10).values().sum::<u32>(), 10);
 }

@@ -1,6 +1,7 @@
 //! A cluster on the servers' host: nodes, whose ports lead to Pods as kube-proxy has it, and Pods with
 //! addresses of their own.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -8,7 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use crate::{Host, Net, Nginx, SECOND};
+use crate::api_server::ApiServer;
+use crate::http::get;
+use crate::{Fairway, Host, Net, Nginx, SECOND, wait_for};
+
+/// The Lease of those who serve Services without a class of their own.
+pub const LEASE: &str = "load-balancer.fairway.dev.fairway";
 
 /// A node: what it says of itself, and where.
 pub struct Node {
@@ -131,4 +137,122 @@ pub fn slice(service: &str, endpoints: &[(IpAddr, &str, Stands)]) -> String {
             .unwrap();
     }
     text
+}
+
+/// The first address of the pool.
+pub const FIRST: SocketAddr =
+    SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 77, 0, 120)), 80);
+
+/// A Fairway with manifests beside its document.
+pub struct Cluster<'n> {
+    pub net: &'n Net,
+    pub fairway: Fairway,
+}
+
+impl<'n> Cluster<'n> {
+    pub fn start(net: &'n Net, kubernetes: &str, manifests: &str) -> Self {
+        let rest = format!(
+            "dataplane: {{vip: {{interface: lo}}}}\nsources: {{manifests: [manifests.d], kubernetes: \
+             {kubernetes}}}\n\
+             addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
+        );
+        Self::begin(net, &rest, manifests)
+    }
+
+    /// As [`Cluster::start`], with packets between its links, and addresses of no machine.
+    pub fn start_in_packets(net: &'n Net, manifests: &str) -> Self {
+        let rest = format!(
+            "dataplane: {{workers: 2, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\n\
+             sources: {{manifests: [manifests.d]}}\n\
+             addressPools: [{{name: public, addresses: [10.99.0.0/28]}}]\n"
+        );
+        Self::begin(net, &rest, manifests)
+    }
+
+    fn begin(net: &'n Net, rest: &str, manifests: &str) -> Self {
+        // The folder is there when it starts, and what is in it comes then.
+        let files = [("manifests.d/all.yaml", manifests)];
+        let document = format!("services: []\n{rest}");
+        Self { net, fairway: Fairway::start_with_files(net, &document, &files) }
+    }
+
+    /// Puts other manifests in the place of those that are there.
+    pub fn write(&self, manifests: &str) {
+        let folder = self.fairway.folder().join("manifests.d");
+        std::fs::write(folder.join(".new"), manifests).unwrap();
+        std::fs::rename(folder.join(".new"), folder.join("all.yaml")).unwrap();
+    }
+
+    /// The same, and waits until they are in force.
+    pub fn apply(&self, manifests: &str) {
+        self.write(manifests);
+        let output = self.fairway.cli(&["reload"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        wait_for("workers know it", || {
+            let status = self.fairway.status().unwrap();
+            status["generationInUse"] == status["generation"]
+        });
+    }
+
+    /// Who answers `count` requests.
+    pub fn shares(&self, vip: SocketAddr, count: u32) -> BTreeMap<String, u32> {
+        self.net.on(Host::Client, || {
+            let mut shares = BTreeMap::new();
+            for _ in 0..count {
+                *shares.entry(get(vip, "/").unwrap()).or_default() += 1;
+            }
+            shares
+        })
+    }
+
+    pub fn states(&self) -> BTreeMap<String, (String, u64)> {
+        let backends = self.fairway.backends();
+        let state = |backend: &serde_json::Value| {
+            let text = |field: &str| backend[field].as_str().unwrap().to_owned();
+            (text("address"), (text("state"), backend["weight"].as_u64().unwrap()))
+        };
+        backends.as_array().unwrap().iter().map(state).collect()
+    }
+
+    pub fn state(&self, address: &str) -> String {
+        self.states()[address].0.clone()
+    }
+}
+
+/// The Service `shop`, with further fields.
+pub fn shop(annotations: &str, fields: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: shop, annotations: {{{annotations}}}}}\n\
+         spec: {{type: LoadBalancer, selector: {{app: shop}}, {fields}, \
+         ports: [{{name: http, port: 80, targetPort: 8080, nodePort: 30080}}]}}\n"
+    )
+}
+
+/// A Fairway that watches an API server.
+pub fn watching<'n>(net: &'n Net, api: &ApiServer<'_>, kubernetes: &str) -> Cluster<'n> {
+    watch(net, api, kubernetes, Fairway::start_with_files)
+}
+
+/// The same, beside another on its host.
+pub fn watching_too<'n>(net: &'n Net, api: &ApiServer<'_>, kubernetes: &str) -> Cluster<'n> {
+    watch(net, api, kubernetes, Fairway::start_beside)
+}
+
+fn watch<'n>(
+    net: &'n Net,
+    api: &ApiServer<'_>,
+    kubernetes: &str,
+    start: fn(&Net, &str, &[(&str, &str)]) -> Fairway,
+) -> Cluster<'n> {
+    let folder = tempfile::tempdir().unwrap();
+    api.kubeconfig(folder.path());
+    let document = format!(
+        "dataplane: {{vip: {{interface: lo}}}}\nservices: []\n\
+         sources: {{kubernetes: {{kubeconfig: kubeconfig, defaultClass: true{kubernetes}}}}}\n\
+         addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
+    );
+    let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    let (config, token) = (text("kubeconfig"), text("token"));
+    let files = [("kubeconfig", &*config), ("token", &*token)];
+    Cluster { net, fairway: start(net, &document, &files) }
 }

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use crate::{Host, Net, program, wait_for};
 
+/// The first line of a document whose metrics are elsewhere.
+const BESIDE: &str = "# beside another\n";
+
 pub struct Fairway {
     folder: tempfile::TempDir,
     child: Child,
@@ -29,6 +32,12 @@ impl Fairway {
     /// As [`Fairway::start`], with further files beside the document: their names and texts.
     pub fn start_with_files(net: &Net, document: &str, files: &[(&str, &str)]) -> Self {
         Self::spawn_with(net, document, &[], files).ready(document)
+    }
+
+    /// As [`Fairway::start_with_files`], beside another on the same host.
+    pub fn start_beside(net: &Net, document: &str, files: &[(&str, &str)]) -> Self {
+        let document = format!("{BESIDE}{document}");
+        Self::start_with_files(net, &document, files)
     }
 
     fn ready(self, document: &str) -> Self {
@@ -234,7 +243,11 @@ fn run(namespace: &str, folder: &Path, words: &[&str]) -> Child {
 fn whole(folder: &Path, document: &str) -> String {
     let mut text = String::new();
     if !document.contains("admin:") {
-        text += &format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
+        let metrics = if document.starts_with(BESIDE) { 9181 } else { 9180 };
+        text += &format!(
+            "admin: {{socket: {}/admin.sock, metrics: 127.0.0.1:{metrics}}}\n",
+            folder.display()
+        );
     }
     text += &format!("stateDirectory: {}/state\n", folder.display());
     let older = std::env::var("FAIRWAY_TEST_SHAPE").is_ok_and(|shape| shape == "6.1");

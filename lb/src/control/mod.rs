@@ -454,6 +454,10 @@ impl Control {
         }
         if now >= self.look_at {
             self.look_at = now.plus(LOOK);
+            // Workers that sleep let go of nothing.
+            if self.retiring.has_idle() {
+                self.workers.iter().for_each(WorkerHandle::wake);
+            }
             for (key, live) in &mut self.services {
                 if live.forget_previous(now) {
                     self.dirty.insert(key.clone());

@@ -118,6 +118,11 @@ impl Retiring {
         }
     }
 
+    /// Whether a removed backend has no connections any more.
+    pub(crate) fn has_idle(&self) -> bool {
+        self.0.values().any(|entry| entry.removed && entry.backend.active() == 0)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
