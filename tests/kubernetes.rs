@@ -28,6 +28,15 @@ fn nodes_serve_what_manifests_say() {
     let services = String::from_utf8(cluster.fairway.cli(&["services"]).stdout).unwrap();
     assert!(services.contains("default/shop/http"), "{services}");
 
+    // What a document would change has its part of the cluster.
+    let document = std::fs::read_to_string(cluster.fairway.config_path()).unwrap();
+    let other = cluster.fairway.folder().join("other.yaml");
+    std::fs::write(&other, document.replace("kubernetes: {}", "kubernetes: {target: pod}"))
+        .unwrap();
+    let plan = cluster.fairway.cli(&["plan", other.to_str().unwrap()]).stdout;
+    let plan = String::from_utf8(plan).unwrap();
+    assert!(plan.starts_with("~ default/shop/http\n    backend 10.78.0.11:30080"), "{plan}");
+
     // A node that says so is left alone, before anybody is failed by it.
     b.say(false);
     wait_for("it is out", || cluster.state("10.78.0.12:30080") == "down");

@@ -194,8 +194,10 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
 
     let ready = Arc::new(AtomicBool::new(false));
     let (reload_sender, reload_reasons) = mpsc::unbounded_channel();
+    let (works, receiver) = tokio::sync::mpsc::unbounded_channel();
     let admin = Admin {
         control: sender.clone(),
+        cloud: works.clone(),
         reload: reload_sender.clone(),
         asker: asker.clone(),
         view: publisher.view(),
@@ -227,8 +229,9 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
                 .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
         ),
     };
-    let cloud::Begun { works, change, view } =
-        cloud::start(runtime, &config, sender.clone(), asker.clone())?;
+    let mailbox = (works.clone(), receiver);
+    let cloud::Begun { change, view } =
+        cloud::start(runtime, &config, sender.clone(), asker.clone(), mailbox)?;
     let watcher = reload::watcher(&config.files, reload_sender.clone());
     runtime.spawn(reload::run(
         path.clone(),

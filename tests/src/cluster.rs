@@ -161,12 +161,10 @@ impl<'n> Cluster<'n> {
 
     /// As [`Cluster::start`], with packets between its links, and addresses of no machine.
     pub fn start_in_packets(net: &'n Net, manifests: &str) -> Self {
-        let rest = format!(
-            "dataplane: {{workers: 2, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\n\
-             sources: {{manifests: [manifests.d]}}\n\
-             addressPools: [{{name: public, addresses: [10.99.0.0/28]}}]\n"
-        );
-        Self::begin(net, &rest, manifests)
+        let rest = "dataplane: {workers: 2, pinCpus: false, packet: {interfaces: [clients, servers]}}\n\
+                    sources: {manifests: [manifests.d]}\n\
+                    addressPools: [{name: public, addresses: [10.99.0.0/28]}]\n";
+        Self::begin(net, rest, manifests)
     }
 
     fn begin(net: &'n Net, rest: &str, manifests: &str) -> Self {

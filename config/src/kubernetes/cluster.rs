@@ -136,7 +136,7 @@ impl Touched {
 }
 
 /// A cluster as it is known. Written down and read again it is the same.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Cluster {
     services: BTreeMap<Name, Arc<Service>>,

@@ -23,6 +23,7 @@ use super::capture::capture;
 use super::explain::{Question, explain_flow};
 use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
 use super::{metrics_text, packet_metrics};
+use crate::cloud::Work;
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
 use crate::resolver::{Asker, FIRST_ANSWER};
@@ -37,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) control: Sender<Input>,
+    pub(crate) cloud: mpsc::UnboundedSender<Work>,
     pub(crate) reload: mpsc::UnboundedSender<Reload>,
     pub(crate) asker: Asker,
     pub(crate) view: View,
@@ -247,20 +249,31 @@ async fn plan(
             return Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response());
         }
     };
-    let (config, unknown) = admin
+    let config = Arc::new(config);
+    let (answer, answered) = oneshot::channel();
+    let stopping =
+        || (StatusCode::SERVICE_UNAVAILABLE, "the process is stopping\n").into_response();
+    if admin.cloud.send(Work::Plan(Arc::clone(&config), answer)).is_err() {
+        return Err(stopping());
+    }
+    let (mut running, mut desired) = answered.await.map_err(|_| stopping())?;
+    desired.extend(config.services.iter().map(|(key, spec)| (key.clone(), Arc::clone(spec))));
+    let (desired, unknown) = admin
         .ask(move |control| {
-            let unknown = control.unknown_names(config.services.values());
-            (config, unknown)
+            let unknown = control.unknown_names(desired.values());
+            (desired, unknown)
         })
         .await?;
     let names = admin.asker.ask(unknown, FIRST_ANSWER).await;
     let changes = admin.ask(move |control| {
         let waiting = control.process.sections_changed(&config.process);
+        let own = control.desired.iter().map(|(key, spec)| (key.clone(), Arc::clone(spec)));
+        running.extend(own);
         let changes = plan_changes(
             |key| control.services.get(key),
             |spec| control.resolved_with(spec, &names),
-            &control.desired,
-            &config.services,
+            &running,
+            &desired,
         );
         PlanView { changes, restart: waiting.into_iter().map(Into::into).collect() }
     });

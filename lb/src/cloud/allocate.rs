@@ -38,7 +38,7 @@ pub(crate) struct Assigned {
 pub(crate) type Assignments = BTreeMap<Name, Result<Assigned, Finding>>;
 
 /// Addresses that nobody is given, each with the words for who has it.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Reserved {
     hosts: BTreeMap<IpAddr, String>,
     networks: Vec<(IpPrefix, String)>,

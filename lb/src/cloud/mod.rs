@@ -99,7 +99,7 @@ pub(crate) struct Outcome {
 }
 
 /// A Service of ours.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq)]
 struct Served {
     assigned: Option<Result<Assigned, Finding>>,
     specs: Desired,
@@ -263,6 +263,35 @@ impl Cloud {
             return Outcome::default();
         }
         self.change(touched)
+    }
+
+    /// All that would be served by another document. Costs all that is known, once more.
+    pub(crate) fn would_serve(&self, config: &Config) -> Desired {
+        let mut other = Self {
+            rules: self.rules.clone(),
+            pools: self.pools.clone(),
+            cluster: self.cluster.clone(),
+            origins: self.origins.clone(),
+            source: self.source.clone(),
+            reserved: self.reserved.clone(),
+            names: self.names.clone(),
+            served: self.served.clone(),
+            attachments: Attachments::of(&self.cluster, &self.rules),
+            remembered: self.remembered.clone(),
+            api: self.api.clone(),
+            awaited: self.awaited.clone(),
+            held: Touched::default(),
+            recalled: self.recalled,
+            leads: self.leads,
+            // Nothing is written, looked up, or shown.
+            state: None,
+            routes: None,
+            unwatched: BTreeMap::new(),
+            unsaved: false,
+            shown: None,
+        };
+        other.document(config);
+        other.desired()
     }
 
     /// What a change of objects comes to.

@@ -1,11 +1,12 @@
 //! The task that has the cloud's part: whatever is to be served goes through it to the control loop.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use fairway_config::kubernetes::client::ClusterEvent;
-use fairway_config::{ChangeSet, Config, Query};
+use fairway_config::{ChangeSet, Config, Desired, Query};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep_until};
 
@@ -28,6 +29,8 @@ pub(crate) enum Work {
     Event(ClusterEvent, Instant),
     /// This box leads, or no longer.
     Lead(bool),
+    /// Somebody asks what a document would change: what is served now, and what would be.
+    Plan(Arc<Config>, oneshot::Sender<(Desired, Desired)>),
 }
 
 /// What changes for the control loop.
@@ -87,6 +90,11 @@ pub(crate) async fn run(
                 (cloud.document(&config), Some((config, names, done)))
             }
             Some(Work::Lead(leads)) => (cloud.lead(leads), None),
+            Some(Work::Plan(config, answer)) => {
+                // Nobody waits any more when the caller has gone.
+                let _ = answer.send((cloud.desired(), cloud.would_serve(&config)));
+                continue;
+            }
             Some(Work::Event(first, at)) => {
                 since = Some(at);
                 let mut events = vec![first];

@@ -17,26 +17,25 @@ const LEASE_NAMESPACE: &str = "kube-system";
 
 /// The cloud's part, at work.
 pub(crate) struct Begun {
-    pub(crate) works: mpsc::UnboundedSender<Work>,
     /// What is to be served from the start.
     pub(crate) change: ChangeSet,
     pub(crate) view: Option<CloudView>,
 }
 
-/// Starts the cloud's part. Fails when there is no way to the API server that is named; that it does not
+/// Starts the cloud's part, which works on what its mailbox gets. Fails when there is no way to the API server that is named; that it does not
 /// answer is no failure.
 pub(crate) fn start(
     runtime: &Handle,
     config: &Config,
     control: Sender<Input>,
     asker: Asker,
+    (works, receiver): (mpsc::UnboundedSender<Work>, mpsc::UnboundedReceiver<Work>),
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
     // With an API server, Services themselves say what they have.
     let state = config.process.api.is_none().then(|| StateFile::open(folder));
     let mut cloud = Cloud::new(config, state);
     cloud.look_at_routes(Routes::default());
-    let (works, receiver) = mpsc::unbounded_channel();
     let mut neighbours = Neighbours { control, asker, todos: None, saved: None };
     if let Some(api) = &config.process.api {
         let saved = folder.join("cluster.json");
@@ -72,7 +71,7 @@ pub(crate) fn start(
     let Outcome { change, .. } = cloud.document(config);
     let view = cloud.news();
     runtime.spawn(run(cloud, receiver, neighbours));
-    Ok(Begun { works, change, view })
+    Ok(Begun { change, view })
 }
 
 /// Who this box is, among those that would lead: its name, and something that another process of it has

@@ -586,3 +586,27 @@ fn statuses_are_written_once() {
     let route = patch(&todos, "default/tcproutes/shop").unwrap();
     assert_eq!(route["parents"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn what_would_be_served_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let both = [service("a", "", ""), service("b", "", "")].concat();
+    let first = config(folder.path(), POOLS, &both);
+    let state = StateFile::open(&folder.path().join("state"));
+    let mut cloud = Cloud::new(&first, Some(state));
+    cloud.document(&first);
+    let keys = |desired: &fairway_config::Desired| -> Vec<String> {
+        let shown = |spec: &std::sync::Arc<fairway_config::ServiceSpec>| {
+            format!("{} {}", spec.key, spec.frontends[0].ip())
+        };
+        desired.values().map(shown).collect()
+    };
+    let now = keys(&cloud.desired());
+    assert_eq!(now, ["default/a/80 192.0.2.0", "default/b/80 192.0.2.1"]);
+    let written = std::fs::read(folder.path().join("state/addresses.json")).unwrap();
+    let pools = "\n  - {name: other, addresses: [198.51.100.7]}\n";
+    let would = cloud.would_serve(&config(folder.path(), pools, &service("b", "", "")));
+    assert_eq!(keys(&would), ["default/b/80 198.51.100.7"]);
+    assert_eq!(keys(&cloud.desired()), now);
+    assert_eq!(std::fs::read(folder.path().join("state/addresses.json")).unwrap(), written);
+}

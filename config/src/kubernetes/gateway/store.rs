@@ -10,7 +10,7 @@ use crate::kubernetes::cluster::{Kind, replaced};
 use crate::kubernetes::objects::{Name, Object};
 
 /// Objects of the Gateway API, by name.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Gateways {
     pub(crate) classes: BTreeMap<Name, GatewayClass>,
