@@ -52,6 +52,10 @@ fn nodes_serve_what_manifests_say() {
         held.into_iter().zip(names).collect::<Vec<_>>()
     });
     let label = "labels: {node.kubernetes.io/exclude-from-external-load-balancers: \"\"}";
+    // One that takes no new Pods serves those that it has.
+    let cordoned = nodes.replace("status:", "spec: {unschedulable: true}\nstatus:");
+    cluster.apply(&format!("{service}{cordoned}"));
+    assert_eq!(cluster.state("10.78.0.12:30080"), "up");
     let excluded = nodes.replace("{name: b}", &format!("{{name: b, {label}}}"));
     cluster.apply(&format!("{service}{excluded}"));
     assert_eq!(cluster.state("10.78.0.12:30080"), "draining");

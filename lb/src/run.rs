@@ -304,9 +304,14 @@ fn describe_metrics() {
         ("fairway_cluster_services_without_address", "Those of them that wait for an address."),
         ("fairway_cluster_leader", "Whether this box gives addresses and writes status."),
         ("fairway_address_pool_assigned", "Addresses of a pool that Services have."),
+        ("fairway_address_pool_size", "Addresses of a pool, given away or not."),
     ] {
         metrics::describe_gauge!(name, help);
     }
+    metrics::describe_counter!(
+        "fairway_cluster_api_errors_total",
+        "Requests that the API server refused or did not answer, by the kind of object."
+    );
     metrics::describe_counter!(
         "fairway_cluster_updates_total",
         "What the API server was told of Services, by result."

@@ -108,6 +108,7 @@ pub(crate) async fn run(
                     said.insert(name.clone(), messages.collect());
                 }
                 End::Failed(why) => {
+                    count_error(waits.todo.object.kind);
                     let again = waits.delay;
                     tracing::warn!(object = %name, "the API server cannot be told: {why}; again in {again:?}");
                     waits.at = Instant::now() + again;
@@ -132,7 +133,7 @@ impl Controller {
         let before = match todo.step {
             Step::Hold => Some(("EnsuringLoadBalancer", "Ensuring load balancer")),
             Step::Release => Some(("DeletingLoadBalancer", "Deleting load balancer")),
-            Step::Status | Step::Nothing => None,
+            Step::Status | Step::Updated | Step::Nothing => None,
         };
         if let Some((reason, note)) = before {
             self.say(todo, EventType::Normal, reason, note).await;
@@ -157,6 +158,7 @@ impl Controller {
         }
         let after = match todo.step {
             Step::Status => Some(("EnsuredLoadBalancer", "Ensured load balancer")),
+            Step::Updated => Some(("UpdatedLoadBalancer", "Updated load balancer with new hosts")),
             Step::Release => Some(("DeletedLoadBalancer", "Deleted load balancer")),
             Step::Hold | Step::Nothing => None,
         };
@@ -207,4 +209,9 @@ impl Controller {
             tracing::debug!(object = %todo.name, reason, "Event lost: {}", chain(&error));
         }
     }
+}
+
+/// The API server has refused something, or has not answered.
+pub(super) fn count_error(kind: &'static str) {
+    metrics::counter!("fairway_cluster_api_errors_total", "kind" => kind).increment(1);
 }

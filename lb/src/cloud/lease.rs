@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, timeout};
 
 use super::Work;
+use super::controller::count_error;
 
 /// A Lease that is not renewed for so long is free.
 const LASTS: Duration = Duration::from_secs(15);
@@ -59,6 +60,7 @@ pub(crate) async fn run(
                     Ok(Err(error)) => chain(&error),
                     _ => format!("no answer within {PATIENCE:?}"),
                 };
+                count_error("Lease");
                 tracing::debug!("the Lease cannot be renewed: {why}");
                 *leads.borrow() && renewed.elapsed() < GIVES_UP
             }

@@ -108,6 +108,14 @@ struct Served {
     keeps_address: bool,
 }
 
+impl Served {
+    /// Who serves it.
+    fn hosts(&self) -> BTreeSet<IpAddr> {
+        let backends = self.specs.values().flat_map(|spec| &spec.backends);
+        backends.map(|backend| backend.addr.ip()).collect()
+    }
+}
+
 impl Cloud {
     /// Knows nothing yet, but what is in the state file. Read errors of it are a trouble.
     pub(crate) fn new(config: &Config, state: Option<StateFile>) -> Self {
@@ -335,12 +343,13 @@ impl Cloud {
             if (&before.findings, &before.assigned) != (&after.findings, &after.assigned) {
                 self.shown = None;
             }
+            let moved = nodes && !before.specs.is_empty() && before.hosts() != after.hosts();
             match served {
                 Some(served) => _ = self.served.insert(name.clone(), served),
                 None => _ = self.served.remove(&name),
             }
             if tells {
-                todos.extend(self.todo(&name));
+                todos.extend(self.todo(&name, moved));
             }
         }
         if tells && attaches {
@@ -359,14 +368,14 @@ impl Cloud {
         Outcome { change, todos }
     }
 
-    /// What the API server is to be told of a Service or of a Gateway.
-    fn todo(&self, name: &Name) -> Option<Todo> {
+    /// What the API server is to be told of a Service or of a Gateway; `moved` when other hosts serve it.
+    fn todo(&self, name: &Name, moved: bool) -> Option<Todo> {
         if name.of_gateway().is_some() {
             return self.gateway_todo(name);
         }
         let service = self.cluster.service(name)?;
         let served = self.served.get(name).filter(|_| self.is_load_balancer(service));
-        status::todo(service, served, &self.rules)
+        status::todo(service, served, &self.rules, moved)
     }
 
     /// What the API server is to be told of our pools.

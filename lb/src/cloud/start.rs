@@ -1,7 +1,7 @@
 //! The cloud's part at the start of the process: what is known, and who works.
 
 use crossbeam_channel::Sender;
-use fairway_config::kubernetes::client;
+use fairway_config::kubernetes::client::{self, ClusterEvent};
 use fairway_config::{ChangeSet, Config};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -52,6 +52,9 @@ pub(crate) fn start(
         let forward = works.clone();
         runtime.spawn(async move {
             while let Some(event) = told.recv().await {
+                if let ClusterEvent::Trouble(kind, Some(_)) = &event {
+                    controller::count_error(kind.word());
+                }
                 if forward.send(Work::Event(event, Instant::now())).is_err() {
                     return;
                 }

@@ -67,6 +67,8 @@ pub(crate) enum Step {
     Hold,
     /// It has, or loses, addresses.
     Status,
+    /// Other nodes serve it.
+    Updated,
     /// We are done with it.
     Release,
     Nothing,
@@ -77,8 +79,14 @@ pub(super) fn is_held(service: &Service) -> bool {
     service.metadata.finalizers.iter().any(|finalizer| finalizer == FINALIZER)
 }
 
-/// What is to be told of a Service: `served` when it is a load balancer of ours.
-pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) -> Option<Todo> {
+/// What is to be told of a Service: `served` when it is a load balancer of ours, `moved` when other hosts
+/// serve it than before.
+pub(super) fn todo(
+    service: &Service,
+    served: Option<&Served>,
+    rules: &Rules,
+    moved: bool,
+) -> Option<Todo> {
     let marker = format!("{PREFIX}{SERVED_BY}");
     let marked = service.metadata.annotations.get(&marker).is_some_and(|by| **by == *rules.class);
     let (patch, step) = match served {
@@ -96,6 +104,7 @@ pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) ->
                 let status = json!({ "loadBalancer": wanted });
                 (Some(patch(&service.metadata, json!({}), Some(status))), Step::Status)
             }
+            None if moved => (None, Step::Updated),
             None => (None, Step::Nothing),
         },
         None if is_held(service) && marked => {
@@ -111,7 +120,7 @@ pub(super) fn todo(service: &Service, served: Option<&Served>, rules: &Rules) ->
         None => return None,
     };
     let findings = served.map_or_else(Vec::new, |served| served.findings.clone());
-    if patch.is_none() && findings.is_empty() {
+    if patch.is_none() && step == Step::Nothing && findings.is_empty() {
         return None;
     }
     let object = Object::new("v1", "Service", "services", &service.metadata);

@@ -437,7 +437,7 @@ fn finalizers_of_others_stay() {
     let name = Name::new("default", "a");
     let step = |annotations: &str, kind: &str| {
         let cloud = told(folder.path(), true, &of(annotations, kind));
-        cloud.todo(&name).map(|todo| todo.step)
+        cloud.todo(&name, false).map(|todo| todo.step)
     };
     assert_eq!(step(exposed, "NodePort"), None);
     assert_eq!(step("fairway.dev/servedBy: fairway.dev/fairway", "NodePort"), Some(Step::Release));
@@ -609,4 +609,25 @@ fn what_would_be_served_changes_nothing() {
     assert_eq!(keys(&would), ["default/b/80 198.51.100.7"]);
     assert_eq!(keys(&cloud.desired()), now);
     assert_eq!(std::fs::read(folder.path().join("state/addresses.json")).unwrap(), written);
+}
+
+#[test]
+fn other_nodes_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = "finalizers: [service.kubernetes.io/load-balancer-cleanup],";
+    let marked = "fairway.dev/servedBy: fairway.dev/fairway";
+    let service = service("a", marked, "").replace("metadata: {", &format!("metadata: {{{held} "))
+        + "status: {loadBalancer: {ingress: [{ip: 192.0.2.0, ipMode: Proxy, ports: [{port: 80, protocol: TCP}]}]}}\n";
+    let node = |n: u8| {
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata: {{name: n{n}}}\n\
+             status: {{addresses: [{{type: InternalIP, address: 10.0.0.{n}}}]}}\n"
+        )
+    };
+    let mut cloud = told(folder.path(), true, &format!("{service}{}", node(1)));
+    let steps = |todos: Vec<Todo>| -> Vec<Step> { todos.iter().map(|todo| todo.step).collect() };
+    assert_eq!(steps(tell(&mut cloud, &format!("{service}{}", node(1)))), []);
+    let two = format!("{service}{}{}", node(1), node(2));
+    assert_eq!(steps(tell(&mut cloud, &two)), [Step::Updated]);
+    assert_eq!(steps(tell(&mut cloud, &two)), []);
 }

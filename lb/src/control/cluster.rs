@@ -48,9 +48,14 @@ fn show(before: &CloudView, now: &CloudView) {
     metrics::gauge!("fairway_cluster_services").set(now.services.len() as f64);
     let waiting = now.services.iter().filter(|service| service.addresses.is_empty()).count();
     metrics::gauge!("fairway_cluster_services_without_address").set(waiting as f64);
-    let gone = before.pools.iter().map(|pool| (&pool.name, 0));
-    for (name, assigned) in gone.chain(now.pools.iter().map(|pool| (&pool.name, pool.assigned))) {
-        let name = name.to_string();
-        metrics::gauge!("fairway_address_pool_assigned", "pool" => name).set(assigned as f64);
+    let gone = before.pools.iter().map(|pool| (&pool.name, 0, 0.0));
+    let pools = now.pools.iter().map(|pool| {
+        let size = pool.size.parse::<f64>().unwrap_or_default();
+        (&pool.name, pool.assigned, size)
+    });
+    for (name, assigned, size) in gone.chain(pools) {
+        let labels = [("pool", name.to_string())];
+        metrics::gauge!("fairway_address_pool_assigned", &labels).set(assigned as f64);
+        metrics::gauge!("fairway_address_pool_size", &labels).set(size);
     }
 }
