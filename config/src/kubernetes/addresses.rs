@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use fairway_core::Protocol;
 
-use super::cluster::protocol;
 use super::objects::{Labels, Meta, Service};
+use super::reduced::protocol;
 use super::settings::PREFIX;
 use super::translate::Finding;
 

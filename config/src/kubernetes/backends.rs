@@ -6,8 +6,9 @@ use std::num::NonZeroU16;
 
 use fairway_core::{BackendAddr, Weight};
 
-use super::cluster::{Cluster, Endpoint, EndpointHost, EndpointState, Slice, SlicePort, protocol};
+use super::cluster::Cluster;
 use super::objects::{Service, ServicePort};
+use super::reduced::{Endpoint, EndpointHost, EndpointState, Slice, SlicePort, protocol};
 use super::translate::Rules;
 use crate::document::NodeAddressDoc;
 use crate::spec::{BackendSpec, NamedBackends, Priority, Query, Serving};

@@ -18,6 +18,9 @@ mod gateway;
 mod manifests;
 mod objects;
 mod pools;
+mod ranges;
+mod reduced;
+mod selectors;
 mod settings;
 mod translate;
 
@@ -35,9 +38,8 @@ pub use self::objects::{
     EndpointSlice, Endpoints, Ingress, IngressPort, Labels, LoadBalancerStatus, Meta, Name,
     Namespace, Node, Object, Service, ServiceFields, ServicePort, ServiceStatus,
 };
-pub use self::pools::{
-    AddressPool, AddressPoolStatus, AddressRange, LabelSelector, MetallbPool, Pool, Selection,
-    overlaps,
-};
+pub use self::pools::{AddressPool, AddressPoolStatus, MetallbPool, Pool, Selection, overlaps};
+pub use self::ranges::AddressRange;
+pub use self::selectors::LabelSelector;
 pub use self::settings::{PREFIX, SERVED_BY};
 pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation, translate};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use fairway_core::{AddrSet, Frontend, IpPrefix, Mode, Policy, PortRange, Protocol};
 
 use super::backends::{self, Found};
-use super::cluster::{Cluster, protocol};
+use super::cluster::Cluster;
 use super::objects::{Meta, Name, Service, ServicePort};
+use super::reduced::protocol;
 use super::settings::{self, OF_SERVICE, PREFIX, Setting, Sketch};
 use crate::check::Means;
 use crate::document::NodeAddressDoc;

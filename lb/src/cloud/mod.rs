@@ -24,6 +24,8 @@ mod state;
 mod status;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod told_tests;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::kubernetes::objects::{Meta, or_default};
-use crate::kubernetes::pools::SelectorFields;
+use crate::kubernetes::selectors::SelectorFields;
 
 /// The group of all of them.
 pub(crate) const GROUP: &str = "gateway.networking.k8s.io";

@@ -9,8 +9,9 @@ use super::attach::{GatewayState, ListenerState, backend_refs, resolve, service_
 use super::objects::{Gateway, RouteKind};
 use crate::kubernetes::addresses::{Wish, addresses_of, asked_by, refuse, sharing_of};
 use crate::kubernetes::backends::{self, Found};
-use crate::kubernetes::cluster::{Cluster, Slice, protocol};
+use crate::kubernetes::cluster::Cluster;
 use crate::kubernetes::objects::{Name, Service, ServicePort};
+use crate::kubernetes::reduced::{Slice, protocol};
 use crate::kubernetes::settings::{self, IP_FAMILIES, OF_GATEWAY, PREFIX, Sketch};
 use crate::kubernetes::translate::{
     Finding, Rules, Target, Translation, annotation, at_port, check_of, keeps_address,
