@@ -4,7 +4,7 @@
 use axum::http::Method;
 use fairway_tests::api_server::{ApiServer, path};
 use fairway_tests::cluster::{
-    Cluster, FIRST, LEASE, Stands, pod, shop, slice, watching, watching_too,
+    Cluster, FIRST, LEASE, Stands, other, pod, shop, slice, watching, watching_too,
 };
 use fairway_tests::http::get;
 use fairway_tests::{Host, Net, Nginx, SECOND, wait_at_most, wait_for};
@@ -106,9 +106,7 @@ fn an_api_server_may_be_away() {
     // It comes back with another memory, where it can lose it: what vanished meanwhile is gone, without a
     // word of it.
     api.go_away();
-    api.apply(
-        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
-    );
+    api.apply(&other());
     api.delete("endpointslices", "default", "shop-1");
     api.apply(&slices(3).replace("name: shop-1", "name: shop-2"));
     api.forget();
@@ -160,14 +158,14 @@ fn another_box_leads_when_one_dies() {
     let lease = api.get("leases", "kube-system", LEASE).unwrap();
     assert_eq!(lease["spec"]["leaseTransitions"], 1, "{lease}");
     // Another one takes it over: what is served is served on, and no longer written.
-    let mut stolen = serde_json::to_string(&lease).unwrap();
-    stolen = stolen.replace(lease["spec"]["holderIdentity"].as_str().unwrap(), "other");
-    api.apply(&stolen);
+    let mut stolen = lease;
+    let meta = stolen["metadata"].as_object_mut().unwrap();
+    meta.retain(|field, _| field == "name" || field == "namespace");
+    stolen["spec"]["holderIdentity"] = json!("other");
+    api.apply(&stolen.to_string());
     wait_for("it leads no longer", || cluster.fairway.log().contains("this box leads no longer"));
     assert_eq!(cluster.shares(FIRST, 10), [("p1".into(), 10)].into());
-    api.apply(
-        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
-    );
+    api.apply(&other());
     let version = api.version("other");
     api.apply(&slice("shop", &[(pods[1].ip(), "a", Stands::Ready)]));
     wait_for("endpoints change all the same", || cluster.shares(FIRST, 10).contains_key("p2"));
@@ -203,9 +201,7 @@ fn the_box_that_leads_is_killed() {
     assert_eq!(second.shares(FIRST, 20).len(), 1);
     api.apply(&slices(2));
     wait_for("endpoints change all the same", || second.shares(FIRST, 20).len() == 2);
-    api.apply(
-        &shop("", "allocateLoadBalancerNodePorts: false").replace("name: shop", "name: other"),
-    );
+    api.apply(&other());
     wait_at_most(25 * SECOND, "the other leads", || api.addresses("other") == ["10.77.0.121"]);
     assert!(leads(&second));
     assert_eq!(api.addresses("shop"), ["10.77.0.120"]);
@@ -311,18 +307,42 @@ fn pools_are_objects_that_say_what_is_free() {
         format!("{} {}", pool["status"]["assignedIPv4"], pool["status"]["availableIPv4"])
     };
     wait_for("the pool says so", || counts() == "1 3");
-    // One that makes no sense is told of, and keeps nobody else from its address.
+    // Another that has its addresses, and comes first by its name, is told of and not used.
     api.apply(
-        "apiVersion: fairway.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: odd}\n\
-         spec: {addresses: [10.77.0.150], priority: 0}\n",
+        "apiVersion: fairway.dev/v1alpha1\nkind: AddressPool\nmetadata: {name: another}\n\
+         spec: {addresses: [10.77.0.140/30], priority: 0}\n",
     );
-    wait_for("it is known", || {
-        String::from_utf8(cluster.fairway.cli(&["cluster"]).stdout).unwrap().contains("odd")
+    wait_for("it is told of", || {
+        let table = String::from_utf8(cluster.fairway.cli(&["cluster"]).stdout).unwrap();
+        table.contains("pool `another` is not used: 10.77.0.140-10.77.0.143 is in pool `small`")
     });
     assert_eq!(api.addresses("shop"), ["10.77.0.140"], "nobody is drawn away");
-    // What nobody asked for is free again when its Service goes.
+    api.delete("addresspools", "", "another");
+    // What nobody asks for any more is free again.
     api.delete("services", "default", "shop");
     wait_for("it is free", || counts() == "0 4");
+}
+
+/// What cannot be written is tried again, and its owner is told.
+#[test]
+fn a_status_that_was_not_written_is_tried_again() {
+    let Some(net) = Net::new() else { return };
+    let pods = [pod(&net, "p1", 1)];
+    let api = ApiServer::start(&net);
+    let cluster = watching(&net, &api, ", target: pod");
+    if !api.fail(1) {
+        println!("SKIPPED: this API server cannot be made to fail");
+        return;
+    }
+    api.apply(&slice("shop", &[(pods[0].ip(), "a", Stands::Ready)]));
+    api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
+    wait_for("its owner is told", || {
+        api.all("events").iter().any(|event| event["reason"] == "SyncLoadBalancerFailed")
+    });
+    assert!(api.addresses("shop").is_empty());
+    // Five seconds later, as the upstream controller has it.
+    wait_at_most(15 * SECOND, "it is tried again", || api.addresses("shop") == ["10.77.0.120"]);
+    assert_eq!(cluster.shares(FIRST, 5), [("p1".into(), 5)].into());
 }
 
 /// A token is read again from its file within a minute.

@@ -90,7 +90,7 @@ const FOREIGN: [(&str, &str); 12] = [
 ];
 
 /// The expected word that is one slip of the keyboard away, or differs only in case.
-fn nearest<'a>(word: &str, expected: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, expected: &[&'a str]) -> Option<&'a str> {
     let distance = |a: &str, b: &str| {
         let b: Vec<char> = b.to_lowercase().chars().filter(|c| !"-_".contains(*c)).collect();
         let mut row: Vec<usize> = (0..=b.len()).collect();

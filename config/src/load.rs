@@ -130,6 +130,9 @@ impl Loader {
             }
         }
         manifests.check(&mut self.problems);
+        let named = kubernetes.map_or(&[][..], |doc| &doc.namespaces);
+        let metallb = kubernetes.and_then(|doc| doc.read_metallb_pools).unwrap_or(true);
+        manifests.keep(named, metallb);
         self.across(file, &process);
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use fairway_config::kubernetes::{Cluster, Manifests, Role, Rules, translate, wish};
+use fairway_config::kubernetes::{
+    Attachments, Cluster, Manifests, Role, Rules, gateway_wish, translate, translate_gateway, wish,
+};
 use fairway_config::{Origin, Place, load_text};
 use libfuzzer_sys::fuzz_target;
 
@@ -45,6 +47,14 @@ fuzz_target!(|text: &str| {
             continue;
         }
         let done = translate(&cluster, service, rules(), &addresses, &origin);
+        for spec in &done.specs {
+            assert!(spec.backends.is_sorted_by_key(|backend| backend.addr), "{}", spec.key);
+        }
+    }
+    for (name, state) in &Attachments::of(&cluster, rules()).gateways {
+        let Some(gateway) = cluster.gateway(name) else { continue };
+        let _ = gateway_wish(gateway);
+        let done = translate_gateway(&cluster, gateway, state, rules(), &addresses, &origin);
         for spec in &done.specs {
             assert!(spec.backends.is_sorted_by_key(|backend| backend.addr), "{}", spec.key);
         }

@@ -59,6 +59,7 @@ fn snapshot() -> Snapshot {
                     id: ServiceId(id),
                     name: "fuzz/1".into(),
                     protocol,
+                    app_protocol: None,
                     policy: Arc::new(policy(mode)),
                     groups: [Group::new(Arc::new(pool), |_| Standing::GOOD)].into(),
                     previous: None,

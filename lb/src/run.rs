@@ -334,7 +334,11 @@ fn init_log(process: &Process) {
         LevelDoc::Info => "info",
         LevelDoc::Debug => "debug",
     };
-    let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::try_from_env("FAIRWAY_LOG").unwrap_or_else(|_| {
+        // What fails there is said here, with what it was for.
+        let quiet = if level == "debug" { "" } else { ",kube_client=off,kube_runtime=off" };
+        EnvFilter::new(format!("{level}{quiet}"))
+    });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -217,6 +217,13 @@ impl<'n> Cluster<'n> {
     }
 }
 
+/// The Service `other`, as `shop` is without nodes' ports.
+pub fn other() -> String {
+    shop("", "allocateLoadBalancerNodePorts: false")
+        .replace("name: shop", "name: other")
+        .replace("nodePort: 30080", "nodePort: 30081")
+}
+
 /// The Service `shop`, with further fields.
 pub fn shop(annotations: &str, fields: &str) -> String {
     format!(

@@ -68,7 +68,18 @@ pub(super) fn api(
             context: doc.context.as_ref().map(|at| at.value.clone()),
         },
         (None, Some(_)) => Access::InCluster,
-        (None, None) => return None,
+        (None, None) => {
+            if sources.manifests.is_empty() {
+                let place =
+                    sources.kubernetes.as_ref().map_or_else(Default::default, |at| at.place);
+                findings.add(
+                    place,
+                    "`kubernetes` has no source: name a `kubeconfig`, or `inCluster: true`, or \
+                     `manifests` beside it",
+                );
+            }
+            return None;
+        }
     };
     if let Some(at) = sources.manifests.first() {
         findings.add(

@@ -33,7 +33,8 @@ pub struct KubernetesDoc {
     pub in_cluster: Option<At<bool>>,
     /// Namespaces whose Services are served. Default: all.
     pub namespaces: Vec<String>,
-    /// Whether MetalLB's IPAddressPool objects are pools here, too. Default: false.
+    /// Whether MetalLB's IPAddressPool objects are pools here, too. Default: true with `manifests`, false
+    /// with an API server.
     pub read_metallb_pools: Option<bool>,
     /// The `loadBalancerClass` of Services that are ours. Default: `fairway.dev/fairway`.
     pub class: Option<At<String>>,

@@ -119,6 +119,7 @@ pub(super) fn nodes(
         "Local" if !slices.is_empty() => Some(local(slices, service, port, is_ipv4)),
         _ => None,
     };
+    let any_ready = counts.iter().flatten().any(|(_, count)| count.ready > 0);
     let mut backends = BTreeMap::new();
     for (name, node) in cluster.nodes() {
         let of_family = |ips: &[IpAddr]| ips.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4);
@@ -133,10 +134,12 @@ pub(super) fn nodes(
         let Some(ip) = ip else { continue };
         let (count, serves) = match &counts {
             None => (1, true),
-            Some(counts) => match counts.get(name) {
-                Some(Local { ready: 0, leaving }) if *leaving > 0 => (*leaving, false),
-                Some(Local { ready, .. }) if *ready > 0 => (*ready, true),
-                _ => continue,
+            Some(counts) => match counts.get(name).copied().unwrap_or_default() {
+                Local { ready, .. } if ready > 0 => (ready, true),
+                // When none is ready anywhere, those that go and still answer serve on (KEP-1669).
+                Local { leaving, .. } if leaving > 0 => (leaving, !any_ready),
+                Local { gone, .. } if gone > 0 => (gone, false),
+                Local { .. } => continue,
             },
         };
         let weight = Weight::new(count.clamp(1, u32::from(Weight::MAX))).unwrap_or(Weight::ONE);
@@ -156,8 +159,10 @@ pub(super) fn nodes(
 #[derive(Debug, Default, Clone, Copy)]
 struct Local {
     ready: u32,
-    /// Those that go.
+    /// Those that go and still answer.
     leaving: u32,
+    /// Those that go, and answer no more.
+    gone: u32,
 }
 
 fn local<'s>(
@@ -185,11 +190,50 @@ fn local<'s>(
         match state {
             EndpointState::Ready => count.ready += 1,
             EndpointState::NotReady if service.spec.publish_not_ready_addresses => count.ready += 1,
-            EndpointState::Leaving | EndpointState::Gone => count.leaving += 1,
+            EndpointState::Leaving => count.leaving += 1,
+            EndpointState::Gone => count.gone += 1,
             EndpointState::NotReady => {}
         }
     }
     counts
+}
+
+/// Why nobody serves a port, for its owner.
+pub(super) fn why_nobody(
+    cluster: &Cluster,
+    slices: &[&Slice],
+    service: &Service,
+    port: &ServicePort,
+    (to_pods, is_ipv4): (bool, bool),
+) -> String {
+    let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+    let named =
+        |name: &str| if name.is_empty() { "without a name".into() } else { format!("`{name}`") };
+    let number = port.port;
+    let why = match to_pods {
+        true if slices.is_empty() && port.node_port == 0 => {
+            "it has no `nodePort`, by which nodes would serve it, and the Service no EndpointSlice by \
+             which its Pods would"
+                .into()
+        }
+        true if slices.is_empty() => "the Service has no EndpointSlice".into(),
+        true if with_port(slices, port).next().is_none() => {
+            let there = slices.iter().flat_map(|slice| &slice.ports);
+            let there: Vec<String> = there.map(|port| named(&port.name)).collect();
+            format!(
+                "its EndpointSlices have no port {} of its protocol; they have {}",
+                named(&port.name),
+                there.join(", ")
+            )
+        }
+        true => format!("no endpoint has an address of {family}"),
+        false if cluster.nodes().next().is_none() => "there are no Nodes".into(),
+        false if service.spec.external_traffic_policy == "Local" => {
+            format!("no node with an address of {family} has an endpoint of it")
+        }
+        false => format!("no node has an address of {family}"),
+    };
+    format!("nobody serves port {number}: {why}")
 }
 
 /// What a name stands for.

@@ -12,13 +12,14 @@ use futures_util::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::config::KubeConfigOptions;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::utils::Backoff;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use super::cluster::Kind;
 use super::gateway::{GROUP as GATEWAYS, Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
@@ -31,6 +32,11 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Seconds after which a watch is asked for anew: a connection that died without a word is noticed
 /// five seconds later.
 const WATCH: u32 = 30;
+/// How long an answer may take: longer than a watch lasts that has nothing to say.
+const SILENCE: Duration = Duration::from_secs(40);
+/// After so long without an error a watch is well, though nothing was seen: a watch that goes on where it
+/// ended says nothing until something happens.
+const QUIET: Duration = Duration::from_secs(10);
 /// Shortest and longest time until the next try.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(2500));
 /// Time until the next look for a kind that the cluster does not have.
@@ -47,6 +53,8 @@ pub enum ClusterEvent {
     All(Kind, Option<String>, Vec<Object>),
     /// Why a kind cannot be watched now; none when it can again.
     Trouble(Kind, Option<String>),
+    /// We may not see a kind, in one namespace or in all.
+    Denied(Kind, Option<String>),
 }
 
 /// A client of the API server, and its address. Fails when the kubeconfig cannot be read, or there is
@@ -60,14 +68,33 @@ pub async fn connect(api: &ApiServer) -> Result<(Client, String), String> {
                 format!("kubeconfig {}: {}", path.display(), chain(&error))
             };
             let file = kube::config::Kubeconfig::read_from(path).map_err(unreadable)?;
+            let users = file.auth_infos.iter().filter_map(|user| user.auth_info.as_ref());
+            if let Some(why) = users.filter_map(|user| user.token_file.as_ref()).find_map(odd_token)
+            {
+                return Err(why);
+            }
             let options = KubeConfigOptions { context: context.clone(), ..Default::default() };
             Config::from_custom_kubeconfig(file, &options).await.map_err(unreadable)?
         }
     };
     config.connect_timeout = Some(CONNECT);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    // Tries are ours to time, and to tell of.
+    config.default_retry = false;
     let url = config.cluster_url.to_string();
     let client = Client::try_from(config).map_err(|error| chain(&error))?;
     Ok((client, url))
+}
+
+/// Why a token cannot be sent as its file has it: it goes into a header as a whole.
+fn odd_token(path: &String) -> Option<String> {
+    let token = std::fs::read_to_string(path).ok()?;
+    token.ends_with(char::is_whitespace).then(|| {
+        format!(
+            "token file {path}: it ends with a line break or a space; write it as `printf %s` does"
+        )
+    })
 }
 
 /// An error with all its causes.
@@ -262,15 +289,25 @@ async fn follow<K: Watched>(
     sender: UnboundedSender<ClusterEvent>,
 ) {
     loop {
+        let mut listed = false;
         for version in K::VERSIONS {
             let version = Version(version);
             let api: Api<Seen<K>> = match &namespace {
                 Some(namespace) => Api::namespaced_with(client.clone(), namespace, &version),
                 None => Api::all_with(client.clone(), &version),
             };
-            if !follow_version(api, &namespace, &sender).await {
-                return;
+            match follow_version(api, &namespace, &sender).await {
+                End::Deaf => return,
+                // It may have gone for a better one.
+                End::Missing { listed: true } => {
+                    listed = true;
+                    break;
+                }
+                End::Missing { listed: false } => {}
             }
+        }
+        if listed {
+            continue;
         }
         // A kind that is not there in any version has no objects.
         if sender.send(ClusterEvent::All(K::KIND, namespace.clone(), Vec::new())).is_err() {
@@ -280,57 +317,92 @@ async fn follow<K: Watched>(
     }
 }
 
-/// The same in one version, until the cluster has it no more; false when nobody listens.
+/// How a watch ended.
+enum End {
+    /// Nobody listens any more.
+    Deaf,
+    /// The cluster has no such version, or no longer.
+    Missing { listed: bool },
+}
+
+/// The same in one version, until the cluster has it no more.
 async fn follow_version<K: Watched>(
     api: Api<Seen<K>>,
     namespace: &Option<String>,
     sender: &UnboundedSender<ClusterEvent>,
-) -> bool {
+) -> End {
     let stream = watcher(api, watcher::Config::default().timeout(WATCH));
-    let mut stream = std::pin::pin!(stream.backoff(Doubling { next: BACKOFF.0 }));
-    let (mut listed, mut troubled) = (Vec::new(), false);
-    while let Some(event) = stream.next().await {
+    let backoff = ResetTimerBackoff::new(Doubling { next: BACKOFF.0 }, QUIET);
+    let mut stream = std::pin::pin!(stream.backoff(backoff));
+    let (mut list, mut listed) = (Vec::new(), false);
+    // Since when there has been no error, after one.
+    let mut troubled: Option<Instant> = None;
+    loop {
+        let quiet = troubled.map_or_else(Instant::now, |since| since + QUIET);
+        let event = tokio::select! {
+            event = stream.next() => match event {
+                Some(event) => event,
+                None => return End::Missing { listed },
+            },
+            () = sleep_until(quiet), if troubled.is_some() => {
+                troubled = None;
+                if sender.send(ClusterEvent::Trouble(K::KIND, None)).is_err() {
+                    return End::Deaf;
+                }
+                continue;
+            }
+        };
         let said = match event {
             Ok(Event::Init) => {
-                listed.clear();
+                list.clear();
                 continue;
             }
             Ok(Event::InitApply(seen)) => {
-                listed.push(seen.object.object());
+                list.push(seen.object.object());
                 continue;
             }
             Ok(Event::InitDone) => {
-                ClusterEvent::All(K::KIND, namespace.clone(), std::mem::take(&mut listed))
+                listed = true;
+                ClusterEvent::All(K::KIND, namespace.clone(), std::mem::take(&mut list))
             }
             Ok(Event::Apply(seen)) => ClusterEvent::Apply(seen.object.object()),
             Ok(Event::Delete(seen)) => ClusterEvent::Delete(K::KIND, seen.object.object().name()),
-            Err(error) if is_optional(K::KIND) && is_missing(&error) => {
-                return !troubled || sender.send(ClusterEvent::Trouble(K::KIND, None)).is_ok();
+            Err(error) if is_optional(K::KIND) && code(&error) == Some(404) => {
+                let well = ClusterEvent::Trouble(K::KIND, None);
+                return match troubled.is_some() && sender.send(well).is_err() {
+                    true => End::Deaf,
+                    false => End::Missing { listed },
+                };
             }
             Err(error) => {
-                troubled = true;
+                troubled = Some(Instant::now());
+                let denied = ClusterEvent::Denied(K::KIND, namespace.clone());
+                if code(&error) == Some(403) && sender.send(denied).is_err() {
+                    return End::Deaf;
+                }
                 ClusterEvent::Trouble(K::KIND, Some(chain(&error)))
             }
         };
         let well = !matches!(said, ClusterEvent::Trouble(..));
         if sender.send(said).is_err() {
-            return false;
+            return End::Deaf;
         }
-        if well && std::mem::take(&mut troubled) {
+        if well && troubled.take().is_some() {
             // As above.
             let _ = sender.send(ClusterEvent::Trouble(K::KIND, None));
         }
     }
-    true
 }
 
-/// Whether the API server has no such kind.
-fn is_missing(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, WatchStartFailed};
+/// With which code the API server has refused.
+fn code(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status)) => status.code == 404,
-        _ => false,
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        WatchError(status) => Some(status.code),
+        _ => None,
     }
 }
 

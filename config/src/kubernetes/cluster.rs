@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::gateway::{Gateway, GatewayClass, Gateways, Route, RouteKind};
+use super::gateway::{Gateway, GatewayClass, Gateways, News, Route, RouteKind};
 use super::objects::{EndpointSlice, Endpoints, Labels, Name, Object, Service};
 use super::pools::{AddressPool, Pool};
 use super::reduced::{ClusterNode, Slice};
@@ -97,8 +97,10 @@ pub struct Touched {
     pub nodes: bool,
     /// The pools, or who may have addresses of them.
     pub pools: bool,
-    /// Gateways, routes, or what they depend on.
-    pub gateways: bool,
+    /// These of the Gateway API, or what all of them depend on: namespaces.
+    pub gateways: BTreeSet<(Kind, Name)>,
+    /// Of these the status alone, or the version.
+    pub echoes: BTreeSet<(Kind, Name)>,
 }
 
 impl Touched {
@@ -116,13 +118,19 @@ impl Touched {
         Self { endpoints: [name.clone()].into(), ..Self::default() }
     }
 
+    fn namespace(changed: bool, name: Name) -> Self {
+        let gateways = changed.then_some((Kind::Namespace, name)).into_iter().collect();
+        Self { pools: changed, gateways, ..Self::default() }
+    }
+
     /// Adds what another change touches.
     pub fn add(&mut self, other: Self) {
         self.services.extend(other.services);
         self.endpoints.extend(other.endpoints);
         self.nodes |= other.nodes;
         self.pools |= other.pools;
-        self.gateways |= other.gateways;
+        self.gateways.extend(other.gateways);
+        self.echoes.extend(other.echoes);
     }
 }
 
@@ -132,7 +140,7 @@ impl Touched {
 pub struct Cluster {
     services: BTreeMap<Name, Arc<Service>>,
     /// Slices of each Service, by their own names.
-    slices: HashMap<Name, BTreeMap<Box<str>, Slice>>,
+    slices: HashMap<Name, BTreeMap<Box<str>, Arc<Slice>>>,
     /// Whose each slice is.
     owners: HashMap<Name, Name>,
     endpoints: HashMap<Name, Vec<Slice>>,
@@ -157,19 +165,31 @@ impl Cluster {
             }
             Object::Namespace(namespace) => {
                 let meta = namespace.metadata;
+                let name = Name::new("", &meta.name);
                 let changed = replaced(&mut self.namespaces, meta.name.into(), meta.labels);
-                Touched { pools: changed, gateways: changed, ..Touched::default() }
+                Touched::namespace(changed, name)
             }
             Object::AddressPool(pool) => {
                 let name = pool.metadata.name.clone();
                 let read = pool.pool();
                 self.pool_objects.insert(name.as_str().into(), *pool);
-                self.apply_pool(Kind::AddressPool, &name, read)
+                let mut touched = self.apply_pool(Kind::AddressPool, &name, read);
+                touched.echoes.insert((Kind::AddressPool, Name::new("", &name)));
+                touched
             }
             Object::MetallbPool(pool) => {
                 self.apply_pool(Kind::MetallbPool, &pool.metadata.name, pool.pool())
             }
-            object => Touched { gateways: self.gateways.apply(object), ..Touched::default() },
+            object => {
+                let key = (object.kind(), object.name());
+                let mut touched = Touched::default();
+                match self.gateways.apply(object) {
+                    News::Nothing => {}
+                    News::Status => _ = touched.echoes.insert(key),
+                    News::Object => _ = touched.gateways.insert(key),
+                }
+                touched
+            }
         }
     }
 
@@ -182,8 +202,7 @@ impl Cluster {
             Kind::Endpoints if self.endpoints.remove(name).is_some() => Touched::endpoints(name),
             Kind::Node => Touched { nodes: self.nodes.remove(own).is_some(), ..Touched::default() },
             Kind::Namespace => {
-                let known = self.namespaces.remove(own).is_some();
-                Touched { pools: known, gateways: known, ..Touched::default() }
+                Touched::namespace(self.namespaces.remove(own).is_some(), name.clone())
             }
             Kind::AddressPool | Kind::MetallbPool => {
                 if kind == Kind::AddressPool {
@@ -194,7 +213,13 @@ impl Cluster {
                 Touched { pools: known, ..Touched::default() }
             }
             Kind::Service | Kind::Endpoints => Touched::default(),
-            kind => Touched { gateways: self.gateways.delete(kind, name), ..Touched::default() },
+            kind => {
+                let mut touched = Touched::default();
+                if self.gateways.delete(kind, name) {
+                    touched.gateways.insert((kind, name.clone()));
+                }
+                touched
+            }
         }
     }
 
@@ -260,7 +285,7 @@ impl Cluster {
             touched = self.drop_slice(&name);
         }
         let of_owner = self.slices.entry(owner.clone()).or_default();
-        if replaced(of_owner, name.name.clone(), Slice::of(slice)) {
+        if replaced(of_owner, name.name.clone(), Arc::new(Slice::of(slice))) {
             touched.add(Touched::endpoints(&owner));
         }
         self.owners.insert(name, owner);
@@ -364,7 +389,7 @@ impl Cluster {
     /// The endpoints of a Service. Slices come first: whoever has some has all that Endpoints say.
     pub(super) fn endpoints(&self, service: &Name) -> Vec<&Slice> {
         match self.slices.get(service) {
-            Some(slices) => slices.values().collect(),
+            Some(slices) => slices.values().map(|slice| &**slice).collect(),
             None => self.endpoints.get(service).into_iter().flatten().collect(),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 
 use super::cluster::Kind;
+use super::fields;
 use super::gateway::RouteKind;
 use super::objects::{Name, Object};
 use crate::spec::Origin;
@@ -105,6 +106,10 @@ impl Manifests {
             }
         };
         let Some(mut object) = object else { return };
+        let named =
+            |odd: &Node, what: String| format!("{}:{}: {what}", file.display(), odd.place.line);
+        let odd = fields::unknown(kind, node).into_iter();
+        self.notes.extend(odd.map(|(odd, what)| named(odd, what)));
         if object.name().name.is_empty() {
             let place = node.get("metadata").unwrap_or(node).place;
             return problems.push(file, place, format!("{kind} has no `metadata.name`; add it"));
@@ -113,6 +118,15 @@ impl Manifests {
             object.meta_mut().namespace = "default".into();
         }
         self.objects.push((object, Origin { file: file.clone(), place: node.place }));
+    }
+
+    /// Forgets objects of other namespaces, if some are named, and MetalLB's pools, if they are not wanted.
+    pub(crate) fn keep(&mut self, namespaces: &[String], metallb_pools: bool) {
+        self.objects.retain(|(object, _)| {
+            let (kind, name) = (object.kind(), object.name());
+            let here = namespaces.is_empty() || namespaces.iter().any(|of| **of == *name.namespace);
+            (!kind.is_namespaced() || here) && (kind != Kind::MetallbPool || metallb_pools)
+        });
     }
 
     /// Adds a problem for each object that is there twice.

@@ -14,6 +14,7 @@ mod backends;
 #[cfg(feature = "kubernetes")]
 pub mod client;
 mod cluster;
+mod fields;
 mod gateway;
 mod manifests;
 mod objects;

@@ -109,12 +109,25 @@ pub struct Meta {
 }
 
 impl Meta {
+    /// Whether another version of it means the same to us.
+    pub(super) fn means(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && self.labels == other.labels
+            && self.annotations == other.annotations
+            && self.deletion_timestamp == other.deletion_timestamp
+            && self.creation_timestamp == other.creation_timestamp
+    }
+
     /// What it is called.
     #[must_use]
     pub fn name(&self) -> Name {
         Name::new(&self.namespace, &self.name)
     }
 }
+
+/// Types of Services.
+pub(super) const SERVICE_TYPES: [&str; 4] =
+    ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"];
 
 /// A Service of API group "" and version v1.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -53,11 +53,40 @@ impl AddressRange {
         (number(self.last) - number(self.first)).saturating_add(1)
     }
 
-    /// Its addresses, lowest first, without so many of the lowest.
-    pub fn from(&self, behind: u128) -> impl Iterator<Item = IpAddr> + use<> {
-        let is_ipv4 = self.is_ipv4();
-        let first = number(self.first).saturating_add(behind);
-        (first..=number(self.last)).map(move |number| address(number, is_ipv4))
+    /// The address so many behind the first, if it is one of them.
+    #[must_use]
+    pub fn at(&self, behind: u128) -> Option<IpAddr> {
+        let number = number(self.first).checked_add(behind)?;
+        (number <= self::number(self.last)).then(|| address(number, self.is_ipv4()))
+    }
+
+    /// How far behind the first the next address is that is not in `other`; none when there is none.
+    #[must_use]
+    pub fn behind(&self, other: &Self) -> Option<u128> {
+        (other.last < self.last).then(|| number(other.last) + 1 - number(self.first))
+    }
+
+    /// Number of addresses that are in both.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> u128 {
+        match self.overlaps(other) {
+            true => {
+                Self { first: self.first.max(other.first), last: self.last.min(other.last) }.count()
+            }
+            false => 0,
+        }
+    }
+
+    /// Number of its addresses of IPv4 that end in .0 and .255.
+    #[must_use]
+    pub fn buggy(&self) -> u128 {
+        // How many there are up to a number, itself included.
+        let up_to = |number: u128| number / 256 + 1 + (number + 1) / 256;
+        match (self.is_ipv4(), number(self.first)) {
+            (false, _) => 0,
+            (true, 0) => up_to(number(self.last)),
+            (true, first) => up_to(number(self.last)) - up_to(first - 1),
+        }
     }
 }
 
@@ -75,6 +104,15 @@ fn address(number: u128, is_ipv4: bool) -> IpAddr {
     }
 }
 
+impl From<IpPrefix> for AddressRange {
+    fn from(prefix: IpPrefix) -> Self {
+        let first = prefix.address();
+        let free = if prefix.is_ipv4() { 32 } else { 128 } - u32::from(prefix.length());
+        let behind = u128::MAX.checked_shr(128 - free).unwrap_or(0);
+        Self { first, last: address(number(first) | behind, prefix.is_ipv4()) }
+    }
+}
+
 /// A prefix, one address, or two with `-` between them.
 impl FromStr for AddressRange {
     type Err = String;
@@ -82,10 +120,7 @@ impl FromStr for AddressRange {
     fn from_str(text: &str) -> Result<Self, String> {
         let Some((first, last)) = text.split_once('-') else {
             let prefix: IpPrefix = text.parse().map_err(|error| format!("{error}"))?;
-            let first = prefix.address();
-            let free = if prefix.is_ipv4() { 32 } else { 128 } - u32::from(prefix.length());
-            let behind = u128::MAX.checked_shr(128 - free).unwrap_or(0);
-            return Ok(Self { first, last: address(number(first) | behind, prefix.is_ipv4()) });
+            return Ok(prefix.into());
         };
         let end = |text: &str| {
             let text = text.trim();
@@ -138,8 +173,9 @@ mod tests {
                 (first, count),
                 "{text}"
             );
-            assert_eq!(range.from(0).next(), Some(range.first()));
-            assert_eq!(range.from(0).take(100).count() as u128, count.min(100), "{text}");
+            assert_eq!(range.at(0), Some(range.first()));
+            assert!(range.at(count - 1).is_some(), "{text}");
+            assert!(range.at(count).is_none() || count == u128::MAX, "{text}");
         }
         for (text, why) in [
             ("192.0.2.20-192.0.2.10", "did you mean 192.0.2.10-192.0.2.20?"),
@@ -150,6 +186,31 @@ mod tests {
         ] {
             let error = text.parse::<AddressRange>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn parts_are_counted() {
+        let range = |text: &str| text.parse::<AddressRange>().unwrap();
+        for (text, buggy) in [
+            ("192.0.2.0/24", 2),
+            ("192.0.2.1-192.0.2.254", 0),
+            ("192.0.2.255", 1),
+            ("192.0.2.255-192.0.3.0", 2),
+            ("0.0.0.0/0", 1 << 25),
+            ("2001:db8::/64", 0),
+        ] {
+            assert_eq!(range(text).buggy(), buggy, "{text}");
+        }
+        let pool = range("192.0.2.10-192.0.2.19");
+        for (other, common, behind) in [
+            ("192.0.2.0/28", 6, Some(6)),
+            ("192.0.2.12", 1, Some(3)),
+            ("192.0.2.16/28", 4, None),
+            ("192.0.2.32/28", 0, None),
+        ] {
+            let other = range(other);
+            assert_eq!((pool.common(&other), pool.behind(&other)), (common, behind), "{other}");
         }
     }
 }

@@ -64,6 +64,12 @@ impl Setting {
         Self { origin, field: field.into(), value, usual: false }
     }
 
+    /// As another object has it, which is said before its origin.
+    pub(crate) fn of(mut self, whose: &str) -> Self {
+        self.origin = format!("{whose}{}", self.origin).into();
+        self
+    }
+
     /// Our own choice where nobody says otherwise.
     pub(crate) fn usual(field: &str, yaml: &str) -> Option<Self> {
         let value = tree::parse(yaml).ok()?;

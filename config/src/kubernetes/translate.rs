@@ -117,6 +117,8 @@ pub struct Translation {
     pub keeps_address: bool,
     /// One of the Pods that serve, if Pods do.
     pub pod: Option<IpAddr>,
+    /// Ports that nobody serves, and why: of a new Service that is no news.
+    pub idle: Vec<Finding>,
 }
 
 impl Translation {
@@ -195,6 +197,7 @@ pub fn translate(
             continue;
         }
         let at = (port.port, &*addresses);
+        let before = out.specs.len();
         at_port(&mut out, &spec, at, to_pods, |is_ipv4| match to_pods {
             true if service.spec.kind == "ExternalName" => {
                 backends::of_name(&service.spec.external_name, port.port)
@@ -202,6 +205,14 @@ pub fn translate(
             true => backends::pods(&slices, service, port, is_ipv4, rules),
             false => backends::nodes(cluster, &slices, service, port, is_ipv4, rules),
         });
+        let idle = |spec: &&Arc<ServiceSpec>| spec.backends.is_empty() && spec.named.is_empty();
+        let idle = out.specs[before..].iter().filter(idle).map(|spec| {
+            let is_ipv4 = spec.frontends.first().is_some_and(|at| at.ip().is_ipv4());
+            let who = (to_pods, is_ipv4);
+            let message = backends::why_nobody(cluster, &slices, service, port, who);
+            Finding { reason: "NoBackends", message }
+        });
+        out.idle.extend(idle.collect::<Vec<_>>());
     }
     lacks_source(&mut out);
     out
@@ -276,12 +287,12 @@ fn families(addresses: &[IpAddr]) -> Vec<bool> {
     families
 }
 
-/// Of two families the second has a key of its own; no port has a dot in its name.
+/// Of two families the second has a key of its own; no port or listener has a colon in its name.
 fn key(key: &ServiceKey, family: usize, is_ipv4: bool) -> ServiceKey {
     match (family, is_ipv4) {
         (0, _) => key.clone(),
-        (_, true) => ServiceKey(format!("{key}.ipv4").into()),
-        (_, false) => ServiceKey(format!("{key}.ipv6").into()),
+        (_, true) => ServiceKey(format!("{key}:ipv4").into()),
+        (_, false) => ServiceKey(format!("{key}:ipv6").into()),
     }
 }
 

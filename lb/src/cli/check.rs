@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use fairway_config::{Config, load};
+use fairway_config::kubernetes::client::connect;
+use fairway_config::{Access, Config, load};
 use fairway_core::{Frontend, Mode, Protocol, Scheduler};
 use serde::Serialize;
 
@@ -22,8 +23,16 @@ pub(super) fn check(path: &Path, format: Format) -> ExitCode {
         problems: Vec<String>,
         notes: Vec<String>,
     }
-    let report = match load(path) {
-        Ok(config) => {
+    let report = match load(path).map(|config| (api_trouble(&config), config)) {
+        Ok((Some(why), _)) => Report {
+            ok: false,
+            services: 0,
+            backends: 0,
+            names: 0,
+            problems: vec![format!("{}: {why}", path.display())],
+            notes: Vec::new(),
+        },
+        Ok((None, config)) => {
             let mut notes = notes(&config);
             let mut all = config.services.clone();
             if let Some(manifests) = &config.cluster.manifests {
@@ -72,6 +81,18 @@ pub(super) fn check(path: &Path, format: Format) -> ExitCode {
         hint_at_config(path);
     }
     ExitCode::from(if report.ok { 0 } else { EXIT_CONFIG })
+}
+
+/// Why there is no way to the API server that a document names, as far as this machine knows: whether it
+/// answers is not asked.
+fn api_trouble(config: &Config) -> Option<String> {
+    let api = config.process.api.as_ref()?;
+    // What is in a Pod is known there alone.
+    if api.access == Access::InCluster {
+        return None;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    runtime.block_on(connect(api)).err()
 }
 
 /// What a configuration gives up, said before it is run.

@@ -67,8 +67,8 @@ enum Command {
         /// The document
         #[arg(long, short, default_value = DEFAULT_CONFIG, env = "FAIRWAY_CONFIG")]
         config: PathBuf,
-        /// The same, without the flag
-        #[arg(value_name = "CONFIG", conflicts_with = "config")]
+        /// The same, without the flag; it comes before the flag and FAIRWAY_CONFIG
+        #[arg(value_name = "CONFIG")]
         path: Option<PathBuf>,
         #[command(flatten)]
         output: Output,

@@ -49,7 +49,11 @@ pub(crate) fn cluster(view: &CloudView) -> String {
             view.service.clone(),
             dash(addresses.join(" ")),
             view.pool.as_deref().unwrap_or("-").into(),
-            dash(view.findings.join("; ")),
+            match view.findings.as_slice() {
+                [] => "-".into(),
+                [only] => only.clone(),
+                [first, rest @ ..] => format!("{first} (and {} more)", rest.len()),
+            },
         ]
     };
     let services: Vec<_> = view.services.iter().map(service).collect();
@@ -60,6 +64,17 @@ pub(crate) fn cluster(view: &CloudView) -> String {
     if !pools.is_empty() {
         out.push('\n');
         out += &table(&["pool", "assigned#", "addresses#"], &pools);
+    }
+    // What has no row, or not enough room there.
+    let in_a_row = |trouble: &&String| {
+        let of =
+            |view: &CloudServiceView| view.findings.first().is_some_and(|f| trouble.ends_with(f));
+        view.services.iter().any(of)
+    };
+    let others: Vec<&String> = view.troubles.iter().filter(|trouble| !in_a_row(trouble)).collect();
+    if !others.is_empty() {
+        out.push('\n');
+        others.iter().for_each(|trouble| out += &format!("{trouble}\n"));
     }
     out
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use fairway_config::kubernetes::{Finding, Labels, Meta, Name, Pool, Wish};
+use fairway_config::kubernetes::{AddressRange, Finding, Labels, Meta, Name, Pool, Wish};
 use fairway_core::IpPrefix;
 
 /// A Service that is to have addresses.
@@ -41,7 +41,7 @@ pub(crate) type Assignments = BTreeMap<Name, Result<Assigned, Finding>>;
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Reserved {
     hosts: BTreeMap<IpAddr, String>,
-    networks: Vec<(IpPrefix, String)>,
+    networks: Vec<(AddressRange, String)>,
 }
 
 impl Reserved {
@@ -49,20 +49,27 @@ impl Reserved {
         if net.is_host() {
             self.hosts.entry(net.address()).or_insert_with(|| who.into());
         } else {
-            self.networks.push((net, who.into()));
+            self.networks.push((net.into(), who.into()));
         }
     }
 
-    /// Number of single addresses of a pool among them.
-    pub(crate) fn hosts_of(&self, pool: &Pool, is_ipv4: bool) -> usize {
-        let hosts = self.hosts.keys().filter(|ip| ip.is_ipv4() == is_ipv4);
-        hosts.filter(|ip| pool.offers(**ip)).count()
+    /// Number of a pool's addresses among them.
+    pub(crate) fn count_of(&self, pool: &Pool, is_ipv4: bool) -> u128 {
+        let ranges = || pool.ranges.iter().filter(|range| range.is_ipv4() == is_ipv4);
+        let of_networks = self.networks.iter().flat_map(|(net, _)| ranges().map(|r| r.common(net)));
+        let alone = |ip: &&IpAddr| ip.is_ipv4() == is_ipv4 && self.network(**ip).is_none();
+        let hosts = self.hosts.keys().filter(alone).filter(|ip| pool.offers(**ip));
+        of_networks.fold(hosts.count() as u128, u128::saturating_add)
+    }
+
+    fn network(&self, ip: IpAddr) -> Option<&(AddressRange, String)> {
+        self.networks.iter().find(|(net, _)| net.contains(ip))
     }
 
     /// Who has an address.
     pub(crate) fn holder(&self, ip: IpAddr) -> Option<&str> {
-        let network = || self.networks.iter().find(|(net, _)| net.contains(ip));
-        self.hosts.get(&ip).or_else(|| network().map(|(_, who)| who)).map(String::as_str)
+        let network = || self.network(ip).map(|(_, who)| who);
+        self.hosts.get(&ip).or_else(network).map(String::as_str)
     }
 }
 
@@ -157,9 +164,16 @@ impl<'a> Desk<'a> {
         if !wish.families.is_empty() {
             current.retain(|ip| wish.families.contains(&ip.is_ipv4()));
         }
-        let first = *current.first()?;
-        let pool = self.pools.iter().find(|pool| pool.offers(first))?;
+        let offers = |pool: &&&Pool| current.iter().any(|ip| pool.offers(*ip));
+        let pool = self.pools.iter().find(offers)?;
         let fits = |ip: &IpAddr| pool.offers(*ip) && self.why_not(*ip, wish).is_none();
+        // Who can do with one family keeps what is left of two.
+        if wish.addresses.is_empty() && !wish.needs_all {
+            current.retain(fits);
+        }
+        if current.is_empty() {
+            return None;
+        }
         let wanted = wish.addresses.is_empty()
             || (wish.addresses.iter().all(|ip| current.contains(ip))
                 && current.len() == wish.addresses.len());
@@ -199,6 +213,10 @@ impl<'a> Desk<'a> {
         if pools.is_empty() {
             return refuse(match &wish.pool {
                 Some(name) => format!("pool `{name}` is not for this Service, by its selectors"),
+                None if self.pools.is_empty() => {
+                    "there are no address pools: `addressPools` of the document, or AddressPools"
+                        .into()
+                }
                 None => {
                     "no pool is for this Service: none that gives addresses to whoever asks for \
                          none in particular admits it by its selectors"
@@ -206,10 +224,11 @@ impl<'a> Desk<'a> {
                 }
             });
         }
+        // Who names no family has IPv4 where there is any, as clusters have it.
+        let usual = pools.iter().any(|pool| pool.ranges.iter().any(AddressRange::is_ipv4));
         for pool in &pools {
             let addresses: Vec<IpAddr> = if wish.families.is_empty() {
-                let any = [true, false].into_iter().find_map(|f| self.pick(pool, f, wish));
-                any.into_iter().collect()
+                self.pick(pool, usual, wish).into_iter().collect()
             } else {
                 let each = wish.families.iter().filter_map(|f| self.pick(pool, *f, wish));
                 each.collect()
@@ -220,13 +239,12 @@ impl<'a> Desk<'a> {
             }
         }
         let names: Vec<_> = pools.iter().map(|pool| format!("`{}`", pool.name)).collect();
-        let families: Vec<_> =
-            wish.families.iter().map(|v4| if *v4 { "IPv4" } else { "IPv6" }).collect();
-        let what =
-            if families.is_empty() { "".into() } else { format!(" {}", families.join(" and ")) };
+        let word = |is_ipv4: &bool| if *is_ipv4 { "IPv4" } else { "IPv6" };
+        let families = if wish.families.is_empty() { &[usual][..] } else { &wish.families };
+        let what = families.iter().map(word).collect::<Vec<_>>().join(" and ");
         Err(Finding {
             reason: "PoolExhausted",
-            message: format!("no free{what} address in {}", names.join(", ")),
+            message: format!("no free {what} address in {}", names.join(", ")),
         })
     }
 
@@ -259,14 +277,20 @@ impl<'a> Desk<'a> {
         let cursor = self.cursors.entry((&pool.name, is_ipv4)).or_default();
         let ranges = pool.ranges.iter().enumerate().skip(cursor.0);
         for (n, range) in ranges.filter(|(_, range)| range.is_ipv4() == is_ipv4) {
-            let behind = if n == cursor.0 { cursor.1 } else { 0 };
-            for (step, ip) in (behind..).zip(range.from(behind)) {
+            let mut behind = if n == cursor.0 { cursor.1 } else { 0 };
+            while let Some(ip) = range.at(behind) {
                 // What is given away here is never given back, so nobody looks at it again.
-                *cursor = (n, step);
+                *cursor = (n, behind);
+                if let Some((net, _)) = self.reserved.network(ip) {
+                    let Some(next) = range.behind(net) else { break };
+                    behind = next;
+                    continue;
+                }
                 let free = !self.taken.contains_key(&ip) && self.reserved.holder(ip).is_none();
                 if free && !pool.avoids(ip) {
                     return Some(ip);
                 }
+                behind += 1;
             }
             *cursor = (n + 1, 0);
         }

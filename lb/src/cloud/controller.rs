@@ -2,6 +2,7 @@
 //! leads does.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use fairway_config::kubernetes::Name;
@@ -103,6 +104,7 @@ pub(crate) async fn run(
             match end {
                 End::Overtaken => {}
                 End::Done if *step == Step::Release => _ = said.remove(name),
+                End::Done if findings.is_empty() => _ = said.remove(name),
                 End::Done => {
                     let messages = findings.iter().map(|finding| finding.message.clone());
                     said.insert(name.clone(), messages.collect());
@@ -193,7 +195,8 @@ impl Controller {
             type_: kind,
             reason: reason.into(),
             note: Some(note.chars().take(1000).collect()),
-            action: "Sync".into(),
+            // Of Events that differ in their note alone, only the first would be there.
+            action: format!("Sync{:04x}", hashed(note)),
             secondary: None,
         };
         let Object { api_version, kind, name, uid, .. } = &todo.object;
@@ -214,4 +217,10 @@ impl Controller {
 /// The API server has refused something, or has not answered.
 pub(super) fn count_error(kind: &'static str) {
     metrics::counter!("fairway_cluster_api_errors_total", "kind" => kind).increment(1);
+}
+
+fn hashed(note: &str) -> u16 {
+    let mut hasher = DefaultHasher::new();
+    note.hash(&mut hasher);
+    hasher.finish() as u16
 }

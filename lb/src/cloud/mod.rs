@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
-    AddressPool, Attachments, Cluster, Finding, Kind, Name, Object, Pool, PortOutcome, Rules,
-    Service, Touched, overlaps,
+    AddressPool, Attachments, Cluster, Finding, Kind, Name, Object, Pool, PortOutcome, RouteKind,
+    Rules, Service, Touched, overlaps,
 };
 use fairway_config::{
     ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
@@ -156,7 +156,8 @@ impl Cloud {
             }
         }
         let services = cluster.services().map(|(name, _)| name.clone()).collect();
-        self.held = Touched { services, pools: true, gateways: true, ..Touched::default() };
+        let gateways = everything();
+        self.held = Touched { services, pools: true, gateways, ..Touched::default() };
         self.cluster = cluster;
         self.recalled = true;
     }
@@ -198,7 +199,8 @@ impl Cloud {
         if (&self.rules, &self.reserved, &self.names) != (rules, &reserved, &names)
             || self.pools != *pools
         {
-            (touched.pools, touched.gateways) = (true, true);
+            touched.pools = true;
+            touched.gateways.extend(everything());
             touched.services.extend(self.cluster.services().map(|(name, _)| name.clone()));
         }
         (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
@@ -239,11 +241,16 @@ impl Cloud {
                     touched
                 }
                 ClusterEvent::Trouble(kind, Some(why)) => {
-                    self.shown = None;
-                    self.unwatched.insert(kind, why);
-                    // Services do not wait for what a cluster may not let us see.
+                    if self.unwatched.get(&kind) != Some(&why) {
+                        self.shown = None;
+                        self.unwatched.insert(kind, why);
+                    }
+                    Touched::default()
+                }
+                // Services do not wait for Gateways that a cluster does not let us see.
+                ClusterEvent::Denied(kind, namespace) => {
                     if kind.is_of_gateways() {
-                        self.awaited.retain(|(awaited, _)| *awaited != kind);
+                        self.awaited.remove(&(kind, namespace));
                     }
                     Touched::default()
                 }
@@ -267,7 +274,8 @@ impl Cloud {
     pub(crate) fn lead(&mut self, leads: bool) -> Outcome {
         self.leads = leads;
         let services = self.cluster.services().map(|(name, _)| name.clone()).collect();
-        let touched = Touched { services, pools: true, gateways: true, ..Touched::default() };
+        let gateways = everything();
+        let touched = Touched { services, pools: true, gateways, ..Touched::default() };
         if !self.awaited.is_empty() {
             self.held.add(touched);
             return Outcome::default();
@@ -306,19 +314,23 @@ impl Cloud {
 
     /// What a change of objects comes to.
     fn change(&mut self, touched: Touched) -> Outcome {
-        let Touched { services, endpoints, nodes, pools, gateways } = touched;
+        let Touched { services, endpoints, nodes, pools, gateways, echoes } = touched;
         let Outcome { mut change, mut todos } = Outcome::default();
         let mut anew = endpoints;
         // Routes lead to Services: to their ports, and to whoever serves these.
-        let led_to = |name: &Name| self.attachments.led_to.contains_key(name);
-        let attaches = gateways || services.iter().any(led_to);
-        let leading = anew.iter().filter_map(|name| self.attachments.led_to.get(name)).flatten();
+        let leading = services.iter().chain(&anew);
+        let leading = leading.filter_map(|name| self.attachments.led_to.get(name)).flatten();
         let leading: Vec<Name> = leading.map(gateways::served_as).collect();
+        let led_to = |name: &Name| self.attachments.led_to.contains_key(name);
+        let attaches = !gateways.is_empty() || services.iter().any(led_to);
         anew.extend(leading);
+        let mut routes = BTreeSet::new();
         if attaches {
-            anew.extend(self.attach());
+            let attached = self.attach(&gateways);
+            anew.extend(attached.gateways);
+            routes = attached.routes;
         }
-        let settles = pools || gateways || !services.is_empty();
+        let settles = pools || !gateways.is_empty() || !services.is_empty();
         if settles {
             anew.extend(self.settle());
             self.shown = None;
@@ -345,6 +357,10 @@ impl Cloud {
             if (&before.findings, &before.assigned) != (&after.findings, &after.assigned) {
                 self.shown = None;
             }
+            // What was said of it is to be said again, when it comes up again.
+            if tells && !before.findings.is_empty() && after.findings.is_empty() {
+                todos.push(Todo::nothing_left(name.clone()));
+            }
             let moved = nodes && !before.specs.is_empty() && before.hosts() != after.hosts();
             match served {
                 Some(served) => _ = self.served.insert(name.clone(), served),
@@ -354,11 +370,23 @@ impl Cloud {
                 todos.extend(self.todo(&name, moved));
             }
         }
-        if tells && attaches {
-            todos.extend(self.route_todos());
-        }
-        if tells && settles {
-            todos.extend(self.pool_todos());
+        if tells {
+            // What we, or others, have written may have been overtaken.
+            for (kind, name) in &echoes {
+                match kind {
+                    Kind::Gateway => todos.extend(self.todo(&gateways::served_as(name), false)),
+                    Kind::TcpRoute => _ = routes.insert((RouteKind::Tcp, name.clone())),
+                    Kind::UdpRoute => _ = routes.insert((RouteKind::Udp, name.clone())),
+                    _ => {}
+                }
+            }
+            todos.extend(routes.iter().filter_map(|(kind, name)| self.route_todo(*kind, name)));
+            if attaches || echoes.iter().any(|(kind, _)| *kind == Kind::GatewayClass) {
+                todos.extend(self.class_todos());
+            }
+            if settles || echoes.iter().any(|(kind, _)| *kind == Kind::AddressPool) {
+                todos.extend(self.pool_todos());
+            }
         }
         if let Some(state) = self.state.as_mut().filter(|_| settles) {
             let addresses = |(name, served): (&Name, &Served)| {
@@ -404,7 +432,13 @@ impl Cloud {
     /// The document's pools and those among the objects, and why others are not used.
     fn all_pools(&self) -> (Vec<Pool>, Vec<String>) {
         let (mut pools, mut unused) = (self.pools.clone(), Vec::new());
-        for (name, pool) in self.cluster.pools() {
+        // Of two that overlap, the one that somebody has addresses of stays.
+        let assigned =
+            self.served.values().filter_map(|served| served.assigned.as_ref()?.as_ref().ok());
+        let used: BTreeSet<&str> = assigned.map(|assigned| &*assigned.pool).collect();
+        let mut known: Vec<_> = self.cluster.pools().collect();
+        known.sort_by_key(|(name, _)| !used.contains(name));
+        for (name, pool) in known {
             let why = match pool {
                 Err(why) => why.clone(),
                 Ok(pool) if pools.iter().any(|other| other.name == pool.name) => {
@@ -428,6 +462,11 @@ impl Cloud {
         let specs = self.served.values().flat_map(|served| &served.specs);
         specs.map(|(key, spec)| (key.clone(), Arc::clone(spec))).collect()
     }
+}
+
+/// As if all of the Gateway API's objects had changed.
+fn everything() -> BTreeSet<(Kind, Name)> {
+    [(Kind::ReferenceGrant, Name::new("", "*"))].into()
 }
 
 /// The addresses of the document's services, and for whom: what clients dial, and where packets come

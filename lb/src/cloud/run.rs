@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Desired, Query};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::routes::HOLDS;
@@ -64,6 +65,7 @@ pub(crate) async fn run(
     let Neighbours { control, asker, todos, saved } = neighbours;
     let mut next = None;
     let mut save_at: Option<Instant> = None;
+    let mut saving: Option<JoinHandle<()>> = None;
     let mut looks = interval(HOLDS);
     loop {
         let work = match next.take() {
@@ -76,8 +78,16 @@ pub(crate) async fn run(
                 _ = looks.tick() => None,
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     save_at = None;
-                    if let Some(path) = &saved {
-                        state::save(path, cloud.saved());
+                    match &saved {
+                        // A disk that is slow is not asked for two things at once.
+                        Some(_) if saving.as_ref().is_some_and(|task| !task.is_finished()) => {
+                            save_at = Some(Instant::now() + SAVE);
+                        }
+                        Some(path) => {
+                            let (path, cluster) = (path.clone(), cloud.saved().clone());
+                            saving = Some(spawn_blocking(move || state::save(&path, &cluster)));
+                        }
+                        None => {}
                     }
                     continue;
                 }

@@ -194,6 +194,8 @@ impl Cloud {
         }
         served.specs = done.specs.into_iter().map(|spec| (spec.key.clone(), spec)).collect();
         served.findings.extend(done.findings);
+        // Without an API server, whatever is to come is there.
+        served.findings.extend(done.idle.into_iter().filter(|_| self.api.is_none()));
         (served.ports, served.keeps_address) = (done.ports, done.keeps_address);
         Some(served)
     }
@@ -242,9 +244,13 @@ impl Cloud {
         };
         let (first, _) = self.served.iter().find(given)?;
         let count = self.served.iter().filter(given).count();
+        let who = match count {
+            1 => format!("{first} names no address"),
+            _ => format!("{count} Services name no address, like {first}"),
+        };
         Some(format!(
-            "{count} Services name no address, like {first}: this box chooses, and another would choose \
-             by itself; with several boxes, name addresses by the annotation `{PREFIX}addresses`"
+            "{who}: this box chooses, and another would choose by itself; with several boxes, name \
+             addresses by the annotation `{PREFIX}addresses`"
         ))
     }
 }

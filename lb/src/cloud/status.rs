@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairway_config::kubernetes::{
-    AddressPool, AddressPoolStatus, Finding, Ingress, IngressPort, LoadBalancerStatus, Meta, Name,
-    PREFIX, Pool, Rules, SERVED_BY, Service,
+    AddressPool, AddressPoolStatus, AddressRange, Finding, Ingress, IngressPort,
+    LoadBalancerStatus, Meta, Name, PREFIX, Pool, Rules, SERVED_BY, Service,
 };
 use serde_json::{Value, json};
 
@@ -53,6 +53,12 @@ pub(crate) struct Todo {
 }
 
 impl Todo {
+    /// Nothing is to be said of it any more.
+    pub(super) fn nothing_left(name: Name) -> Self {
+        let object = Object::new("v1", "Service", "services", &Meta::default());
+        Self { name, object, patch: None, step: Step::Nothing, findings: Vec::new() }
+    }
+
     /// A status that is written without a word.
     pub(super) fn quiet(name: Name, object: Object, meta: &Meta, status: Option<Value>) -> Self {
         let patch = status.map(|status| patch(meta, json!({}), Some(status)));
@@ -129,7 +135,9 @@ pub(super) fn todo(
 
 /// A merge patch. Lists are replaced as a whole, so it holds for this version of the object alone.
 fn patch(meta: &Meta, mut metadata: Value, status: Option<Value>) -> Value {
-    metadata["resourceVersion"] = json!(meta.resource_version);
+    if !meta.resource_version.is_empty() {
+        metadata["resourceVersion"] = json!(meta.resource_version);
+    }
     metadata["uid"] = json!(meta.uid);
     let mut patch = json!({ "metadata": metadata });
     if let Some(status) = status {
@@ -171,14 +179,15 @@ pub(super) fn pool_todo(
     reserved: &Reserved,
 ) -> Option<Todo> {
     let count = |is_ipv4: bool| {
-        let has = assigned.iter().filter(|ip| ip.is_ipv4() == is_ipv4).count();
+        let has = assigned.iter().filter(|ip| ip.is_ipv4() == is_ipv4).count() as u128;
         let ranges = pool.into_iter().flat_map(|pool| &pool.ranges);
         let ranges = ranges.filter(|range| range.is_ipv4() == is_ipv4);
-        let all = ranges.fold(0_u128, |sum, range| sum.saturating_add(range.count()));
-        // Those that are kept back are among them, as far as each is known.
-        let kept = pool.map_or(0, |pool| reserved.hosts_of(pool, is_ipv4));
-        let number = |count: u128| i64::try_from(count).unwrap_or(i64::MAX);
-        (Some(number(has as u128)), Some(number(all.saturating_sub((has + kept) as u128))))
+        let avoids = pool.is_some_and(|pool| pool.avoid_buggy);
+        let usable = |range: &AddressRange| range.count() - if avoids { range.buggy() } else { 0 };
+        let all = ranges.fold(0_u128, |sum, range| sum.saturating_add(usable(range)));
+        let kept = pool.map_or(0, |pool| reserved.count_of(pool, is_ipv4));
+        let number = |count: u128| Some(i64::try_from(count).unwrap_or(i64::MAX));
+        (number(has), number(all.saturating_sub(has).saturating_sub(kept)))
     };
     let ((assigned_ipv4, available_ipv4), (assigned_ipv6, available_ipv6)) =
         (count(true), count(false));
@@ -189,5 +198,7 @@ pub(super) fn pool_todo(
     let meta = &object.metadata;
     let target = Object::new("fairway.dev/v1alpha1", "AddressPool", "addresspools", meta);
     let name = Name::new("", &format!("addresspools/{}", meta.name));
-    Some(Todo::quiet(name, target, meta, Some(json!(wanted))))
+    // Nobody else writes it, and it has no lists: it holds for every version.
+    let meta = Meta { resource_version: String::new(), ..meta.clone() };
+    Some(Todo::quiet(name, target, &meta, Some(json!(wanted))))
 }

@@ -46,7 +46,10 @@ pub(super) fn outcomes(cloud: &Cloud) -> BTreeMap<String, String> {
     let view = cloud.view();
     let text = |view: &super::CloudServiceView| {
         let addresses: Vec<String> = view.addresses.iter().map(ToString::to_string).collect();
-        let words = [addresses, view.findings.clone()].concat().join(" ");
+        // Who serves is another question.
+        let is_idle = |finding: &&String| finding.starts_with("nobody serves port");
+        let findings = view.findings.iter().filter(|finding| !is_idle(finding)).cloned().collect();
+        let words = [addresses, findings].concat().join(" ");
         (view.service.strip_prefix("default/").unwrap().to_owned(), words)
     };
     view.services.iter().map(text).collect()
@@ -163,7 +166,7 @@ fn each_service_has_what_it_asks_for() {
                 ("b", "192.0.2.1"),
                 ("c", "192.0.2.2"),
                 ("d", "192.0.2.3"),
-                ("e", "2001:db8::"),
+                ("e", "no free IPv4 address in `public`"),
             ],
         ),
     ] {
@@ -212,7 +215,7 @@ fn addresses_are_kept_and_go_to_who_waits() {
         cloud.document(&config);
         outcomes(cloud)
     };
-    let none = "no free address in `public`";
+    let none = "no free IPv4 address in `public`";
     let all = apply(&["m", "n", "o"], small);
     assert_eq!((&*all["m"], &*all["n"], &*all["o"]), ("192.0.2.0", "192.0.2.1", none));
     // Who comes later takes nothing away, whatever its name.
@@ -232,6 +235,53 @@ fn addresses_are_kept_and_go_to_who_waits() {
         (&*all["a"], &*all["n"], &*all["o"]),
         ("198.51.100.1", "198.51.100.2", "198.51.100.0")
     );
+}
+
+#[test]
+fn what_is_left_of_two_families_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefer = "ipFamilies: [IPv4, IPv6], ipFamilyPolicy: PreferDualStack";
+    let all =
+        [service("a", "", ""), service("b", "", prefer), service("c", "", "ipFamilies: [IPv6]")];
+    let of = |pools: &str| config(folder.path(), pools, &all.concat());
+    let first = of("\n  - {name: public, addresses: [192.0.2.0/31, '2001:db8::/126']}\n");
+    let mut cloud = Cloud::new(&first, None);
+    cloud.document(&first);
+    assert_eq!(outcomes(&cloud)["b"], "192.0.2.1 2001:db8::");
+    cloud.document(&of("\n  - {name: public, addresses: [192.0.2.0/31]}\n"));
+    let got = outcomes(&cloud);
+    assert_eq!((&*got["a"], &*got["b"]), ("192.0.2.0", "192.0.2.1"));
+    assert_eq!(got["c"], "no free IPv6 address in `public`");
+    // Whoever has addresses of a pool keeps them, whatever its neighbour is called.
+    let pool = |name: &str| {
+        format!(
+            "---\napiVersion: fairway.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: {name}}}\n\
+                 spec: {{addresses: [198.51.100.0/31]}}\n"
+        )
+    };
+    let with = |pools: &str| config(folder.path(), "", &format!("{}{pools}", service("a", "", "")));
+    cloud.document(&with(&pool("obj")));
+    cloud.document(&with(&[pool("aaa"), pool("obj")].concat()));
+    assert_eq!(outcomes(&cloud)["a"], "198.51.100.0");
+    assert!(cloud.view().troubles[0].starts_with("pool `aaa` is not used"));
+}
+
+#[test]
+fn reserved_networks_are_passed_over_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = "[{name: own, mode: nat, addresses: ['2001:db8::/64', 192.0.2.0/25, 192.0.2.200], ports: [{port: 80}]}]";
+    let manifests = [service("a", "", "ipFamilies: [IPv6]"), service("b", "", "")].concat();
+    std::fs::write(folder.path().join("all.yaml"), manifests).unwrap();
+    let text = format!(
+        "sources: {{manifests: [all.yaml]}}\naddressPools: [{{name: p, addresses: ['2001:db8::/32', 192.0.2.0/24]}}]\n\
+         dataplane: {{packet: {{interfaces: [eth0]}}}}\nservices: {own}\n"
+    );
+    let config = load_text(&folder.path().join("fairway.yaml").as_path().into(), &text);
+    let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+    let mut cloud = Cloud::new(&config, None);
+    cloud.document(&config);
+    let got = outcomes(&cloud);
+    assert_eq!((&*got["a"], &*got["b"]), ("2001:db8:0:1::", "192.0.2.128"));
 }
 
 #[test]
@@ -412,7 +462,7 @@ fn gateways_are_served_where_their_routes_lead() {
     cloud.document(&of(&named.replace("gatewayClassName: edge", "gatewayClassName: core")));
     assert!(outcomes(&cloud).is_empty());
     let trouble = "Gateway default/web is not served: there is no GatewayClass `core`";
-    assert_eq!(cloud.view().troubles, [trouble]);
+    assert_eq!(cloud.view().troubles[0], trouble);
 }
 
 #[test]

@@ -71,7 +71,10 @@ impl Cloud {
         };
         let services: Vec<_> = self.served.iter().map(view).collect();
         for view in &services {
-            let of = |finding: &String| format!("Service {}: {finding}", view.service);
+            let of = |finding: &String| match view.service.split_once("/gateway/") {
+                Some((namespace, name)) => format!("Gateway {namespace}/{name}: {finding}"),
+                None => format!("Service {}: {finding}", view.service),
+            };
             troubles.extend(view.findings.iter().map(of));
         }
         for (kind, why) in &self.unwatched {
@@ -80,7 +83,7 @@ impl Cloud {
                 kind.word()
             ));
         }
-        troubles.extend(self.classless());
+        troubles.extend(self.gateway_troubles());
         troubles.extend(self.state.as_ref().and_then(StateFile::trouble));
         let pool = |pool: &Pool| {
             let has = |view: &&CloudServiceView| view.pool.as_ref() == Some(&pool.name);

@@ -1,6 +1,6 @@
 //! What a cluster's Services change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::Control;
 use crate::cloud::{CloudNews, CloudView};
@@ -28,7 +28,7 @@ impl Control {
 
     /// Says what is new of what needs a person.
     fn say_troubles(&self, view: &CloudView) {
-        let known = &self.cloud.troubles;
+        let known: HashSet<&String> = self.cloud.troubles.iter().collect();
         for trouble in view.troubles.iter().filter(|trouble| !known.contains(trouble)) {
             tracing::warn!("{trouble}");
         }

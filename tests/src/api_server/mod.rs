@@ -128,6 +128,11 @@ impl<'n> ApiServer<'n> {
         self.try_ask(Method::GET, &path(plural, "", ""), "", Value::Null).is_ok()
     }
 
+    /// Fails to write a status so many times.
+    pub fn fail(&self, times: usize) -> bool {
+        self.small.as_ref().map(|small| small.fail(times)).is_some()
+    }
+
     /// Takes another token from now on, and no longer the one before.
     pub fn renew_token(&self, token: &str) -> bool {
         self.small.as_ref().map(|small| small.renew_token(token)).is_some()

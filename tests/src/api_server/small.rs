@@ -87,6 +87,10 @@ impl Small {
         self.store().missing.push(plural.into());
     }
 
+    pub(super) fn fail(&self, times: usize) {
+        self.store().failures = times;
+    }
+
     pub(super) fn renew_token(&self, token: &str) {
         self.store().tokens[1] = token.into();
     }
@@ -187,6 +191,14 @@ impl Shared {
         let done = store.put(key, change);
         self.changed.send_replace(store.version);
         done
+    }
+
+    /// Whether this time it fails.
+    fn fails(&self) -> bool {
+        let mut store = self.store.lock().unwrap();
+        let fails = store.failures > 0;
+        store.failures = store.failures.saturating_sub(1);
+        fails
     }
 
     fn delete(&self, key: &Key) -> Option<Value> {
@@ -295,6 +307,9 @@ async fn answer(
             done(made, StatusCode::CREATED)
         }
         (Method::PUT, Some(_)) => done(shared.put(key, |old| replaced(old, body)), StatusCode::OK),
+        (Method::PATCH, Some(_)) if asked.is_status && shared.fails() => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")
+        }
         (Method::PATCH, Some(_)) => {
             let content = headers.get(header::CONTENT_TYPE).and_then(|text| text.to_str().ok());
             let Some(way) = Way::of(content.unwrap_or(""), &asked.version) else {

@@ -49,6 +49,8 @@ pub(super) struct Store {
     pub(super) tokens: [String; 2],
     /// Plurals that it does not have.
     pub(super) missing: Vec<String>,
+    /// Patches of a status that it fails to write.
+    pub(super) failures: usize,
 }
 
 impl Store {

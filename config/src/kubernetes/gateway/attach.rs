@@ -36,7 +36,7 @@ impl Verdict {
 }
 
 /// What routes and Gateways of our classes come to.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Attachments {
     /// GatewayClasses that are ours.
     pub classes: BTreeSet<Name>,
@@ -64,8 +64,10 @@ pub struct ListenerState {
     pub name: String,
     /// Its port.
     pub port: u16,
-    /// The routes that may attach to it; none when it cannot be served.
+    /// The routes that may attach to it; none when none may.
     pub kind: Option<RouteKind>,
+    /// Whether it is served; others may have routes attached, all the same.
+    pub is_valid: bool,
     /// How it stands, but for its address.
     pub verdicts: Vec<Verdict>,
     /// Number of routes that have attached.
@@ -121,6 +123,8 @@ impl Attachments {
         route: &Route,
     ) -> Vec<Parent> {
         let mut parents = Vec::new();
+        // One listener may be meant by its name, and by its port.
+        let mut attached = BTreeSet::new();
         let refs = route.spec.parent_refs.iter();
         for at in refs.filter(|at| is(&at.group, GROUP) && is(&at.kind, "Gateway")) {
             let namespace = at.namespace.as_deref().unwrap_or(&name.namespace);
@@ -131,7 +135,7 @@ impl Attachments {
                 Ok(listeners) => {
                     for n in listeners {
                         let listener = &mut state.listeners[n];
-                        listener.attached += 1;
+                        listener.attached += i32::from(attached.insert((gateway.clone(), n)));
                         listener.route.get_or_insert_with(|| name.clone());
                     }
                     Verdict::yes("Accepted", "Accepted")
@@ -167,40 +171,45 @@ impl Attachments {
 
 impl GatewayState {
     fn of(gateway: &Gateway) -> Self {
-        let mut listeners: Vec<ListenerState> = Vec::new();
-        for listener in &gateway.spec.listeners {
-            let mut state = ListenerState::of(listener);
-            let same = |other: &&ListenerState| {
-                other.kind.is_some()
-                    && (other.name == state.name
-                        || (other.port == state.port && other.kind == state.kind))
+        let mut listeners: Vec<ListenerState> =
+            gateway.spec.listeners.iter().map(ListenerState::of).collect();
+        // Nobody wins: the owner says which is meant.
+        for n in 0..listeners.len() {
+            let own = &listeners[n];
+            let alike = |(other, at): &(usize, &ListenerState)| {
+                let same_port = at.port == own.port && at.kind == own.kind && at.kind.is_some();
+                *other != n && (at.name == own.name || same_port)
             };
-            let conflict = match listeners.iter().find(same) {
-                Some(other) if state.kind.is_some() => {
+            let verdict = match listeners.iter().enumerate().find(alike) {
+                Some((_, other)) => {
                     let message = format!(
-                        "listener `{}` comes first and has the same name, or port and protocol",
+                        "listener `{}` has the same name, or port and protocol",
                         other.name
                     );
-                    state.kind = None;
                     let conflicted = Verdict::yes("Conflicted", "ProtocolConflict");
                     Verdict { message, ..conflicted }
                 }
-                _ => Verdict::no("Conflicted", "NoConflicts", ""),
+                None => Verdict::no("Conflicted", "NoConflicts", ""),
             };
-            state.verdicts.push(conflict);
-            listeners.push(state);
+            let listener = &mut listeners[n];
+            if verdict.holds {
+                listener.is_valid = false;
+                let message = "it is in conflict with another";
+                listener.verdicts[0] = Verdict::no("Accepted", "PortUnavailable", message);
+            }
+            listener.verdicts.push(verdict);
         }
-        let unusable = gateway.spec.addresses.iter().find_map(|at| {
-            let kind = at.kind.as_deref().unwrap_or("IPAddress");
-            (kind != "IPAddress").then(|| format!("addresses of type `{kind}` are not served"))
+        let unusable = gateway.spec.addresses.iter().find(|at| !at.is_ip()).map(|at| {
+            let kind = at.kind.as_deref().unwrap_or_default();
+            format!("addresses of type `{kind}` are not served")
         });
         let accepted = match unusable {
             Some(why) => Verdict::no("Accepted", "UnsupportedAddress", why),
-            None if listeners.iter().all(|listener| listener.kind.is_some()) => {
+            None if listeners.iter().all(|listener| listener.is_valid) => {
                 Verdict::yes("Accepted", "Accepted")
             }
             None => Verdict {
-                holds: listeners.iter().any(|listener| listener.kind.is_some()),
+                holds: listeners.iter().any(|listener| listener.is_valid),
                 ..Verdict::no("Accepted", "ListenersNotValid", "not every listener can be served")
             },
         };
@@ -288,7 +297,8 @@ impl ListenerState {
             _ => Verdict::yes("ResolvedRefs", "ResolvedRefs"),
         });
         let (name, port) = (listener.name.clone(), listener.port);
-        Self { name, port, kind, verdicts, attached: 0, route: None }
+        let is_valid = kind.is_some();
+        Self { name, port, kind, is_valid, verdicts, attached: 0, route: None }
     }
 }
 

@@ -16,7 +16,7 @@ mod translate;
 
 #[cfg(feature = "kubernetes")]
 pub(super) use self::objects::GROUP;
-pub(super) use self::store::Gateways;
+pub(super) use self::store::{Gateways, News};
 
 pub use self::attach::{Attachments, GatewayState, ListenerState, Parent, Verdict};
 pub use self::objects::{

@@ -174,6 +174,14 @@ pub struct GatewayAddress {
     pub value: String,
 }
 
+impl GatewayAddress {
+    /// Whether it is an address of IP.
+    #[must_use]
+    pub fn is_ip(&self) -> bool {
+        self.kind.as_ref().is_none_or(|kind| kind == "IPAddress")
+    }
+}
+
 /// What is, of a Gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -9,6 +9,31 @@ use super::objects::{Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
 use crate::kubernetes::cluster::{Kind, replaced};
 use crate::kubernetes::objects::{Name, Object};
 
+/// What is new of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    Nothing,
+    /// Its status, or its version alone.
+    Status,
+    /// What is wanted of it.
+    Object,
+}
+
+/// Puts an object into a map; `same` says whether it wants what the known one wants.
+fn news<V: PartialEq>(
+    map: &mut BTreeMap<Name, V>,
+    name: Name,
+    value: V,
+    same: impl Fn(&V, &V) -> bool,
+) -> News {
+    let means_the_same = map.get(&name).is_some_and(|known| same(known, &value));
+    match (replaced(map, name, value), means_the_same) {
+        (false, _) => News::Nothing,
+        (true, true) => News::Status,
+        (true, false) => News::Object,
+    }
+}
+
 /// Objects of the Gateway API, by name.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -21,15 +46,27 @@ pub(crate) struct Gateways {
 }
 
 impl Gateways {
-    /// Takes an object in the place of what it was; whether that is news. Others are none of ours.
-    pub(crate) fn apply(&mut self, object: Object) -> bool {
+    /// Takes an object in the place of what it was. Others are none of ours.
+    pub(crate) fn apply(&mut self, object: Object) -> News {
         let name = object.name();
         match object {
-            Object::GatewayClass(class) => replaced(&mut self.classes, name, *class),
-            Object::Gateway(gateway) => replaced(&mut self.gateways, name, Arc::new(*gateway)),
-            Object::Route(kind, route) => replaced(self.routes_mut(kind), name, Arc::new(*route)),
-            Object::ReferenceGrant(grant) => replaced(&mut self.grants, name, *grant),
-            _ => false,
+            Object::GatewayClass(class) => news(&mut self.classes, name, *class, |known, new| {
+                known.spec == new.spec && known.metadata.means(&new.metadata)
+            }),
+            Object::Gateway(gateway) => {
+                news(&mut self.gateways, name, Arc::new(*gateway), |known, new| {
+                    known.spec == new.spec && known.metadata.means(&new.metadata)
+                })
+            }
+            Object::Route(kind, route) => {
+                news(self.routes_mut(kind), name, Arc::new(*route), |known, new| {
+                    known.spec == new.spec && known.metadata.means(&new.metadata)
+                })
+            }
+            Object::ReferenceGrant(grant) => news(&mut self.grants, name, *grant, |known, new| {
+                known.spec == new.spec && known.metadata.means(&new.metadata)
+            }),
+            _ => News::Nothing,
         }
     }
 

@@ -14,7 +14,7 @@ use crate::kubernetes::objects::{Name, Service, ServicePort};
 use crate::kubernetes::reduced::{Slice, protocol};
 use crate::kubernetes::settings::{self, IP_FAMILIES, OF_GATEWAY, PREFIX, Sketch};
 use crate::kubernetes::translate::{
-    Finding, Rules, Target, Translation, annotation, at_port, check_of, keeps_address,
+    Finding, PortOutcome, Rules, Target, Translation, annotation, at_port, check_of, keeps_address,
     lacks_source, node_check, wanted_target,
 };
 use crate::spec::{BackendSpec, Origin, ServiceSpec, Serving};
@@ -35,6 +35,10 @@ pub fn gateway_wish(gateway: &Gateway) -> Result<Wish, Finding> {
         }
     }
     families.dedup();
+    if let Some(at) = spec.addresses.iter().find(|at| !at.is_ip()) {
+        let kind = at.kind.as_deref().unwrap_or_default();
+        return Err(refuse(format!("`spec.addresses`: addresses of type `{kind}` are not served")));
+    }
     let named = spec.addresses.iter().map(|at| at.value.as_str()).filter(|text| !text.is_empty());
     let named: Vec<&str> = named.collect();
     let (origin, texts) = match (asked_by(meta, "addresses", "loadBalancerIPs"), named.is_empty()) {
@@ -73,8 +77,7 @@ pub fn translate_gateway(
         return out;
     }
     for listener in &state.listeners {
-        let served = listener.kind.zip(listener.route.as_ref());
-        let Some((kind, route)) = served else { continue };
+        let Some((kind, route)) = listener.served() else { continue };
         let Some(object) = cluster.gateways.routes(kind).get(route) else { continue };
         let mut ways = Vec::new();
         for to in backend_refs(object) {
@@ -94,14 +97,20 @@ pub fn translate_gateway(
             None => wanted_target(&gateway.metadata, rules, &mut out),
         };
         let to_pods = wanted == Target::Pod || !has_nodes;
+        let mut outcome = PortOutcome {
+            port: listener.port,
+            protocol: kind.protocol().into(),
+            error: Some("fairway.dev/Invalid"),
+        };
         let mut settings = Vec::new();
         settings.extend((!to_pods).then(|| node_check_of(&ways)).flatten());
         settings.extend(rules.defaults.iter().cloned());
-        for meta in [&gateway.metadata, &object.metadata] {
+        let whose = format!("{} `{route}`: ", kind.word());
+        for (meta, whose) in [(&gateway.metadata, ""), (&object.metadata, &*whose)] {
             let read = settings::of_annotations(meta.annotations.iter(), &OF_GATEWAY, |why| {
-                out.find("InvalidAnnotation", why);
+                out.find("InvalidAnnotation", format!("{whose}{why}"));
             });
-            settings.extend(read.into_iter().filter(|setting| &*setting.field != "addresses"));
+            settings.extend(read.into_iter().map(|setting| setting.of(whose)));
         }
         let sketch = Sketch {
             name: &name.to_string(),
@@ -111,7 +120,10 @@ pub fn translate_gateway(
         let made = settings::specs(&sketch, settings, rules.means, &origin.file, |_, why| {
             out.find("InvalidAnnotation", why);
         });
-        let Some(settings::Made { specs, is_checked }) = made else { continue };
+        let Some(settings::Made { specs, is_checked }) = made else {
+            out.ports.push(outcome);
+            continue;
+        };
         for spec in specs {
             out.keeps_address |= keeps_address(spec.policy.mode);
             let spec = ServiceSpec {
@@ -132,13 +144,16 @@ pub fn translate_gateway(
                          `fairway.dev/podsAnswerForVip: \"true\"` when they have the address"
                     ),
                 );
+                outcome.error = Some("fairway.dev/PodsDoNotAnswer");
                 continue;
             }
+            outcome.error = None;
             at_port(&mut out, &spec, (listener.port, addresses), to_pods, |is_ipv4| {
                 let found = |way: &Way<'_>| way.found(cluster, rules, to_pods, is_ipv4);
                 shared(ways.iter().map(|way| (way.share, found(way))).collect())
             });
         }
+        out.ports.push(outcome);
     }
     lacks_source(&mut out);
     out
@@ -148,7 +163,7 @@ impl ListenerState {
     /// The route that is served here.
     #[must_use]
     pub fn served(&self) -> Option<(RouteKind, &Name)> {
-        self.kind.zip(self.route.as_ref())
+        self.kind.zip(self.route.as_ref()).filter(|_| self.is_valid)
     }
 }
 
@@ -200,8 +215,9 @@ fn shared(mut parts: Vec<(u32, Found)>) -> Found {
         all.more += found.more;
         all.named.extend(found.named);
         let weight = |backend: &BackendSpec| f64::from(backend.weight.get());
-        let serving = |serving: &&BackendSpec| serving.serving == Serving::Yes;
-        let whole: f64 = found.backends.iter().filter(serving).map(weight).sum();
+        // One that is not ready keeps its share, so that readiness that comes and goes moves no other.
+        let counts = |backend: &&BackendSpec| backend.serving != Serving::Leaving;
+        let whole: f64 = found.backends.iter().filter(counts).map(weight).sum();
         for backend in found.backends {
             // Those that leave keep what they would have as one of them.
             let part = f64::from(share) * weight(&backend) / whole.max(weight(&backend));
