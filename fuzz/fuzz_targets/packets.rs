@@ -95,7 +95,7 @@ fn routes() -> Routes {
     Routes::new(vec![link], routes, stations)
 }
 
-/// Frames, each after a byte that says how long it is.
+// Frames, each after a byte that says how long it is.
 fuzz_target!(|bytes: &[u8]| {
     let (snapshot, clients) = (snapshot(), Clients::new(16));
     let mut region = HeapRegion::new(SHAPE.bytes());
