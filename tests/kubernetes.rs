@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use fairway_tests::cluster::{Cluster, FIRST, Node, Stands, node_ports, pod, shop, slice};
+use fairway_tests::cluster::{Cluster, FIRST, Node, Stands, node_ports, other, pod, shop, slice};
 use fairway_tests::http::{Outcome, connect, get, load};
 use fairway_tests::{Host, Net, Nginx, packets, wait_for};
 
@@ -318,4 +318,31 @@ fn nodes_answer_for_the_address_itself() {
     b.say(false);
     wait_for("it is out", || cluster.states().values().any(|(state, _)| state == "down"));
     assert_eq!(cluster.shares(vip, 10).values().sum::<u32>(), 10);
+}
+
+/// A process that was killed has left its addresses; the next one knows them.
+#[test]
+fn what_a_killed_process_left_is_taken_over() {
+    let Some(net) = Net::new() else { return };
+    let pods = [pod(&net, "p1", 1)];
+    let shop = shop("", "allocateLoadBalancerNodePorts: false");
+    let slice = slice("shop", &[(pods[0].ip(), "a", Stands::Ready)]);
+    let mut cluster = Cluster::start(&net, "{target: pod}", &format!("{shop}{}{slice}", other()));
+    let addresses = || net.exec(Host::Lb, "ip -o address show dev lo");
+    assert!(addresses().contains("10.77.0.120/32") && addresses().contains("10.77.0.121/32"));
+    // Somebody's own, which is nobody's to take away.
+    net.exec(Host::Lb, "ip address add 10.77.0.122/32 dev lo");
+    cluster.fairway.restart_after(|folder| {
+        std::fs::write(folder.join("manifests.d/all.yaml"), format!("{shop}{slice}")).unwrap();
+    });
+    // The first by its name had the first address.
+    let second = SocketAddr::new([10, 77, 0, 121].into(), 80);
+    assert_eq!(cluster.shares(second, 1), [("p1".into(), 1)].into());
+    let now = addresses();
+    assert!(now.contains("10.77.0.121") && now.contains("10.77.0.122"), "{now}");
+    assert!(!now.contains("10.77.0.120"), "{now}");
+    cluster.fairway.signal(rustix::process::Signal::TERM);
+    assert!(cluster.fairway.wait().success());
+    let left = addresses();
+    assert!(!left.contains("10.77.0.121") && left.contains("10.77.0.122"), "{left}");
 }

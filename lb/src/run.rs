@@ -31,6 +31,7 @@ use crate::cloud::{self, CloudNews};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
 use crate::health::Checker;
+use crate::network::Addresses;
 use crate::network::Watch;
 use crate::reload::{self, Reload};
 use crate::resolver::{FIRST_ANSWER, Resolver};
@@ -177,7 +178,10 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         }
         None => None,
     };
-    let interface = process.vip_interface.clone().map(Interface::new);
+    let interface = match &process.vip_interface {
+        Some(name) => Some(Interface::new(Addresses::new(runtime, name)?)),
+        None => None,
+    };
     let health = sender.clone();
     let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {
         // The receiver goes when the process stops.

@@ -235,24 +235,26 @@ pub fn shop(annotations: &str, fields: &str) -> String {
 
 /// A Fairway that watches an API server.
 pub fn watching<'n>(net: &'n Net, api: &ApiServer<'_>, kubernetes: &str) -> Cluster<'n> {
-    watch(net, api, kubernetes, Fairway::start_with_files)
+    watch(net, api, kubernetes, "vip: {interface: lo}", Fairway::start_with_files)
 }
 
 /// The same, beside another on its host.
 pub fn watching_too<'n>(net: &'n Net, api: &ApiServer<'_>, kubernetes: &str) -> Cluster<'n> {
-    watch(net, api, kubernetes, Fairway::start_beside)
+    // The addresses are the other's to add.
+    watch(net, api, kubernetes, "", Fairway::start_beside)
 }
 
 fn watch<'n>(
     net: &'n Net,
     api: &ApiServer<'_>,
     kubernetes: &str,
+    dataplane: &str,
     start: fn(&Net, &str, &[(&str, &str)]) -> Fairway,
 ) -> Cluster<'n> {
     let folder = tempfile::tempdir().unwrap();
     api.kubeconfig(folder.path());
     let document = format!(
-        "dataplane: {{vip: {{interface: lo}}}}\nservices: []\n\
+        "dataplane: {{{dataplane}}}\nservices: []\n\
          sources: {{kubernetes: {{kubeconfig: kubeconfig, defaultClass: true{kubernetes}}}}}\n\
          addressPools: [{{name: public, addresses: [10.77.0.120-10.77.0.129]}}]\n"
     );

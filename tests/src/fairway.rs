@@ -92,8 +92,14 @@ impl Fairway {
 
     /// Ends it as a crash does, and starts it again as it was.
     pub fn restart(&mut self) {
+        self.restart_after(|_| {});
+    }
+
+    /// The same; meanwhile something is done with its folder.
+    pub fn restart_after(&mut self, meanwhile: impl FnOnce(&Path)) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        meanwhile(self.folder.path());
         self.child = run(&self.namespace, self.folder.path(), &[]);
         wait_for("fairway is ready", || {
             self.status().is_some_and(|status| status["ready"] == true)

@@ -211,6 +211,13 @@ impl Listeners {
         self.tproxy.is_some()
     }
 
+    /// Takes away what a process before this one has left, and no service has.
+    pub(crate) fn take_over(&mut self) {
+        if let Some(interface) = &mut self.interface {
+            interface.take_over();
+        }
+    }
+
     /// Takes away what the process leaves in the kernel.
     pub(crate) fn clean_up(&mut self) {
         if let Some(tproxy) = &mut self.tproxy {

@@ -252,6 +252,7 @@ impl Control {
         self.apply(change, names);
         self.take_cluster(news);
         self.publish();
+        self.listeners.take_over();
         self.listeners.tend(self.clock.now(), &self.workers);
         self.tend_packets(self.clock.now());
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);

@@ -1,4 +1,4 @@
-//! Adds the services' addresses to an interface, through the `ip` command of iproute2.
+//! The services' addresses on an interface.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -6,11 +6,15 @@ use std::process::{Command, Stdio};
 
 use fairway_core::Tick;
 
+use crate::network::{Added, Addresses};
+
 /// An interface that carries the services' addresses.
 pub(crate) struct Interface {
-    name: String,
+    addresses: Addresses,
     /// Those that were added here; an address that was there before is left there.
     added: BTreeSet<IpAddr>,
+    /// Those that a process before this one has left behind: of no use to anybody else.
+    left: BTreeSet<IpAddr>,
     /// Those that the kernel refused, and what it said.
     failed: BTreeMap<IpAddr, String>,
     /// Those that no service has any more, and until when connections to them may go on.
@@ -18,26 +22,46 @@ pub(crate) struct Interface {
 }
 
 impl Interface {
-    pub(crate) fn new(name: String) -> Self {
-        Self { name, added: BTreeSet::new(), failed: BTreeMap::new(), leaving: BTreeMap::new() }
+    pub(crate) fn new(addresses: Addresses) -> Self {
+        // An interface that is not there has none.
+        let left = addresses.ours().unwrap_or_default();
+        Self {
+            addresses,
+            added: BTreeSet::new(),
+            left,
+            failed: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn add(&mut self, ip: IpAddr) {
         let again = self.failed.remove(&ip).is_some();
         self.leaving.remove(&ip);
-        match self.run("add", ip) {
-            Ok(_) => {
+        match self.addresses.add(ip) {
+            Ok(Added::New) => {
                 self.added.insert(ip);
-                tracing::info!(%ip, interface = self.name, "address added");
+                tracing::info!(%ip, interface = self.addresses.interface(), "address added");
             }
-            Err(why) if why.contains("File exists") || why.contains("already assigned") => {}
+            Ok(Added::There) => {
+                if self.left.remove(&ip) {
+                    self.added.insert(ip);
+                }
+            }
             Err(why) => {
                 if !again {
-                    let interface = &self.name;
+                    let interface = self.addresses.interface();
                     tracing::error!(%ip, interface, "cannot add address: {why}; trying again");
                 }
                 self.failed.insert(ip, why);
             }
+        }
+    }
+
+    /// Takes away what a process before this one has left behind and no service has.
+    pub(crate) fn take_over(&mut self) {
+        self.added.append(&mut self.left.clone());
+        for ip in std::mem::take(&mut self.left) {
+            self.remove(ip);
         }
     }
 
@@ -75,9 +99,10 @@ impl Interface {
         if !self.added.remove(&ip) {
             return;
         }
-        match self.run("delete", ip) {
-            Ok(_) => tracing::info!(%ip, interface = self.name, "address removed"),
-            Err(why) => tracing::warn!(%ip, interface = self.name, "cannot remove address: {why}"),
+        let interface = self.addresses.interface();
+        match self.addresses.remove(ip) {
+            Ok(()) => tracing::info!(%ip, interface, "address removed"),
+            Err(why) => tracing::warn!(%ip, interface, "cannot remove address: {why}"),
         }
     }
 
@@ -85,16 +110,6 @@ impl Interface {
         for ip in self.added.clone() {
             self.remove(ip);
         }
-    }
-
-    fn run(&self, verb: &str, ip: IpAddr) -> Result<String, String> {
-        let prefix = format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 });
-        let mut arguments = vec!["address", verb, &prefix, "dev", &self.name];
-        if verb == "add" && ip.is_ipv6() {
-            // Duplicate address detection would hold the address back for seconds.
-            arguments.push("nodad");
-        }
-        run("ip", &arguments, "")
     }
 }
 

@@ -4,6 +4,7 @@
 //! something changes, everything is read again soon after, and what is different is told. Stations
 //! that packets wait for are looked for by the kernel, as if it had a packet for them itself.
 
+mod addresses;
 mod state;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
+pub(crate) use self::addresses::{Added, Addresses};
 pub(crate) use self::state::{Device, Network};
 
 /// From the first word of a change to reading: changes come in flocks.
