@@ -14,6 +14,7 @@ mod admission;
 mod admit;
 mod affinity;
 pub mod agent_line;
+pub mod announce;
 mod backend;
 mod clients;
 mod counters;
