@@ -16,7 +16,7 @@ fn rules() -> &'static Rules {
     static RULES: OnceLock<Rules> = OnceLock::new();
     RULES.get_or_init(|| {
         let text = "dataplane: {zone: z1, packet: {interfaces: [eth0]}}\nservices: []\n\
-                    sources: {kubernetes: {externalIPs: true}}\n";
+                    sources: {kubernetes: {kubeconfig: none, defaultClass: true, externalIPs: true}}\n";
         let config = load_text(&Path::new("fuzz.yaml").into(), text);
         config.map(|config| config.cluster.rules).expect("a good document")
     })
