@@ -94,8 +94,8 @@ pub enum ListenDoc {
 #[derive(Debug, Clone, Deserialize, JsonSchema, Default, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct VipDoc {
-    /// Adds the services' addresses to this interface, and takes them away again. Needs
-    /// CAP_NET_ADMIN. Default: none; a missing address is a warning.
+    /// Adds the services' addresses to this interface, tells its segment of them, and takes them away
+    /// again. Needs CAP_NET_ADMIN and CAP_NET_RAW. Default: none; a missing address is a warning.
     pub interface: Option<String>,
 }
 

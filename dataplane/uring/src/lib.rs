@@ -40,7 +40,7 @@ pub use command::Command;
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use packets::{
     Capture, CaptureFilter, Captured, Inboxes, PacketPort, PacketSetup, Polled, PortControl,
-    PortError, open_port,
+    PortError, open_port, send_frames,
 };
 pub use report::{
     Carried, Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,

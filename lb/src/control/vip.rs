@@ -3,10 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use fairway_core::Tick;
+use fairway_core::announce::neighbor::announcement;
+use fairway_uring::send_frames;
 
 use crate::network::{Added, Addresses};
+
+/// After the first word of a new address, the times until the next ones: a frame may be lost.
+const ANNOUNCE: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
 /// An interface that carries the services' addresses.
 pub(crate) struct Interface {
@@ -17,6 +24,8 @@ pub(crate) struct Interface {
     left: BTreeSet<IpAddr>,
     /// Those that the kernel refused, and what it said.
     failed: BTreeMap<IpAddr, String>,
+    /// Those that the segment is told of, how often it was, and when it is again.
+    announced: BTreeMap<IpAddr, (usize, Tick)>,
     /// Those that no service has any more, and until when connections to them may go on.
     leaving: BTreeMap<IpAddr, Tick>,
 }
@@ -30,6 +39,7 @@ impl Interface {
             added: BTreeSet::new(),
             left,
             failed: BTreeMap::new(),
+            announced: BTreeMap::new(),
             leaving: BTreeMap::new(),
         }
     }
@@ -40,11 +50,13 @@ impl Interface {
         match self.addresses.add(ip) {
             Ok(Added::New) => {
                 self.added.insert(ip);
+                self.announced.insert(ip, (0, Tick(0)));
                 tracing::info!(%ip, interface = self.addresses.interface(), "address added");
             }
             Ok(Added::There) => {
                 if self.left.remove(&ip) {
                     self.added.insert(ip);
+                    self.announced.insert(ip, (0, Tick(0)));
                 }
             }
             Err(why) => {
@@ -75,11 +87,41 @@ impl Interface {
             self.leaving.remove(&ip);
             self.remove(ip);
         }
+        self.announce(now);
+    }
+
+    /// Tells the segment of new addresses: whoever knows another station for one of them is wrong.
+    fn announce(&mut self, now: Tick) {
+        let due = self.announced.iter().filter(|(_, (_, at))| *at <= now).map(|(ip, _)| *ip);
+        let due: Vec<IpAddr> = due.collect();
+        if due.is_empty() {
+            return;
+        }
+        let interface = self.addresses.interface();
+        let told = self.addresses.station().and_then(|station| {
+            let Some(station) = station else { return Ok(()) };
+            let frames: Vec<_> = due.iter().map(|ip| announcement(*ip, station)).collect();
+            send_frames(interface, &frames).map_err(|error| error.to_string())
+        });
+        if let Err(why) = told {
+            tracing::warn!(
+                interface,
+                addresses = due.len(),
+                "cannot tell the segment of new addresses: {why}"
+            );
+        }
+        for ip in due {
+            let Some((times, at)) = self.announced.get_mut(&ip) else { continue };
+            match ANNOUNCE.get(*times) {
+                Some(wait) => (*times, *at) = (*times + 1, now.plus(*wait)),
+                None => _ = self.announced.remove(&ip),
+            }
+        }
     }
 
     /// Whether something is to be done later.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.failed.is_empty() || !self.leaving.is_empty()
+        !self.failed.is_empty() || !self.leaving.is_empty() || !self.announced.is_empty()
     }
 
     /// No service has `ip` any more; it goes at `at`.
@@ -96,6 +138,7 @@ impl Interface {
     }
 
     fn remove(&mut self, ip: IpAddr) {
+        self.announced.remove(&ip);
         if !self.added.remove(&ip) {
             return;
         }

@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
 };
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{Handle, new_connection};
 use tokio::runtime::Handle as Runtime;
 use tokio::time::timeout;
@@ -92,6 +93,17 @@ impl Addresses {
         Ok(messages.iter().filter(is_ours).filter_map(host).collect())
     }
 
+    /// The station's address on the interface, if others can hear it there. Waits for the kernel.
+    pub(crate) fn station(&self) -> Result<Option<[u8; 6]>, String> {
+        let link = self.ask(self.link())?;
+        let hears = !link.header.flags.contains(LinkFlags::Loopback);
+        let mac = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => None,
+        });
+        Ok(mac.filter(|_| hears))
+    }
+
     async fn messages(&self) -> Result<Vec<AddressMessage>, String> {
         let index = self.index().await?;
         let request = self.handle.address().get().set_link_index_filter(index);
@@ -99,10 +111,13 @@ impl Addresses {
     }
 
     async fn index(&self) -> Result<u32, String> {
+        Ok(self.link().await?.header.index)
+    }
+
+    async fn link(&self) -> Result<LinkMessage, String> {
         let request = self.handle.link().get().match_name(self.interface.clone()).execute();
         let link = std::pin::pin!(request).try_next().await.map_err(|error| words(&error))?;
-        let link = link.ok_or_else(|| format!("there is no interface `{}`", self.interface))?;
-        Ok(link.header.index)
+        link.ok_or_else(|| format!("there is no interface `{}`", self.interface))
     }
 
     fn ask<T>(&self, question: impl Future<Output = Result<T, String>>) -> Result<T, String> {

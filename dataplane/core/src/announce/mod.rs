@@ -2,4 +2,5 @@
 //! Sockets stand apart.
 
 pub mod bfd;
+pub mod neighbor;
 pub mod vrrp;

@@ -10,6 +10,7 @@ mod passing;
 mod polling;
 mod port;
 mod program;
+mod sending;
 mod way;
 
 use std::io;
@@ -31,6 +32,7 @@ pub use self::passing::Inboxes;
 pub use self::polling::Polled;
 use self::polling::Rest;
 pub use self::port::{PacketPort, PortControl, PortError, open_port};
+pub use self::sending::send_frames;
 use self::way::{Way, pass};
 use crate::SetupError;
 use crate::report::{

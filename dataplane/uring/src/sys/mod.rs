@@ -20,6 +20,8 @@ pub(crate) use memory::Region;
 #[cfg(feature = "bench")]
 pub(crate) use messages::Messages;
 pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
-pub(crate) use packet::{After, Divider, HEADROOM, Receiver, Sender, interface_number};
+pub(crate) use packet::{
+    After, Divider, HEADROOM, Receiver, Sender, interface_number, packet_sender,
+};
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};

@@ -158,6 +158,13 @@ pub(crate) fn interface_number(name: &str) -> io::Result<u32> {
     }
 }
 
+/// A socket that sends frames by an interface, and gets none.
+pub(crate) fn packet_sender(interface: &str) -> io::Result<OwnedFd> {
+    let socket = open()?;
+    bind(&socket, interface_number(interface)?, false)?;
+    Ok(socket)
+}
+
 impl Slots {
     /// A ring for frames of up to `frame` bytes, with `overhead` before each.
     fn map(socket: &OwnedFd, option: c_int, overhead: usize, frame: usize) -> io::Result<Self> {
