@@ -34,8 +34,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 const WATCH: u32 = 30;
 /// How long an answer may take: longer than a watch lasts that has nothing to say.
 const SILENCE: Duration = Duration::from_secs(40);
-/// After so long without an error a watch is well, though nothing was seen: a watch that goes on where it
-/// ended says nothing until something happens.
+/// After so long without an error a watch is well, though nothing was seen: one that goes on where it ended
+/// says nothing until something happens. Longer than an answer may take.
+const WELL: Duration = Duration::from_secs(45);
+/// After so long without an error the time until the next try is the shortest again.
 const QUIET: Duration = Duration::from_secs(10);
 /// Shortest and longest time until the next try.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(2500));
@@ -68,13 +70,15 @@ pub async fn connect(api: &ApiServer) -> Result<(Client, String), String> {
                 format!("kubeconfig {}: {}", path.display(), chain(&error))
             };
             let file = kube::config::Kubeconfig::read_from(path).map_err(unreadable)?;
-            let users = file.auth_infos.iter().filter_map(|user| user.auth_info.as_ref());
-            if let Some(why) = users.filter_map(|user| user.token_file.as_ref()).find_map(odd_token)
-            {
+            let options = KubeConfigOptions { context: context.clone(), ..Default::default() };
+            let config =
+                Config::from_custom_kubeconfig(file, &options).await.map_err(unreadable)?;
+            let user = &config.auth_info;
+            let file = user.token_file.as_ref().filter(|_| user.token.is_none());
+            if let Some(why) = file.and_then(odd_token) {
                 return Err(why);
             }
-            let options = KubeConfigOptions { context: context.clone(), ..Default::default() };
-            Config::from_custom_kubeconfig(file, &options).await.map_err(unreadable)?
+            config
         }
     };
     config.connect_timeout = Some(CONNECT);
@@ -338,7 +342,7 @@ async fn follow_version<K: Watched>(
     // Since when there has been no error, after one.
     let mut troubled: Option<Instant> = None;
     loop {
-        let quiet = troubled.map_or_else(Instant::now, |since| since + QUIET);
+        let quiet = troubled.map_or_else(Instant::now, |since| since + WELL);
         let event = tokio::select! {
             event = stream.next() => match event {
                 Some(event) => event,

@@ -32,6 +32,12 @@ impl Pool {
         !self.avoids(ip) && self.ranges.iter().any(|range| range.contains(ip))
     }
 
+    /// Number of a range's addresses that it does not keep back.
+    #[must_use]
+    pub fn usable(&self, range: &AddressRange) -> u128 {
+        range.count() - if self.avoid_buggy { range.buggy() } else { 0 }
+    }
+
     /// Whether it keeps an address back although it is in a range.
     #[must_use]
     pub fn avoids(&self, ip: IpAddr) -> bool {

@@ -66,15 +66,17 @@ impl AddressRange {
         (other.last < self.last).then(|| number(other.last) + 1 - number(self.first))
     }
 
-    /// Number of addresses that are in both.
+    /// The addresses that are in both, if there are any.
     #[must_use]
-    pub fn common(&self, other: &Self) -> u128 {
-        match self.overlaps(other) {
-            true => {
-                Self { first: self.first.max(other.first), last: self.last.min(other.last) }.count()
-            }
-            false => 0,
-        }
+    pub fn common(&self, other: &Self) -> Option<Self> {
+        let (first, last) = (self.first.max(other.first), self.last.min(other.last));
+        self.overlaps(other).then_some(Self { first, last })
+    }
+
+    /// Whether it has all of another's addresses.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.contains(other.first) && self.contains(other.last)
     }
 
     /// Number of its addresses of IPv4 that end in .0 and .255.
@@ -210,7 +212,9 @@ mod tests {
             ("192.0.2.32/28", 0, None),
         ] {
             let other = range(other);
-            assert_eq!((pool.common(&other), pool.behind(&other)), (common, behind), "{other}");
+            let both = pool.common(&other).map_or(0, |both| both.count());
+            assert_eq!((both, pool.behind(&other)), (common, behind), "{other}");
+            assert_eq!(pool.covers(&other), both == other.count(), "{other}");
         }
     }
 }

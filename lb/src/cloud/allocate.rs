@@ -49,14 +49,23 @@ impl Reserved {
         if net.is_host() {
             self.hosts.entry(net.address()).or_insert_with(|| who.into());
         } else {
-            self.networks.push((net.into(), who.into()));
+            let range = AddressRange::from(net);
+            // Each address is counted once.
+            if self.networks.iter().any(|(known, _)| known.covers(&range)) {
+                return;
+            }
+            self.networks.retain(|(known, _)| !range.covers(known));
+            self.networks.push((range, who.into()));
         }
     }
 
     /// Number of a pool's addresses among them.
     pub(crate) fn count_of(&self, pool: &Pool, is_ipv4: bool) -> u128 {
         let ranges = || pool.ranges.iter().filter(|range| range.is_ipv4() == is_ipv4);
-        let of_networks = self.networks.iter().flat_map(|(net, _)| ranges().map(|r| r.common(net)));
+        let usable = |range: AddressRange| pool.usable(&range);
+        let of_networks = self.networks.iter().flat_map(|(net, _)| {
+            ranges().filter_map(|range| range.common(net)).map(usable).collect::<Vec<_>>()
+        });
         let alone = |ip: &&IpAddr| ip.is_ipv4() == is_ipv4 && self.network(**ip).is_none();
         let hosts = self.hosts.keys().filter(alone).filter(|ip| pool.offers(**ip));
         of_networks.fold(hosts.count() as u128, u128::saturating_add)

@@ -330,7 +330,9 @@ impl Cloud {
             anew.extend(attached.gateways);
             routes = attached.routes;
         }
-        let settles = pools || !gateways.is_empty() || !services.is_empty();
+        // Who follows has the addresses of a Gateway by its status.
+        let follows = !self.leads && echoes.iter().any(|(kind, _)| *kind == Kind::Gateway);
+        let settles = pools || follows || !gateways.is_empty() || !services.is_empty();
         if settles {
             anew.extend(self.settle());
             self.shown = None;
@@ -433,11 +435,19 @@ impl Cloud {
     fn all_pools(&self) -> (Vec<Pool>, Vec<String>) {
         let (mut pools, mut unused) = (self.pools.clone(), Vec::new());
         // Of two that overlap, the one that somebody has addresses of stays.
-        let assigned =
-            self.served.values().filter_map(|served| served.assigned.as_ref()?.as_ref().ok());
-        let used: BTreeSet<&str> = assigned.map(|assigned| &*assigned.pool).collect();
         let mut known: Vec<_> = self.cluster.pools().collect();
-        known.sort_by_key(|(name, _)| !used.contains(name));
+        if known.len() > 1 {
+            let subjects = self.subjects();
+            let current: BTreeSet<IpAddr> =
+                subjects.flat_map(|(name, subject)| self.current(&name, subject)).collect();
+            let assigned = self.served.values();
+            let assigned = assigned.filter_map(|served| served.assigned.as_ref()?.as_ref().ok());
+            let used: BTreeSet<&str> = assigned.map(|assigned| &*assigned.pool).collect();
+            known.sort_by_cached_key(|(name, pool)| {
+                let offers = |pool: &Pool| current.iter().any(|ip| pool.offers(*ip));
+                (!used.contains(name), !pool.as_ref().is_ok_and(offers))
+            });
+        }
         for (name, pool) in known {
             let why = match pool {
                 Err(why) => why.clone(),

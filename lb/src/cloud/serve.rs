@@ -59,7 +59,7 @@ impl Cloud {
         }
     }
 
-    fn subjects(&self) -> impl Iterator<Item = (Name, Subject<'_>)> {
+    pub(super) fn subjects(&self) -> impl Iterator<Item = (Name, Subject<'_>)> {
         let services = self.cluster.services().filter(|(_, service)| self.is_ours(service));
         let services = services.map(|(name, service)| (name.clone(), Subject::Service(service)));
         let gateways = self.attachments.gateways.keys().filter_map(|name| {
@@ -133,7 +133,7 @@ impl Cloud {
     }
 
     /// The addresses that somebody has: by what is known here, by the status, by the state file.
-    fn current(&self, name: &Name, subject: Subject<'_>) -> Vec<IpAddr> {
+    pub(super) fn current(&self, name: &Name, subject: Subject<'_>) -> Vec<IpAddr> {
         if self.leads
             && let Some(Some(Ok(assigned))) = self.served.get(name).map(|served| &served.assigned)
         {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairway_config::kubernetes::{
-    AddressPool, AddressPoolStatus, AddressRange, Finding, Ingress, IngressPort,
-    LoadBalancerStatus, Meta, Name, PREFIX, Pool, Rules, SERVED_BY, Service,
+    AddressPool, AddressPoolStatus, Finding, Ingress, IngressPort, LoadBalancerStatus, Meta, Name,
+    PREFIX, Pool, Rules, SERVED_BY, Service,
 };
 use serde_json::{Value, json};
 
@@ -182,8 +182,7 @@ pub(super) fn pool_todo(
         let has = assigned.iter().filter(|ip| ip.is_ipv4() == is_ipv4).count() as u128;
         let ranges = pool.into_iter().flat_map(|pool| &pool.ranges);
         let ranges = ranges.filter(|range| range.is_ipv4() == is_ipv4);
-        let avoids = pool.is_some_and(|pool| pool.avoid_buggy);
-        let usable = |range: &AddressRange| range.count() - if avoids { range.buggy() } else { 0 };
+        let usable = |range| pool.map_or(0, |pool| pool.usable(range));
         let all = ranges.fold(0_u128, |sum, range| sum.saturating_add(usable(range)));
         let kept = pool.map_or(0, |pool| reserved.count_of(pool, is_ipv4));
         let number = |count: u128| Some(i64::try_from(count).unwrap_or(i64::MAX));

@@ -264,6 +264,12 @@ fn what_is_left_of_two_families_is_kept() {
     cloud.document(&with(&[pool("aaa"), pool("obj")].concat()));
     assert_eq!(outcomes(&cloud)["a"], "198.51.100.0");
     assert!(cloud.view().troubles[0].starts_with("pool `aaa` is not used"));
+    // Also when the process begins with what it had.
+    let both = with(&[pool("aaa"), pool("obj").replace("/31", "/30")].concat());
+    let mut next = Cloud::new(&both, None);
+    next.remembered.insert(Name::new("default", "a"), vec!["198.51.100.2".parse().unwrap()]);
+    next.document(&both);
+    assert_eq!(outcomes(&next)["a"], "198.51.100.2");
 }
 
 #[test]

@@ -202,3 +202,23 @@ fn other_nodes_are_told_of() {
     assert_eq!(steps(tell(&mut cloud, &two)), [Step::Updated]);
     assert_eq!(steps(tell(&mut cloud, &two)), []);
 }
+
+#[test]
+fn who_follows_has_a_gateways_address_by_its_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cloud = told(folder.path(), false, GATEWAY);
+    let pending = "the box that leads has given it no address yet";
+    assert_eq!(outcomes(&cloud)["gateway/web"], pending);
+    let with = |ip: &str| {
+        let status = format!("kind: Gateway\nstatus: {{addresses: [{{value: {ip}}}]}}\n");
+        GATEWAY.replacen("kind: Gateway\n", &status, 1)
+    };
+    for ip in ["192.0.2.1", "192.0.2.2"] {
+        assert_eq!(tell(&mut cloud, &with(ip)), []);
+        assert_eq!(outcomes(&cloud)["gateway/web"], ip);
+        assert_eq!(cloud.desired().len(), 1);
+    }
+    // It goes on there when it leads.
+    cloud.lead(true);
+    assert_eq!(outcomes(&cloud)["gateway/web"], "192.0.2.2");
+}

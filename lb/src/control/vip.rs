@@ -15,6 +15,9 @@ use crate::network::{Added, Addresses};
 const ANNOUNCE: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 
+/// From one word that could not be sent to the next try.
+const AGAIN: Duration = Duration::from_secs(2);
+
 /// An interface that carries the services' addresses.
 pub(crate) struct Interface {
     addresses: Addresses,
@@ -26,6 +29,8 @@ pub(crate) struct Interface {
     failed: BTreeMap<IpAddr, String>,
     /// Those that the segment is told of, how often it was, and when it is again.
     announced: BTreeMap<IpAddr, (usize, Tick)>,
+    /// Why it could not be told last.
+    untold: Option<String>,
     /// Those that no service has any more, and until when connections to them may go on.
     leaving: BTreeMap<IpAddr, Tick>,
 }
@@ -40,6 +45,7 @@ impl Interface {
             left,
             failed: BTreeMap::new(),
             announced: BTreeMap::new(),
+            untold: None,
             leaving: BTreeMap::new(),
         }
     }
@@ -103,16 +109,19 @@ impl Interface {
             let frames: Vec<_> = due.iter().map(|ip| announcement(*ip, station)).collect();
             send_frames(interface, &frames).map_err(|error| error.to_string())
         });
-        if let Err(why) = told {
-            tracing::warn!(
-                interface,
-                addresses = due.len(),
-                "cannot tell the segment of new addresses: {why}"
-            );
+        let failed = told.is_err();
+        if let Err(why) = told
+            && self.untold.as_ref() != Some(&why)
+        {
+            let addresses = due.len();
+            tracing::warn!(interface, addresses, "cannot tell the segment of new addresses: {why}");
+            self.untold = Some(why);
         }
         for ip in due {
             let Some((times, at)) = self.announced.get_mut(&ip) else { continue };
             match ANNOUNCE.get(*times) {
+                // The interface may not be up yet.
+                _ if failed => *at = now.plus(AGAIN),
                 Some(wait) => (*times, *at) = (*times + 1, now.plus(*wait)),
                 None => _ = self.announced.remove(&ip),
             }
