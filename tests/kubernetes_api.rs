@@ -4,7 +4,7 @@
 use axum::http::Method;
 use fairway_tests::api_server::{ApiServer, path};
 use fairway_tests::cluster::{
-    Cluster, FIRST, LEASE, Stands, other, pod, shop, slice, watching, watching_too,
+    Cluster, FIRST, LEASE, Stands, other, pod, ready, shop, slice, watching, watching_too,
 };
 use fairway_tests::http::get;
 use fairway_tests::{Host, Net, Nginx, SECOND, wait_at_most, wait_for};
@@ -82,11 +82,7 @@ fn an_api_server_may_be_away() {
     let mut api = ApiServer::start(&net);
     // Nobody has installed our pools.
     api.lacks("addresspools");
-    let slices = |count: usize| {
-        let endpoints: Vec<_> =
-            pods[..count].iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect();
-        slice("shop", &endpoints)
-    };
+    let slices = |count: usize| slice("shop", &ready(&pods[..count]));
     api.apply(&slices(1));
     api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
     let mut cluster = watching(&net, &api, ", target: pod");
@@ -178,11 +174,7 @@ fn the_box_that_leads_is_killed() {
     let Some(net) = Net::new() else { return };
     let pods: Vec<Nginx> = (1..=2).map(|n| pod(&net, &format!("p{n}"), n)).collect();
     let api = ApiServer::start(&net);
-    let slices = |count: usize| {
-        let endpoints: Vec<_> =
-            pods[..count].iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect();
-        slice("shop", &endpoints)
-    };
+    let slices = |count: usize| slice("shop", &ready(&pods[..count]));
     api.apply(&slices(1));
     api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
     let first = watching(&net, &api, ", target: pod");
@@ -237,9 +229,6 @@ fn gateways_lead_to_services_by_weight() {
              spec: {{ports: [{{name: http, port: 80}}]}}\n"
         )
     };
-    let endpoints = |pods: &[Nginx]| -> Vec<_> {
-        pods.iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect()
-    };
     let cluster = watching(&net, &api, "");
     api.apply(&gateway([3, 1]));
     let gateway_status = || api.get("gateways", "default", "web").unwrap()["status"].clone();
@@ -265,8 +254,8 @@ fn gateways_lead_to_services_by_weight() {
     };
     wait_for("what it leads to is missed", || route() == "False BackendNotFound");
     // The Services come, with their endpoints.
-    api.apply(&(cluster_ip("old") + &slice("old", &endpoints(&pods[..3]))));
-    api.apply(&(cluster_ip("new") + &slice("new", &endpoints(&pods[3..]))));
+    api.apply(&(cluster_ip("old") + &slice("old", &ready(&pods[..3]))));
+    api.apply(&(cluster_ip("new") + &slice("new", &ready(&pods[3..]))));
     wait_for("what it leads to is there", || route() == "True ResolvedRefs");
     wait_for("it is served", || net.on(Host::Client, || get(FIRST, "/").is_ok()));
     // Three Pods of one Service have three quarters, and the one of the other has a quarter.

@@ -120,6 +120,11 @@ pub enum Stands {
     Terminating,
 }
 
+/// Pods that are ready, all on one node.
+pub fn ready(pods: &[Nginx]) -> Vec<(IpAddr, &'static str, Stands)> {
+    pods.iter().map(|pod| (pod.ip(), "a", Stands::Ready)).collect()
+}
+
 /// The slice of a Service with its endpoints: Pods, their nodes, how they stand.
 pub fn slice(service: &str, endpoints: &[(IpAddr, &str, Stands)]) -> String {
     let mut text = format!(

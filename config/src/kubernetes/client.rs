@@ -346,7 +346,8 @@ async fn follow_version<K: Watched>(
         let event = tokio::select! {
             event = stream.next() => match event {
                 Some(event) => event,
-                None => return End::Missing { listed },
+                // It does not end; if it did, that would say nothing of the objects.
+                None => return End::Missing { listed: true },
             },
             () = sleep_until(quiet), if troubled.is_some() => {
                 troubled = None;

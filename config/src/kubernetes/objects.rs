@@ -26,8 +26,8 @@ pub struct Name {
 impl Name {
     /// What a Gateway is served as: no Service has such a name.
     #[must_use]
-    pub fn gateway(meta: &Meta) -> Self {
-        Self::new(&meta.namespace, &format!("gateway/{}", meta.name))
+    pub fn gateway(gateway: &Self) -> Self {
+        Self::new(&gateway.namespace, &format!("gateway/{}", gateway.name))
     }
 
     /// The Gateway that is served by this name; none if it is a Service's.

@@ -99,7 +99,9 @@ pub(crate) async fn run(
                 End::Overtaken => "overtaken",
                 End::Failed(_) => "failure",
             };
-            metrics::counter!("fairway_cluster_updates_total", "result" => result).increment(1);
+            if waits.todo.patch.is_some() {
+                metrics::counter!("fairway_cluster_updates_total", "result" => result).increment(1);
+            }
             let Todo { name, step, findings, .. } = &waits.todo;
             match end {
                 End::Overtaken => {}

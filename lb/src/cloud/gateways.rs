@@ -38,7 +38,7 @@ impl Cloud {
             all || before.gateways.get(*name) != Some(state) || has_changed(name, state)
         });
         let gone = before.gateways.keys().filter(|name| !after.gateways.contains_key(*name));
-        let gateways = anew.map(|(name, _)| name).chain(gone).map(served_as).collect();
+        let gateways = anew.map(|(name, _)| name).chain(gone).map(Name::gateway).collect();
         let other = after.routes.iter().filter(|(key, parents)| {
             let own = changed.contains(&(kind_of(key.0), key.1.clone()));
             own || before.routes.get(*key) != Some(parents)
@@ -180,13 +180,6 @@ fn trouble(what: &str, verdict: &Verdict) -> Option<String> {
         _ => verdict.holds,
     };
     (!is_good).then(|| format!("{what}: {}", verdict.message))
-}
-
-/// What a Gateway is served as.
-pub(super) fn served_as(gateway: &Name) -> Name {
-    let Name { namespace, name } = gateway;
-    let (name, namespace) = (name.to_string(), namespace.to_string());
-    Name::gateway(&Meta { name, namespace, ..Meta::default() })
 }
 
 /// The status that a Gateway should have; `asks` when it names addresses.

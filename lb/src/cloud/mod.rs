@@ -6,8 +6,8 @@
 //!             what they had ─┘           └──▶ kept in the state file
 //! ```
 //!
-//! [`Cloud`] is pure but for the state file and the kernel's routes; whoever has it hands it documents and objects, its changes
-//! to the control loop, and what the API server is to be told to the controller.
+//! [`Cloud`] is pure but for the state file and the kernel's routes; whoever has it hands it documents and
+//! objects, its changes to the control loop, and what the API server is to be told to the controller.
 //!
 //! Of several boxes at one cluster one leads: it gives addresses, and writes them into the Services'
 //! status, which the others serve. With manifests each box is alone, and leads.
@@ -320,7 +320,7 @@ impl Cloud {
         // Routes lead to Services: to their ports, and to whoever serves these.
         let leading = services.iter().chain(&anew);
         let leading = leading.filter_map(|name| self.attachments.led_to.get(name)).flatten();
-        let leading: Vec<Name> = leading.map(gateways::served_as).collect();
+        let leading: Vec<Name> = leading.map(Name::gateway).collect();
         let led_to = |name: &Name| self.attachments.led_to.contains_key(name);
         let attaches = !gateways.is_empty() || services.iter().any(led_to);
         anew.extend(leading);
@@ -376,7 +376,7 @@ impl Cloud {
             // What we, or others, have written may have been overtaken.
             for (kind, name) in &echoes {
                 match kind {
-                    Kind::Gateway => todos.extend(self.todo(&gateways::served_as(name), false)),
+                    Kind::Gateway => todos.extend(self.todo(&Name::gateway(name), false)),
                     Kind::TcpRoute => _ = routes.insert((RouteKind::Tcp, name.clone())),
                     Kind::UdpRoute => _ = routes.insert((RouteKind::Udp, name.clone())),
                     _ => {}

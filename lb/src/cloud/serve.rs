@@ -64,7 +64,7 @@ impl Cloud {
         let services = services.map(|(name, service)| (name.clone(), Subject::Service(service)));
         let gateways = self.attachments.gateways.keys().filter_map(|name| {
             let gateway = self.cluster.gateway(name)?;
-            Some((Name::gateway(&gateway.metadata), Subject::Gateway(gateway)))
+            Some((Name::gateway(name), Subject::Gateway(gateway)))
         });
         services.chain(gateways)
     }

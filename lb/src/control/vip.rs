@@ -77,8 +77,8 @@ impl Interface {
 
     /// Takes away what a process before this one has left behind and no service has.
     pub(crate) fn take_over(&mut self) {
-        self.added.append(&mut self.left.clone());
         for ip in std::mem::take(&mut self.left) {
+            self.added.insert(ip);
             self.remove(ip);
         }
     }
@@ -109,23 +109,21 @@ impl Interface {
             let frames: Vec<_> = due.iter().map(|ip| announcement(*ip, station)).collect();
             send_frames(interface, &frames).map_err(|error| error.to_string())
         });
-        let failed = told.is_err();
-        if let Err(why) = told
-            && self.untold.as_ref() != Some(&why)
-        {
+        let failed = told.err();
+        if let Some(why) = failed.as_ref().filter(|why| self.untold.as_ref() != Some(why)) {
             let addresses = due.len();
             tracing::warn!(interface, addresses, "cannot tell the segment of new addresses: {why}");
-            self.untold = Some(why);
         }
         for ip in due {
             let Some((times, at)) = self.announced.get_mut(&ip) else { continue };
             match ANNOUNCE.get(*times) {
                 // The interface may not be up yet.
-                _ if failed => *at = now.plus(AGAIN),
+                _ if failed.is_some() => *at = now.plus(AGAIN),
                 Some(wait) => (*times, *at) = (*times + 1, now.plus(*wait)),
                 None => _ = self.announced.remove(&ip),
             }
         }
+        self.untold = failed;
     }
 
     /// Whether something is to be done later.

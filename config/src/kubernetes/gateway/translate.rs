@@ -27,6 +27,7 @@ pub fn gateway_wish(gateway: &Gateway) -> Result<Wish, Finding> {
     for family in annotation(meta, IP_FAMILIES).unwrap_or_default().split(',').map(str::trim) {
         match family {
             "" => {}
+            "IPv4" | "IPv6" if families.contains(&(family == "IPv4")) => {}
             "IPv4" | "IPv6" => families.push(family == "IPv4"),
             other => {
                 let what = format!("annotation `{PREFIX}{IP_FAMILIES}`: `{other}`");
@@ -34,7 +35,6 @@ pub fn gateway_wish(gateway: &Gateway) -> Result<Wish, Finding> {
             }
         }
     }
-    families.dedup();
     if let Some(at) = spec.addresses.iter().find(|at| !at.is_ip()) {
         let kind = at.kind.as_deref().unwrap_or_default();
         return Err(refuse(format!("`spec.addresses`: addresses of type `{kind}` are not served")));
@@ -72,7 +72,7 @@ pub fn translate_gateway(
     origin: &Origin,
 ) -> Translation {
     let mut out = Translation::default();
-    let name = Name::gateway(&gateway.metadata);
+    let name = Name::gateway(&gateway.metadata.name());
     if addresses.is_empty() {
         return out;
     }
