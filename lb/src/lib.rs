@@ -7,6 +7,7 @@
 //! ```
 
 mod admin;
+pub mod announce;
 mod cli;
 mod cloud;
 mod connection_log;

@@ -1,0 +1,2 @@
+//! Announcing.
+pub mod bgp;
