@@ -47,7 +47,9 @@ pub use report::{
     OpenFlow, PacketStats, PortStats, ServiceTalkers, Settings, Shared, SharedStats, Sink,
     WorkerStats,
 };
-pub use sys::{Feature, Features, SetupError};
+pub use sys::{
+    Feature, Features, NeighborSocket, Neighbors, SetupError, Told, receive_told, sign, tell_hops,
+};
 
 /// The control plane's end of a worker.
 pub struct WorkerHandle {

@@ -89,7 +89,7 @@ impl Shape {
 }
 
 /// Reads a socket address as the kernel writes it.
-fn address(bytes: &[u8]) -> Option<SocketAddr> {
+pub(super) fn address(bytes: &[u8]) -> Option<SocketAddr> {
     let port = |bytes: &[u8]| Some(u16::from_be_bytes(*bytes.get(2..4)?.first_chunk()?));
     let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
     match family {
@@ -108,7 +108,7 @@ fn address(bytes: &[u8]) -> Option<SocketAddr> {
 }
 
 /// The ancillary messages in a control buffer: level, type, data.
-struct Ancillary<'a>(&'a [u8]);
+pub(super) struct Ancillary<'a>(pub(super) &'a [u8]);
 
 /// Length, level and type.
 const HEAD: usize = size_of::<libc::cmsghdr>();

@@ -6,6 +6,7 @@
 
 mod buffers;
 mod datagram;
+mod link;
 mod memory;
 #[cfg(feature = "bench")]
 mod messages;
@@ -16,6 +17,7 @@ mod ring;
 
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
+pub use link::{NeighborSocket, Neighbors, Told, receive_told, sign, tell_hops};
 pub(crate) use memory::Region;
 #[cfg(feature = "bench")]
 pub(crate) use messages::Messages;

@@ -31,15 +31,27 @@ pub(crate) fn port_range(socket: impl AsFd, first: u16, last: u16) -> io::Result
     set(socket, libc::SOL_IP, IP_LOCAL_PORT_RANGE, range as i32)
 }
 
-fn switch_on(socket: impl AsFd, level: i32, option: i32) -> io::Result<()> {
+pub(super) fn switch_on(socket: impl AsFd, level: i32, option: i32) -> io::Result<()> {
     set(socket, level, option, 1)
 }
 
 fn set(socket: impl AsFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    set_struct(socket, level, option, &value)
+}
+
+/// Sets an option that is a plain struct, as the kernel lays it out.
+pub(super) fn set_struct<T>(
+    socket: impl AsFd,
+    level: i32,
+    option: i32,
+    value: &T,
+) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    let pointer: *const T = value;
     let fd = socket.as_fd().as_raw_fd();
-    let (value, len) = ((&raw const value).cast(), size_of_val(&value) as u32);
-    // SAFETY: the descriptor is borrowed, and the value is read within the call.
-    match unsafe { libc::setsockopt(fd, level, option, value, len) } {
+    // SAFETY: the descriptor is borrowed, and the kernel reads `length` bytes at the pointer, which are
+    // those of `value`, within the call.
+    match unsafe { libc::setsockopt(fd, level, option, pointer.cast(), length) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -12,6 +12,7 @@ use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag};
 use libc::{c_int, sock_filter, sock_fprog, sockaddr_ll, socklen_t, tpacket_req, tpacket2_hdr};
 
 use super::memory::Mapping;
+use super::options::set_struct;
 
 /// Room before a frame for the headers of a tunnel.
 pub(crate) const HEADROOM: usize = 128;
@@ -96,16 +97,6 @@ fn failed() -> io::Error {
     io::Error::last_os_error()
 }
 
-fn set<T>(socket: &OwnedFd, level: c_int, option: c_int, value: &T) -> io::Result<()> {
-    let length = size_of::<T>() as socklen_t;
-    let pointer: *const T = value;
-    // SAFETY: the kernel reads `length` bytes at the pointer, which are those of `value`.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, pointer.cast(), length) } {
-        0 => Ok(()),
-        _ => Err(failed()),
-    }
-}
-
 fn get<T>(socket: &OwnedFd, level: c_int, option: c_int, mut value: T) -> io::Result<T> {
     let mut length = size_of::<T>() as socklen_t;
     let pointer: *mut T = &raw mut value;
@@ -118,7 +109,7 @@ fn get<T>(socket: &OwnedFd, level: c_int, option: c_int, mut value: T) -> io::Re
 }
 
 pub(super) fn option(socket: &OwnedFd, option: c_int, value: c_int) -> io::Result<()> {
-    set(socket, libc::SOL_PACKET, option, &value)
+    set_struct(socket, libc::SOL_PACKET, option, &value)
 }
 
 pub(super) fn open() -> io::Result<OwnedFd> {
@@ -134,10 +125,15 @@ pub(super) fn open() -> io::Result<OwnedFd> {
 
 /// Binds to an interface: for its frames, or to send alone.
 pub(super) fn bind(socket: &OwnedFd, interface: u32, receives: bool) -> io::Result<()> {
+    bind_for(socket, interface, if receives { libc::ETH_P_ALL } else { 0 })
+}
+
+/// Binds to an interface for frames of one protocol; for none with 0.
+pub(super) fn bind_for(socket: &OwnedFd, interface: u32, protocol: c_int) -> io::Result<()> {
     // SAFETY: an address is plain integers, for which zeros are values.
     let mut address: sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = if receives { (libc::ETH_P_ALL as u16).to_be() } else { 0 };
+    address.sll_protocol = (protocol as u16).to_be();
     address.sll_ifindex = interface as c_int;
     let length = size_of::<sockaddr_ll>() as socklen_t;
     let pointer: *const sockaddr_ll = &raw const address;
@@ -177,7 +173,7 @@ impl Slots {
             tp_frame_size: size as u32,
             tp_frame_nr: count as u32,
         };
-        set(socket, libc::SOL_PACKET, option, &request)?;
+        set_struct(socket, libc::SOL_PACKET, option, &request)?;
         let memory = Mapping::new(count * size, Some(socket.as_fd()))?;
         Ok(Self { memory, size, count, at: 0 })
     }
@@ -232,7 +228,7 @@ impl Receiver {
         option(libc::PACKET_RESERVE, HEADROOM as c_int)?;
         option(libc::PACKET_IGNORE_OUTGOING, 1)?;
         option(libc::PACKET_COPY_THRESH, 1)?;
-        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE)?;
+        set_struct(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &QUEUE)?;
         let slots = Slots::map(&socket, libc::PACKET_RX_RING, OVERHEAD, frame)?;
         bind(&socket, interface, true)?;
         let mut joined = group;
@@ -242,7 +238,7 @@ impl Receiver {
                 Some(Group(id)) => u32::from(id) | kind << 16,
                 None => (kind | libc::PACKET_FANOUT_FLAG_UNIQUEID) << 16,
             };
-            set(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &word)?;
+            set_struct(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &word)?;
             let word: u32 = get(&socket, libc::SOL_PACKET, libc::PACKET_FANOUT, 0)?;
             joined = Some(Group(word as u16));
         }
@@ -399,7 +395,7 @@ impl Divider {
         let length =
             u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         let program = sock_fprog { len: length, filter: program.as_mut_ptr() };
-        set(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
+        set_struct(&self.0, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, &program)
     }
 
     /// Has the interface take in the frames of every group of receivers (multicast).
@@ -417,7 +413,7 @@ impl Divider {
             length: 0,
             address: [0; 8],
         };
-        set(&self.0, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
+        set_struct(&self.0, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)
     }
 }
 
@@ -429,7 +425,7 @@ impl Sender {
         option(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as c_int)?;
         // A frame that the kernel refuses does not hold up those behind it.
         option(libc::PACKET_LOSS, 1)?;
-        set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
+        set_struct(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
         let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + VlanTag::LENGTH)?;
         bind(&socket, interface, false)?;
         Ok(Self { slots, socket, queued: 0, again: false })
@@ -484,7 +480,7 @@ fn write_tagged(out: &mut [u8], stations: &[u8; STATIONS], rest: &[u8], tag: Opt
     }
 }
 
-fn is_for_us(kind: u8) -> bool {
+pub(super) fn is_for_us(kind: u8) -> bool {
     // PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST; not those of other stations, nor our own.
     kind <= libc::PACKET_MULTICAST
 }

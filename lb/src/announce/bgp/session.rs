@@ -261,8 +261,8 @@ impl Session {
         // meanwhile (RFC 4724, section 5); any other ends by its hold time.
         let mut actions = Vec::new();
         if self.established().is_some() {
-            let replaces = self.settings.restart.is_some()
-                && self.peer().is_some_and(|peer| peer.restarts);
+            let replaces =
+                self.settings.restart.is_some() && self.peer().is_some_and(|peer| peer.restarts);
             if !replaces {
                 return vec![
                     Action::Send(Side::Theirs, Fault::collision().octets()),
@@ -524,9 +524,9 @@ impl Session {
     }
 
     fn established(&self) -> Option<Side> {
-        [Side::Ours, Side::Theirs].into_iter().find(|side| {
-            self.connection(*side).is_some_and(|it| it.stage == Stage::Established)
-        })
+        [Side::Ours, Side::Theirs]
+            .into_iter()
+            .find(|side| self.connection(*side).is_some_and(|it| it.stage == Stage::Established))
     }
 
     fn connection(&self, side: Side) -> Option<&Connection> {

@@ -75,7 +75,10 @@ fn a_route_is_told_as_the_rfcs_have_it() {
         &[32, 192, 0, 2, 100],
     ]
     .concat();
-    assert_eq!(octets, [&want[..17], &[octets[17]], &want[18..22], &[octets[22]], &want[23..]].concat());
+    assert_eq!(
+        octets,
+        [&want[..17], &[octets[17]], &want[18..22], &[octets[22]], &want[23..]].concat()
+    );
     assert_eq!((octets.len(), usize::from(octets[17])), (want.len(), want.len()));
     // To our own system with a preference and without ourselves in the path.
     let octets = update(&[prefix("192.0.2.100")], &attributes(), &manner(true, true)).unwrap();
@@ -84,9 +87,13 @@ fn a_route_is_told_as_the_rfcs_have_it() {
         told.path_attributes().iter().any(|attribute| wanted(attribute.value()))
     };
     assert!(value(&|it| matches!(it, Value::LocalPreference(p) if p.metric() == 250)));
-    assert!(value(&|it| matches!(it, Value::AsPath(AsPath::As4PathSegments(path)) if path.is_empty())));
+    assert!(value(
+        &|it| matches!(it, Value::AsPath(AsPath::As4PathSegments(path)) if path.is_empty())
+    ));
     assert!(value(&|it| matches!(it, Value::Communities(all) if all.communities().len() == 2)));
-    assert!(value(&|it| matches!(it, Value::LargeCommunities(all) if all.communities().len() == 1)));
+    assert!(value(
+        &|it| matches!(it, Value::LargeCommunities(all) if all.communities().len() == 1)
+    ));
     // Who knows no numbers of four octets is told the true path beside.
     let octets = update(&[prefix("192.0.2.100")], &attributes(), &manner(false, false)).unwrap();
     let at = octets.windows(4).position(|octets| octets == [2, 1, 0x5b, 0xa0]);
@@ -259,7 +266,8 @@ impl Pair {
 
 #[test]
 fn two_that_connect_at_once_keep_one_connection() {
-    let (one, two) = (settings(64512, PeerAs::External, 1), settings(64513, PeerAs::Number(64512), 2));
+    let (one, two) =
+        (settings(64512, PeerAs::External, 1), settings(64513, PeerAs::Number(64512), 2));
     let mut pair = Pair::new([one, two]);
     pair.start();
     assert_eq!(pair.states(), [State::Established; 2]);
@@ -305,7 +313,8 @@ fn who_is_not_meant_is_told() {
         let mut pair = Pair::new([one, two]);
         pair.start();
         let said = pair.changes[0].contains(&Action::Down(want.into()));
-        let refuses_itself = pair.changes[1].iter().any(|it| matches!(it, Action::Down(why) if why == want));
+        let refuses_itself =
+            pair.changes[1].iter().any(|it| matches!(it, Action::Down(why) if why == want));
         assert!(said || refuses_itself, "{want}: {:?}", pair.changes);
         assert_ne!(pair.states()[0], State::Established);
     }
@@ -325,7 +334,10 @@ fn silence_ends_a_session() {
     let want = Action::Down("nothing was heard for the hold time".into());
     assert_eq!(actions.last(), Some(&want));
     // Without a hold time nobody waits.
-    let patient = |id: u32| Settings { hold: Duration::ZERO, ..settings(64511 + id, PeerAs::External, id as u8) };
+    let patient = |id: u32| Settings {
+        hold: Duration::ZERO,
+        ..settings(64511 + id, PeerAs::External, id as u8)
+    };
     let mut pair = Pair::new([patient(1), patient(2)]);
     pair.start();
     assert_eq!(pair.ends[0].due(), None);
@@ -369,7 +381,8 @@ fn learn(table: &mut BTreeMap<IpPrefix, Vec<u32>>, octets: &[u8]) {
     let told = decoded(octets);
     let four = |net: ipnet::Ipv4Net| IpPrefix::containing(net.addr().into(), net.prefix_len());
     let six = |net: ipnet::Ipv6Net| IpPrefix::containing(net.addr().into(), net.prefix_len());
-    let mut new: Vec<IpPrefix> = told.nlri().iter().map(|it| four(it.network().address())).collect();
+    let mut new: Vec<IpPrefix> =
+        told.nlri().iter().map(|it| four(it.network().address())).collect();
     let mut communities = Vec::new();
     for gone in told.withdraw_routes() {
         assert!(table.remove(&four(gone.network().address())).is_some(), "it was told before");
