@@ -7,6 +7,7 @@
 //! Nothing here knows the workers. Every error names file, line and column, what was found and
 //! what to write instead, and all of them are reported at once; only broken syntax stops a file.
 
+pub mod announce;
 mod check;
 mod de;
 pub mod document;

@@ -1,6 +1,6 @@
 //! Reading a configuration: the main document, its sources, all checks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,9 +8,10 @@ use fairway_core::Mode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::check::{self, Findings, Means};
-use crate::document::{Document, KubernetesDoc, ListenDoc, ServiceDoc};
-use crate::kubernetes::Manifests;
+use crate::announce::Announce;
+use crate::check::{self, Around, Findings, Means};
+use crate::document::{AnnounceDoc, Document, KubernetesDoc, ListenDoc, ServiceDoc};
+use crate::kubernetes::{Manifests, Pool};
 use crate::spec::{ClusterSource, Config, Desired, Origin, Process, ServiceSpec};
 use crate::tree::{self, Node, Value};
 use crate::values::At;
@@ -134,11 +135,13 @@ impl Loader {
         let metallb = kubernetes.and_then(|doc| doc.read_metallb_pools).unwrap_or(true);
         manifests.keep(named, metallb);
         self.across(file, &process);
+        let is_whole = sources.manifests.is_empty() && process.api.is_none();
+        let announce = self.announce(file, &document.announce, (&process, &pools, is_whole));
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
         let manifests = (!sources.manifests.is_empty()).then_some(manifests);
         let cluster = ClusterSource { rules, manifests, pools };
-        Some(Config { process, services, cluster, files: self.files.clone() })
+        Some(Config { process, services, cluster, announce, files: self.files.clone() })
     }
 
     fn parse(&mut self, file: &File, text: &str) -> Option<Node> {
@@ -226,12 +229,35 @@ impl Loader {
         }
     }
 
+    /// What is said of announcements; `is_whole` when no other services and pools come from a cluster.
+    fn announce(
+        &mut self,
+        file: &File,
+        doc: &AnnounceDoc,
+        (process, pools, is_whole): (&Process, &[Pool], bool),
+    ) -> Announce {
+        let services = self.services.iter().map(|(spec, _)| spec.key.service());
+        let services: BTreeSet<&str> = services.collect();
+        let names: BTreeSet<&str> = pools.iter().map(|pool| &*pool.name).collect();
+        let base = file.parent().unwrap_or(Path::new(""));
+        let around = Around {
+            process,
+            base,
+            pools: is_whole.then_some(&names),
+            services: is_whole.then_some(&services),
+        };
+        let mut findings = Findings { file, complete: true, problems: &mut self.problems };
+        let announce = check::announce(doc, around, &mut findings);
+        check::check_groups(&announce, &self.services, pools, &mut self.problems);
+        announce
+    }
+
     /// What only shows with all services at hand.
     fn across(&mut self, file: &File, process: &Process) {
         let mut names: HashMap<&str, &Origin> = HashMap::new();
         for (spec, _) in &self.services {
             let origin = &spec.origin;
-            let name = spec.key.0.rsplit_once('/').map_or(&*spec.key.0, |(name, _)| name);
+            let name = spec.key.service();
             let first = *names.entry(name).or_insert(origin);
             if first != origin {
                 let message = format!(

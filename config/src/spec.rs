@@ -10,11 +10,12 @@ use std::time::Duration;
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
+use crate::announce::Announce;
 use crate::document::{
     ConnectionsDoc, CurveDoc, FormatDoc, KernelEndDoc, LevelDoc, ListenDoc, PerBackendDoc,
     RecordDoc, UringFeature,
 };
-use crate::kubernetes::{Manifests, Pool, Rules};
+use crate::kubernetes::{Labels, Manifests, Pool, Rules};
 use crate::{File, Place};
 
 /// Everything that a document, with its sources, says.
@@ -26,6 +27,8 @@ pub struct Config {
     pub services: Desired,
     /// What it says of clusters and their Services.
     pub cluster: ClusterSource,
+    /// How its addresses are announced.
+    pub announce: Announce,
     /// Every file and folder that was read, to be watched.
     pub files: Vec<PathBuf>,
 }
@@ -72,6 +75,14 @@ pub type Desired = BTreeMap<ServiceKey, Arc<ServiceSpec>>;
 /// Names one port of one service: `web/http`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey(pub Arc<str>);
+
+impl ServiceKey {
+    /// The service's name, without that of the port.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        self.0.rsplit_once('/').map_or(&*self.0, |(service, _)| service)
+    }
+}
 
 impl std::fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -254,6 +265,8 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     /// What is spoken over it, for people.
     pub app_protocol: Option<Arc<str>>,
+    /// By which announcements may choose it.
+    pub labels: Arc<Labels>,
     /// How it treats flows.
     pub policy: Arc<Policy>,
     /// Who serves, by priority, then address; addresses are unique.
@@ -285,6 +298,7 @@ impl ServiceSpec {
         self.frontends == other.frontends
             && self.protocol == other.protocol
             && self.app_protocol == other.app_protocol
+            && self.labels == other.labels
             && self.policy == other.policy
             && self.backends == other.backends
             && self.named == other.named

@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::Place;
+use crate::announce::{Community, PeerAs};
 use crate::de::AT;
 use crate::kubernetes::AddressRange;
 
@@ -163,6 +164,34 @@ word! {
 }
 
 word! {
+    /// A community of BGP.
+    CommunityText(Community), "a community (64512:100, 64512:1:2, no-export)", "^[0-9a-z:-]+$", "string",
+    |text| {
+        let known = WELL_KNOWN.iter().find(|(name, _)| *name == text);
+        if let Some((_, value)) = known {
+            return Ok(Community::Plain(*value));
+        }
+        let parts: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
+        match parts.map_err(|_| String::new())?[..] {
+            [high, low] if high <= 0xffff && low <= 0xffff => Ok(Community::Plain(high << 16 | low)),
+            [_, _] => Err("each half is at most 65535; a large community has three parts".into()),
+            [global, one, two] => Ok(Community::Large([global, one, two])),
+            _ => Err(String::new()),
+        }
+    }
+}
+
+word! {
+    /// The AS number of a peer.
+    PeerAsText(PeerAs), "an AS number (1 to 4294967295), `external` or `internal`", "^([0-9]+|external|internal)$", serde_json::json!(["string", "integer"]),
+    |text| match text {
+        "external" => Ok(PeerAs::External),
+        "internal" => Ok(PeerAs::Internal),
+        _ => text.parse().ok().filter(|n| *n > 0).map(PeerAs::Number).ok_or_else(String::new),
+    }
+}
+
+word! {
     /// HTTP status codes.
     Statuses((u16, u16)), "a status (200) or a range of them (200-399)", "^[1-5][0-9][0-9](-[1-5][0-9][0-9])?$", serde_json::json!(["string", "integer"]),
     |text| {
@@ -197,6 +226,16 @@ word! {
         number.checked_mul(factor).ok_or_else(|| "too large".into())
     }
 }
+
+/// Communities that have names (RFC 1997, 3765, 7999, 8326).
+const WELL_KNOWN: [(&str, u32); 6] = [
+    ("graceful-shutdown", 0xffff_0000),
+    ("blackhole", 0xffff_029a),
+    ("no-export", 0xffff_ff01),
+    ("no-advertise", 0xffff_ff02),
+    ("no-export-subconfed", 0xffff_ff03),
+    ("no-peer", 0xffff_ff04),
+];
 
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -2,6 +2,7 @@
 //!
 //! Every check goes on after a finding, so that one run shows all of them.
 
+mod announce;
 mod backends;
 mod cluster;
 mod health;
@@ -14,8 +15,9 @@ mod service;
 use crate::values::{At, Time};
 use crate::{File, Place, Problems};
 
+pub(crate) use announce::{Around, announce};
 pub(crate) use cluster::{pools, rules};
-pub(crate) use overlap::{check_frontends, check_sources};
+pub(crate) use overlap::{check_frontends, check_groups, check_sources};
 pub(crate) use process::process;
 pub(crate) use service::{Means, service};
 

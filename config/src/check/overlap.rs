@@ -6,6 +6,8 @@ use std::sync::Arc;
 use fairway_core::{IpPrefix, Mode, PortRange, Protocol};
 
 use crate::Problems;
+use crate::announce::{Announce, pool_of};
+use crate::kubernetes::Pool;
 use crate::spec::{Origin, ServiceSpec};
 
 /// Ports on one address by first port, and who has them.
@@ -51,6 +53,31 @@ pub(crate) fn check_sources(services: &[(Arc<ServiceSpec>, Origin)], problems: &
                 let message = format!(
                     "`source` has {ip}, which clients of service `{}` dial; name another address",
                     other.key
+                );
+                problems.push(&origin.file, origin.place, message);
+                break;
+            }
+        }
+    }
+}
+
+/// Adds a problem for each service with an address that two groups of boxes claim: both would answer.
+pub(crate) fn check_groups(
+    announce: &Announce,
+    services: &[(Arc<ServiceSpec>, Origin)],
+    pools: &[Pool],
+    problems: &mut Problems,
+) {
+    for (spec, origin) in services {
+        for frontend in &spec.frontends {
+            let (net, name) = (frontend.net, spec.key.service());
+            let pool = pool_of(pools, net);
+            let mut groups = announce.groups(net, name, &spec.labels, pool);
+            if let (Some(first), Some(second)) = (groups.next(), groups.next()) {
+                let message = format!(
+                    "groups `{}` and `{}` of `announce.vrrp` both claim {net} of service `{name}`; have \
+                     one of them choose others",
+                    first.name, second.name,
                 );
                 problems.push(&origin.file, origin.place, message);
                 break;

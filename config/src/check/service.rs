@@ -55,10 +55,11 @@ pub(crate) fn service(
     if ports.is_empty() {
         findings.absent(doc.ports.place, "`ports` is empty; a service needs a port");
     }
-    labels(ports, findings);
+    port_labels(ports, findings);
     if let Some(check) = &check {
         ports.iter().for_each(|port| health::check_port(doc, check, &port.value, findings));
     }
+    let labels = Arc::new(doc.labels.clone());
     let mut specs = Vec::new();
     for port in ports {
         let Some(protocol) = protocol(&port.value, mode, findings) else {
@@ -83,6 +84,7 @@ pub(crate) fn service(
                 .collect(),
             protocol,
             app_protocol: None,
+            labels: Arc::clone(&labels),
             policy: Arc::clone(&policy),
             backends,
             named,
@@ -156,7 +158,7 @@ fn label(port: &PortDoc) -> String {
     }
 }
 
-fn labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
+fn port_labels(ports: &[At<PortDoc>], findings: &mut Findings<'_>) {
     let mut seen = HashSet::new();
     for port in ports {
         if let Some(name) = &port.value.name {

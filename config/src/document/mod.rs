@@ -1,5 +1,6 @@
 //! The document as it is written. `fairway schema` prints the JSON Schema of these types.
 
+mod announce;
 mod health;
 mod packet;
 mod service;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 
 use crate::values::{At, Auto, Endpoint, Percent, Size, Socket, Time};
 
+pub use self::announce::*;
 pub use self::health::*;
 pub use self::packet::*;
 pub use self::service::*;
@@ -38,6 +40,8 @@ pub struct Document {
     pub state_directory: Option<String>,
     /// Addresses for Services of Kubernetes.
     pub address_pools: Vec<At<AddressPoolDoc>>,
+    /// How routers and segments learn of the services' addresses.
+    pub announce: AnnounceDoc,
     /// The services.
     pub services: Vec<ServiceDoc>,
 }

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 
 use super::health::{AgentCheckDoc, HealthCheckDoc};
+use crate::kubernetes::Labels;
 use crate::values::{Address, At, Auto, Dialled, Endpoint, Percent, Ports, Prefix, Size, Time};
 
 /// A service: addresses and ports that clients dial, and the backends behind them.
@@ -13,6 +14,9 @@ use crate::values::{Address, At, Auto, Dialled, Endpoint, Percent, Ports, Prefix
 pub struct ServiceDoc {
     /// Its name: letters, digits, `-`, `_`, `.`, `/`; unique.
     pub name: At<String>,
+    /// Labels, by which `announce` may choose it. Default: none.
+    #[serde(default)]
+    pub labels: Labels,
     /// The addresses that clients dial; in packet modes also networks of them, like
     /// `192.0.2.0/28`.
     pub addresses: At<Vec<At<Dialled>>>,

@@ -28,8 +28,9 @@ pub(super) const IP_FAMILIES: &str = "ipFamilies";
 /// The annotation by which the box that serves a Service marks it.
 pub const SERVED_BY: &str = "servedBy";
 /// Fields that the Service itself says.
-pub(super) const OF_SERVICE: [&str; 8] = [
+pub(super) const OF_SERVICE: [&str; 9] = [
     "name",
+    "labels",
     "ports",
     "backends",
     "backupBackends",
@@ -39,7 +40,7 @@ pub(super) const OF_SERVICE: [&str; 8] = [
     "trafficDistribution",
 ];
 /// The same of a Gateway with its routes.
-pub(super) const OF_GATEWAY: [&str; 4] = ["name", "ports", "backends", "backupBackends"];
+pub(super) const OF_GATEWAY: [&str; 5] = ["name", "labels", "ports", "backends", "backupBackends"];
 
 /// Whether a field is for each Service to say.
 pub(crate) fn is_of_service(field: &str) -> bool {

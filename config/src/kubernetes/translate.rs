@@ -174,12 +174,14 @@ pub fn translate(
     for stray in slices.iter().flat_map(|slice| &slice.strays) {
         out.find("InvalidEndpoint", format!("endpoint `{stray}` is no IP address"));
     }
+    let labels = Arc::new(service.metadata.labels.clone());
     for ((n, port), spec) in ports.into_iter().zip(specs) {
         let to_pods = target == Target::Pod || port.node_port == 0;
         let spec = ServiceSpec {
             policy: Arc::new(Policy { allow: allow.clone(), ..(*spec.policy).clone() }),
             check: check_of(&spec, is_checked, to_pods),
             app_protocol: port.app_protocol.as_deref().map(Into::into),
+            labels: Arc::clone(&labels),
             origin: origin.clone(),
             ..spec
         };

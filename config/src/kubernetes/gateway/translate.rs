@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairway_core::{BackendAddr, Weight};
 
@@ -131,6 +132,7 @@ pub fn translate_gateway(
                 app_protocol: ways
                     .iter()
                     .find_map(|way| way.port.app_protocol.as_deref().map(Into::into)),
+                labels: Arc::new(gateway.metadata.labels.clone()),
                 origin: origin.clone(),
                 ..spec
             };

@@ -1,0 +1,158 @@
+//! What documents say of announcements.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use fairway_config::announce::{Announce, Community, PeerAs, Secret};
+use fairway_config::document::TrackServicesDoc;
+use fairway_config::{load, load_text};
+
+/// Reads a document whose `announce` begins at line 6.
+fn read(announce: &str) -> Result<Announce, Vec<String>> {
+    let text = format!(
+        "services:\n  - {{name: web, addresses: [192.0.2.10], ports: [{{port: 80}}], backends: []}}\n  - \
+         {{name: dns, addresses: [198.51.100.53], ports: [{{port: 53}}], backends: []}}\naddressPools: \
+         [{{name: inner, addresses: [192.0.2.0/28]}}]\nannounce:\n{announce}"
+    );
+    let file = Path::new("f.yaml").into();
+    let config = load_text(&file, &text)
+        .map_err(|problems| problems.list.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    Ok(config.announce)
+}
+
+#[test]
+fn the_example_says_what_it_means() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/examples/announce.yaml");
+    let announce = load(Path::new(folder)).unwrap().announce;
+    assert!(announce.is_written && announce.layer2.is_empty());
+    let [group] = &announce.vrrp[..] else { panic!("{:?}", announce.vrrp) };
+    assert_eq!((group.id, group.priority, group.weight), (51, 150, 100));
+    assert_eq!(group.interval, Duration::from_millis(200));
+    assert_eq!((group.track_services, group.adds), (TrackServicesDoc::All, true));
+    let [a, b] = &announce.peers[..] else { panic!("{:?}", announce.peers) };
+    assert_eq!((a.own_as, a.peer_as, a.port), (64512, PeerAs::Number(64500), 179));
+    assert_eq!(a.password, Some(Secret::File("/etc/fairway/tor-a.key".into())));
+    assert_eq!(a.bfd.unwrap().transmit, Duration::from_millis(100));
+    assert_eq!(b.password, Some(Secret::Credential("tor-b.key".into())));
+    assert!(b.peer_as == PeerAs::External && !b.multihop && b.restart.is_none());
+    let [dns, wide] = &announce.advertisements[..] else { panic!() };
+    let want = [Community::Plain(64512 << 16 | 100), Community::Plain(0xffff_ff01)];
+    assert_eq!(dns.communities, want.into());
+    assert_eq!((dns.length_v4, dns.length_v6, dns.med), (32, 128, Some(50)));
+    assert_eq!(wide.communities, [Community::Large([64512, 1, 2])].into());
+    // Names and labels choose.
+    let admits = |name, labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        dns.chosen.admits("198.51.100.53".parse().unwrap(), name, &labels, None)
+    };
+    assert!(admits("dns", &[]) && !admits("web", &[]));
+    assert!(b.node_selectors[0].admits(&announce.node_labels));
+}
+
+#[test]
+fn defaults() {
+    let announce = read(
+        "  vrrp: [{name: a, interface: eth0, virtualRouterId: 1}]\n  bgp: {myASN: 64512, peers: [{name: r, \
+         peerAddress: 192.0.2.1, peerASN: 64512}], advertisements: [{name: all}]}\n",
+    )
+    .unwrap();
+    let group = &announce.vrrp[0];
+    assert_eq!((group.priority, group.interval), (100, Duration::from_millis(200)));
+    assert!(group.preempts && group.preempt_delay.is_zero() && group.peers.is_empty());
+    let peer = &announce.peers[0];
+    assert!(peer.multihop, "one of our own AS may be anywhere");
+    assert_eq!((peer.hold, peer.retry), (Duration::from_secs(90), Duration::from_secs(10)));
+    assert!(!read("  nodeName: a\n").unwrap().is_written);
+}
+
+#[test]
+fn errors_say_what_to_mend() {
+    let peer = |fields: &str| {
+        format!(
+            "  bgp:\n    peers:\n      - {{name: r, peerAddress: 192.0.2.1, peerASN: 64500{fields}}}\n    \
+             advertisements: [{{name: all}}]\n"
+        )
+    };
+    let group = |fields: &str| {
+        format!("  vrrp:\n    - {{name: a, interface: eth0, virtualRouterId: 51{fields}}}\n")
+    };
+    for (announce, want) in [
+        (peer(""), "8:16: which AS number is ours? Set `myASN`, here or for all under `bgp`"),
+        (
+            peer(", myASN: 1, holdTime: 2s"),
+            "`holdTime` is whole seconds, 3s to 65535s, or 0s for never",
+        ),
+        (peer(", myASN: 1, bfdProfile: quick"), "there is no BFD profile `quick`"),
+        (
+            peer(", myASN: 1, passwordFile: a, passwordCredential: b"),
+            "`passwordFile` or `passwordCredential`: remove one",
+        ),
+        (peer(", myASN: 1, password: hush"), "unknown field `password`"),
+        (peer(", myASN: 1, passive: true"), "a `passive` session needs `listenPort` of `bgp`"),
+        (peer(", myASN: 1, nextHopIPv6: 192.0.2.1"), "`nextHopIPv6` is an IPv6 address"),
+        (peer(", myASN: 1, sourceAddress: \"::1\""), "192.0.2.1 cannot be reached from ::1"),
+        (
+            peer(", myASN: 1").replace("192.0.2.1", "\"2001:db8::1\""),
+            "a peer with an IPv6 address needs our `routerID`",
+        ),
+        (peer(", myASN: 1").replace("64500", "0"), "`0` is not an AS number"),
+        (
+            peer(", myASN: 1").replace("{name: all}", "{name: all, peers: [x]}"),
+            "there is no peer `x`",
+        ),
+        (
+            peer(", myASN: 1").replace("{name: all}", "{name: all, communities: [\"70000:1\"]}"),
+            "each half is at most 65535; a large community has three parts",
+        ),
+        (
+            peer(", myASN: 1").replace("{name: all}", "{name: all, aggregationLength: 4}"),
+            "`aggregationLength` is 4; it is 8 to 32",
+        ),
+        (
+            peer(", myASN: 1").replace("[{name: all}]", "[]"),
+            "the peers are told nothing: add `advertisements`",
+        ),
+        (
+            peer(", myASN: 1").replace("{name: all}", "{name: all, addressPools: [outer]}"),
+            "there is no pool `outer`",
+        ),
+        (
+            peer(", myASN: 1").replace("{name: all}", "{name: all, services: [mail]}"),
+            "there is no service `mail`",
+        ),
+        (group(", priority: 256"), "`priority` is 256; it is 1 to 255"),
+        (group(", advertInterval: 205ms"), "`advertInterval` is 10ms to 40950ms, in steps of 10ms"),
+        (
+            group(", sourceAddress: 192.0.2.2, unicastPeers: [\"fe80::1\"]"),
+            "fe80::1 cannot be reached from 192.0.2.2",
+        ),
+        (
+            "  vrrp: [{name: a}]\n".into(),
+            "`interface` is missing; add the one that has the addresses",
+        ),
+        (
+            group("")
+                + "    - {name: b, interface: eth0, virtualRouterId: 51, addresses: [10.9.9.9]}\n",
+            "groups `b` and `a` have one number on one segment",
+        ),
+        (
+            group("")
+                + "    - {name: a, interface: eth0, virtualRouterId: 52, addresses: [10.9.9.9]}\n",
+            "group `a` is here twice; rename one",
+        ),
+        (
+            group("")
+                + "    - {name: b, interface: eth0, virtualRouterId: 52, addressPools: [inner]}\n",
+            "2:57: groups `a` and `b` of `announce.vrrp` both claim 192.0.2.10 of service `web`",
+        ),
+        ("  layer2: [{name: lan}]\n".into(), "on which segment? Name its `interfaces`"),
+        (
+            "  layer2: [{name: lan, interfaces: [eth0], election: lease}]\n".into(),
+            "Leases are objects of an API server",
+        ),
+    ] {
+        let said = read(&announce).expect_err(want);
+        assert!(said.iter().any(|line| line.contains(want)), "{want}\n{said:#?}");
+    }
+}
