@@ -190,6 +190,8 @@ pub struct BgpPeer {
     pub retry: Duration,
     /// It may be several hops away.
     pub multihop: bool,
+    /// It is on a link of ours, or it is not meant: one of another AS that is not several hops away.
+    pub direct: bool,
     /// The key that signs the session.
     pub password: Option<Secret>,
     /// How the way to it is watched.

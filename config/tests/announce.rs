@@ -35,7 +35,7 @@ fn the_example_says_what_it_means() {
     assert_eq!(a.password, Some(Secret::File("/etc/fairway/tor-a.key".into())));
     assert_eq!(a.bfd.unwrap().transmit, Duration::from_millis(100));
     assert_eq!(b.password, Some(Secret::Credential("tor-b.key".into())));
-    assert!(b.peer_as == PeerAs::External && !b.multihop && b.restart.is_none());
+    assert!(b.peer_as == PeerAs::External && b.direct && b.restart.is_none());
     let [dns, wide] = &announce.advertisements[..] else { panic!() };
     let want = [Community::Plain(64512 << 16 | 100), Community::Plain(0xffff_ff01)];
     assert_eq!(dns.communities, want.into());
@@ -61,7 +61,7 @@ fn defaults() {
     assert_eq!((group.priority, group.interval), (100, Duration::from_millis(200)));
     assert!(group.preempts && group.preempt_delay.is_zero() && group.peers.is_empty());
     let peer = &announce.peers[0];
-    assert!(peer.multihop, "one of our own AS may be anywhere");
+    assert!(!peer.direct, "one of our own AS may be anywhere");
     assert_eq!((peer.hold, peer.retry), (Duration::from_secs(90), Duration::from_secs(10)));
     assert!(!read("  nodeName: a\n").unwrap().is_written);
 }

@@ -26,12 +26,12 @@ use tokio::sync::mpsc;
 
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{self, Admin, admin_router, public_router};
+use crate::announce;
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::cloud::{self, CloudNews};
 use crate::connection_log::ConnectionWriter;
-use crate::control::{Control, Input, Interface, Listeners, PacketPath, Tproxy, Watchers};
+use crate::control::{Control, Input, Listeners, PacketPath, Tproxy, Watchers};
 use crate::health::Checker;
-use crate::network::Addresses;
 use crate::network::Watch;
 use crate::reload::{self, Reload};
 use crate::resolver::{FIRST_ANSWER, Resolver};
@@ -178,10 +178,11 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         }
         None => None,
     };
-    let interface = match &process.vip_interface {
-        Some(name) => Some(Interface::new(Addresses::new(runtime, name)?)),
-        None => None,
-    };
+    let announcing = sender.clone();
+    let announcer = announce::start(&process, clock, move |announced| {
+        // As above.
+        let _ = announcing.send(Input::Announced(Box::new(announced)));
+    })?;
     let health = sender.clone();
     let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {
         // The receiver goes when the process stops.
@@ -201,6 +202,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let (works, receiver) = tokio::sync::mpsc::unbounded_channel();
     let admin = Admin {
         control: sender.clone(),
+        announcer: announcer.clone(),
         cloud: works.clone(),
         reload: reload_sender.clone(),
         asker: asker.clone(),
@@ -234,7 +236,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
         ),
     };
     let mailbox = (works.clone(), receiver);
-    let cloud::Begun { change, view } =
+    let cloud::Begun { change, view, said } =
         cloud::start(runtime, &config, sender.clone(), asker.clone(), mailbox)?;
     let watcher = reload::watcher(&config.files, reload_sender.clone());
     runtime.spawn(reload::run(
@@ -249,12 +251,19 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
 
     let names: Vec<_> = features.names().collect();
     tracing::info!(workers = count, features = names.join(" "), "started");
-    let listeners = Listeners::new(tproxy, interface, budgets.for_listeners as usize);
-    let mut control =
-        Control::new(clock, process, path, publisher, workers, (listeners, packets), watchers);
+    let listeners = Listeners::new(tproxy, budgets.for_listeners as usize);
+    let mut control = Control::new(
+        clock,
+        process,
+        path,
+        publisher,
+        workers,
+        (listeners, packets, announcer),
+        watchers,
+    );
     let unknown = control.unknown_names(config.services.values().chain(&change.upserts));
     let names = runtime.block_on(asker.ask(unknown, FIRST_ANSWER));
-    let news = CloudNews { change, names: names.clone(), view, since: None };
+    let news = CloudNews { change, names: names.clone(), view, said, since: None };
     control.begin(config, &names, news);
     control.await_workers();
     ready.store(true, Relaxed);

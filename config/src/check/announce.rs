@@ -348,6 +348,7 @@ pub(crate) fn bgp_peer(
         PeerAs::Internal => true,
         PeerAs::External => false,
     };
+    let multihop = doc.ebgp_multi_hop.unwrap_or(false);
     Some(BgpPeer {
         name: name.clone(),
         address,
@@ -359,7 +360,8 @@ pub(crate) fn bgp_peer(
         hold,
         keepalive: doc.keepalive_time.map(|at| at.value.0),
         retry: findings.time("connectTime", doc.connect_time.as_ref(), "10s"),
-        multihop: internal || doc.ebgp_multi_hop.unwrap_or(false),
+        multihop,
+        direct: !internal && !multihop,
         password,
         bfd,
         restart: doc.enable_graceful_restart.unwrap_or(false).then_some(restart),

@@ -211,7 +211,8 @@ pub struct BgpPeerDoc {
     /// The longest time between two tries to connect. Default: 10s.
     #[serde(default)]
     pub connect_time: Option<At<Time>>,
-    /// Whether the router may be several hops away. Default: false: an external peer is one hop away.
+    /// Whether the router is several hops away; BFD then is, too. Default: false: one of another AS is on a
+    /// link of ours.
     #[serde(default)]
     pub ebgp_multi_hop: Option<bool>,
     /// A file with the key that signs the session (TCP MD5, RFC 2385).

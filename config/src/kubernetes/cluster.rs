@@ -394,6 +394,12 @@ impl Cluster {
         }
     }
 
+    /// The labels of a Node.
+    #[must_use]
+    pub fn node_labels(&self, name: &str) -> Option<&Labels> {
+        self.nodes.get(name).map(|node| &node.labels)
+    }
+
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&str, &ClusterNode)> {
         self.nodes.iter().map(|(name, node)| (&**name, node))
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use fairway_core::Protocol;
 use serde::{Deserialize, Serialize};
 
-use super::objects::{Conditions, EndpointPort, EndpointSlice, Endpoints, Node};
+use super::objects::{Conditions, EndpointPort, EndpointSlice, Endpoints, Labels, Node};
 
 /// A node with this label takes no traffic from outside; only the value `false` means nothing.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -84,6 +84,8 @@ pub(super) struct ClusterNode {
     pub(super) zone: Option<Box<str>>,
     /// It is to take no more traffic from outside.
     pub(super) leaves: bool,
+    #[serde(default)]
+    pub(super) labels: Labels,
 }
 
 /// A protocol by its word; none is one that is not served.
@@ -193,6 +195,7 @@ impl ClusterNode {
             external: of_kind("ExternalIP"),
             zone: labels.get(ZONE).map(|zone| zone.as_str().into()),
             leaves: excluded || doomed || node.metadata.deletion_timestamp.is_some(),
+            labels: node.metadata.labels.clone(),
         }
     }
 }

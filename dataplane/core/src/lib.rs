@@ -55,6 +55,6 @@ pub use policy::{
 };
 pub use select::{Pick, Tried};
 pub use service::{BuildError, Group, Member, Pool, Previous, Service, ServiceState};
-pub use snapshot::{Frontend, Snapshot, SnapshotBuilder};
+pub use snapshot::{Frontend, Snapshot, SnapshotBuilder, Told};
 pub use tick::Tick;
 pub use turns::Turns;

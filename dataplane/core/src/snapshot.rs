@@ -4,6 +4,7 @@
 //! rest with the snapshot before.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -72,6 +73,10 @@ enum Entry {
 type Shard = HashMap<Key, Entry, RandomState>;
 type ById = HashMap<ServiceId, Arc<Service>, RandomState>;
 
+/// Ports on which stations that ask for an address of a packet service are told that it is here: a bit for
+/// each. Addresses that are not in it are told of on all.
+pub type Told = BTreeMap<IpPrefix, u64>;
+
 /// One state of the world. Workers read it, the control loop makes the next one.
 pub struct Snapshot {
     /// Counts up with every published snapshot, from 1; zero is the empty one at the start.
@@ -84,6 +89,7 @@ pub struct Snapshot {
     /// Lengths of networks that services have, the longest first; families apart.
     lengths: Arc<[Vec<u8>; 2]>,
     routes: Arc<Routes>,
+    told: Arc<Told>,
 }
 
 impl Snapshot {
@@ -102,6 +108,7 @@ impl Snapshot {
             has_ranges: false,
             lengths: Arc::default(),
             routes: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -139,6 +146,18 @@ impl Snapshot {
     #[must_use]
     pub fn answers_for(&self, ip: IpAddr) -> bool {
         self.nets(ip.to_canonical()).any(|net| self.entry(Key::Answered(net)).is_some())
+    }
+
+    /// Whether a station that asks on a port at which station `ip` is, is told that it is here.
+    #[must_use]
+    pub fn tells(&self, ip: IpAddr, port: u16) -> bool {
+        let told = |net: IpPrefix| self.told.get(&net).copied();
+        let ports = match self.told.is_empty() {
+            true => None,
+            false => self.nets(ip.to_canonical()).find_map(told),
+        };
+        let here = 1_u64.checked_shl(port.into()).unwrap_or(0);
+        ports.is_none_or(|ports| ports & here != 0) && self.answers_for(ip)
     }
 
     /// Whether echo requests to `ip`, which is ours to answer for, are answered: to a VIP, unless all
@@ -217,6 +236,7 @@ impl SnapshotBuilder {
                 has_ranges: last.has_ranges,
                 lengths: Arc::clone(&last.lengths),
                 routes: Arc::clone(&last.routes),
+                told: Arc::clone(&last.told),
             },
         }
     }
@@ -224,6 +244,11 @@ impl SnapshotBuilder {
     /// Packets find their next hops by `routes` from now on.
     pub fn set_routes(&mut self, routes: &Arc<Routes>) {
         self.next.routes = Arc::clone(routes);
+    }
+
+    /// Stations that ask for addresses are answered by this from now on.
+    pub fn set_told(&mut self, told: &Arc<Told>) {
+        self.next.told = Arc::clone(told);
     }
 
     /// Puts `service` at its frontends, in place of what was there.

@@ -48,7 +48,8 @@ pub use report::{
     WorkerStats,
 };
 pub use sys::{
-    Feature, Features, NeighborSocket, Neighbors, SetupError, Told, receive_told, sign, tell_hops,
+    Feature, Features, Neighbors, SetupError, Told, neighbors, receive_frame, receive_told, sign,
+    tell_hops,
 };
 
 /// The control plane's end of a worker.

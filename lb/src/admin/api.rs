@@ -23,6 +23,7 @@ use super::capture::capture;
 use super::explain::{Question, explain_flow};
 use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
 use super::{metrics_text, packet_metrics};
+use crate::announce::{AnnounceInput, AnnounceView, Handle as Announcer};
 use crate::cloud::Work;
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
 use crate::reload::{Outcome, Reload};
@@ -38,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Admin {
     pub(crate) control: Sender<Input>,
+    pub(crate) announcer: Announcer,
     pub(crate) cloud: mpsc::UnboundedSender<Work>,
     pub(crate) reload: mpsc::UnboundedSender<Reload>,
     pub(crate) asker: Asker,
@@ -142,6 +144,8 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/services", get(services))
         .route("/v1/backends", get(backends))
         .route("/v1/cluster", get(cluster))
+        .route("/v1/announce", get(announce))
+        .route("/v1/announce/drain", post(drain_announced))
         .route("/v1/order", post(order))
         .route("/v1/plan", post(plan))
         .route("/v1/history", get(history))
@@ -284,6 +288,36 @@ async fn cluster(State(admin): State<Admin>) -> Result<Response, Response> {
     Ok(Json(admin.ask(|control| control.cloud.clone()).await?).into_response())
 }
 
+/// How announcements stand; nothing when nobody answers.
+async fn announce_view(admin: &Admin) -> Option<AnnounceView> {
+    let (answer, answered) = oneshot::channel();
+    admin.announcer.send(AnnounceInput::View(answer));
+    answered.await.ok()
+}
+
+async fn announce(State(admin): State<Admin>) -> Response {
+    Json(announce_view(&admin).await.unwrap_or_default()).into_response()
+}
+
+/// Whether what is announced is to be taken back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DrainRequest {
+    pub(crate) drains: bool,
+}
+
+async fn drain_announced(
+    State(admin): State<Admin>,
+    Json(request): Json<DrainRequest>,
+) -> Response {
+    admin.announcer.send(AnnounceInput::Drain(request.drains));
+    let message = match request.drains {
+        true => "this box takes back what it announces; its connections go on",
+        false => "this box announces again",
+    };
+    Json(Answer { ok: true, message: message.into(), details: Vec::new() }).into_response()
+}
+
 async fn history(State(admin): State<Admin>) -> Result<Response, Response> {
     let generations = admin.ask(|control| control.history.generations()).await?;
     Ok(Json(generations).into_response())
@@ -414,12 +448,14 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     let per_backend = admin.per_backend();
+    let announced = announce_view(&admin).await.unwrap_or_default();
     // Ten thousand services take a while to write out: not on a thread that serves others.
     let text = tokio::task::spawn_blocking(move || {
         let mut text = admin.registry.render();
         let snapshot = admin.view.load();
         metrics_text::write(&mut text, &snapshot, &admin.workers, &admin.shared, per_backend);
         packet_metrics::write(&mut text, &admin.packets, &admin.interfaces);
+        announced.write_metrics(&mut text);
         text
     });
     match text.await {

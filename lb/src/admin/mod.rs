@@ -17,7 +17,8 @@ use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 
 pub(crate) use api::{
-    Admin, Answer, OrderRequest, PlanRequest, RollbackRequest, admin_router, public_router,
+    Admin, Answer, DrainRequest, OrderRequest, PlanRequest, RollbackRequest, admin_router,
+    public_router,
 };
 
 /// Serves the admin API at `path`, which only the owner and the group may open.

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod announced;
 mod check;
 mod client;
 mod steer;
@@ -15,7 +16,8 @@ use serde::de::DeserializeOwned;
 
 use self::client::{Client, ClientError};
 use crate::admin::views::{BackendView, ConnectionView, FlowView, ServiceView, Status};
-use crate::admin::{OrderRequest, RollbackRequest};
+use crate::admin::{DrainRequest, OrderRequest, RollbackRequest};
+use crate::announce::AnnounceView;
 use crate::cloud::CloudView;
 use crate::control::{Generation, Order};
 
@@ -92,6 +94,19 @@ enum Command {
     },
     /// The cluster's Services: their addresses, and what needs their owners
     Cluster(Remote),
+    /// Which addresses are here, who is told of them, and by whom
+    Announce {
+        #[command(subcommand)]
+        what: Announce,
+    },
+    /// Takes addresses off an interface when its parent has gone
+    #[command(hide = true)]
+    GuardAddresses {
+        /// The interface's number
+        interface: u32,
+        /// Milliseconds without a word
+        patience: u64,
+    },
     /// The backends and how they stand
     Backends {
         /// A service: `web`, or one port of it: `web/http`
@@ -236,6 +251,16 @@ enum Command {
     Reload(Remote),
 }
 
+#[derive(Debug, Subcommand)]
+enum Announce {
+    /// Addresses, VRRP groups, BGP peers: their state, since when, and why
+    Status(Remote),
+    /// Take back what this box announces: others take over, its own connections go on
+    Drain(Remote),
+    /// Announce again
+    Undrain(Remote),
+}
+
 /// How long an order lasts.
 #[derive(Debug, clap::Args)]
 struct Lasting {
@@ -337,6 +362,20 @@ pub(crate) fn main() -> ExitCode {
             show::<Vec<BackendView>>(&remote, &path, |views| table::backends(views))
         }
         Command::Cluster(remote) => show::<CloudView>(&remote, "/v1/cluster", table::cluster),
+        Command::Announce { what: Announce::Status(remote) } => {
+            show::<AnnounceView>(&remote, "/v1/announce", announced::announced)
+        }
+        Command::Announce { what: Announce::Drain(remote) } => {
+            let request = DrainRequest { drains: true };
+            client::order(&remote, "/v1/announce/drain", &request, EXIT_FAILURE)
+        }
+        Command::Announce { what: Announce::Undrain(remote) } => {
+            let request = DrainRequest { drains: false };
+            client::order(&remote, "/v1/announce/drain", &request, EXIT_FAILURE)
+        }
+        Command::GuardAddresses { interface, patience } => {
+            crate::announce::guard(interface, Duration::from_millis(patience))
+        }
         Command::Drain { which, lasting, wait, timeout, remote } => {
             let backend = which.backend.clone();
             let service = which.service.clone();

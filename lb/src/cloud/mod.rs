@@ -18,6 +18,7 @@ mod gateways;
 mod lease;
 mod routes;
 mod run;
+mod said;
 mod serve;
 mod start;
 mod state;
@@ -33,6 +34,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use fairway_config::announce::Announce;
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
     AddressPool, Attachments, Cluster, Finding, Kind, Name, Object, Pool, PortOutcome, RouteKind,
@@ -50,6 +52,7 @@ pub(crate) use self::start::{Begun, start};
 pub(crate) use self::state::StateFile;
 use self::status::Todo;
 pub(crate) use self::view::{CloudServiceView, CloudView, PoolView};
+use crate::announce::Said;
 
 /// Pods are out of reach.
 const NO_ROUTE: &str = "NoRouteToPods";
@@ -88,6 +91,11 @@ pub(crate) struct Cloud {
     leads: bool,
     /// The way to Pods; none when nobody asks.
     routes: Option<Routes>,
+    /// What the document says of announcements.
+    announce: Announce,
+    /// What announcements were said to go by last, and whether that may be another thing now.
+    said: Said,
+    said_stale: bool,
     /// Numbers of objects when the state was shown last; none when something else is news.
     shown: Option<[usize; Kind::ALL.len()]>,
 }
@@ -142,6 +150,9 @@ impl Cloud {
             unwatched: BTreeMap::new(),
             leads: config.process.api.is_none(),
             routes: None,
+            announce: Announce::default(),
+            said: Said::default(),
+            said_stale: true,
             shown: None,
         }
     }
@@ -205,6 +216,8 @@ impl Cloud {
         }
         (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
         self.pools.clone_from(pools);
+        self.announce.clone_from(&config.announce);
+        self.said_stale = true;
         if self.api.is_some() {
             touched.add(std::mem::take(&mut self.held));
             if !self.awaited.is_empty() && !self.recalled {
@@ -306,6 +319,9 @@ impl Cloud {
             routes: None,
             unwatched: BTreeMap::new(),
             unsaved: false,
+            announce: Announce::default(),
+            said: Said::default(),
+            said_stale: true,
             shown: None,
         };
         other.document(config);
@@ -315,6 +331,7 @@ impl Cloud {
     /// What a change of objects comes to.
     fn change(&mut self, touched: Touched) -> Outcome {
         let Touched { services, endpoints, nodes, pools, gateways, echoes } = touched;
+        self.said_stale |= nodes || pools;
         let Outcome { mut change, mut todos } = Outcome::default();
         let mut anew = endpoints;
         // Routes lead to Services: to their ports, and to whoever serves these.

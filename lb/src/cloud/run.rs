@@ -13,6 +13,7 @@ use tokio::time::{Instant, interval, sleep_until};
 
 use super::routes::HOLDS;
 use super::{Cloud, CloudView, Outcome, Todo, state};
+use crate::announce::Said;
 use crate::control::{Answers, Control, Input};
 use crate::resolver::{Asker, FIRST_ANSWER};
 
@@ -42,6 +43,8 @@ pub(crate) struct CloudNews {
     pub(crate) names: Answers,
     /// The state, if that is news.
     pub(crate) view: Option<CloudView>,
+    /// What announcements go by, if that is news.
+    pub(crate) said: Option<Box<Said>>,
     /// When the API server told the first of it.
     pub(crate) since: Option<Instant>,
 }
@@ -125,8 +128,8 @@ pub(crate) async fn run(
         let Outcome { change, todos: told } = outcome;
         let teardown = !change.is_empty();
         let Some(news) = news(change, cloud.news(), &control, &asker).await else { return };
-        let news = CloudNews { since, ..news };
-        let is_news = teardown || news.view.is_some();
+        let news = CloudNews { since, said: cloud.said().map(Box::new), ..news };
+        let is_news = teardown || news.view.is_some() || news.said.is_some();
         let (input, done) = match document {
             Some((config, names, done)) => {
                 (Some(Input::Config(config, names, Box::new(news))), Some(done))
@@ -161,7 +164,7 @@ async fn news(
         false => Vec::new(),
     };
     let names = asker.ask(unknown, FIRST_ANSWER).await;
-    Some(CloudNews { change, names, view, since: None })
+    Some(CloudNews { change, names, view, ..CloudNews::default() })
 }
 
 /// The names of a change that nobody follows yet.

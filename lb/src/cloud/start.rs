@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::run::{Neighbours, run};
 use super::{Cloud, CloudView, Outcome, Routes, StateFile, Work, controller, lease, state};
+use crate::announce::Said;
 use crate::control::Input;
 use crate::resolver::Asker;
 
@@ -20,6 +21,7 @@ pub(crate) struct Begun {
     /// What is to be served from the start.
     pub(crate) change: ChangeSet,
     pub(crate) view: Option<CloudView>,
+    pub(crate) said: Option<Box<Said>>,
 }
 
 /// Starts the cloud's part, which works on what its mailbox gets. Fails when there is no way to the API server that is named; that it does not
@@ -73,8 +75,9 @@ pub(crate) fn start(
     }
     let Outcome { change, .. } = cloud.document(config);
     let view = cloud.news();
+    let said = cloud.said().map(Box::new);
     runtime.spawn(run(cloud, receiver, neighbours));
-    Ok(Begun { change, view })
+    Ok(Begun { change, view, said })
 }
 
 /// Who this box is, among those that would lead: its name, and something that another process of it has

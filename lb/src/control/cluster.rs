@@ -8,13 +8,16 @@ use crate::cloud::{CloudNews, CloudView};
 impl Control {
     /// Brings it about, up to publishing.
     pub(super) fn take_cluster(&mut self, news: CloudNews) {
-        let CloudNews { mut change, names, view, since } = news;
+        let CloudNews { mut change, names, view, said, since } = news;
         // The document has a service of that name now, which is there already.
         change.removals.retain(|key| !self.desired.contains_key(key));
         if let Some(view) = view {
             self.say_troubles(&view);
             show(&self.cloud, &view);
             self.cloud = view;
+        }
+        if let Some(said) = said {
+            self.announce_by(*said);
         }
         if change.is_empty() {
             return;

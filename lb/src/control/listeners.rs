@@ -8,8 +8,9 @@ use std::time::Duration;
 use fairway_core::{Frontend, Protocol, Tick};
 use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener, probe};
 
+use super::system::run;
 use super::tproxy::Tproxy;
-use super::vip::{Interface, run};
+use crate::announce::Announced;
 
 /// From one try to the next.
 const RETRY_MS: u64 = 250;
@@ -43,7 +44,10 @@ const LONGEST_LINGER: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Listeners {
     per_address: BTreeMap<Socket, Listening>,
     tproxy: Option<Tproxy>,
-    interface: Option<Interface>,
+    /// What is known of addresses that are announced.
+    announced: Announced,
+    /// Addresses that came into use, or go at a time.
+    moved: Vec<(IpAddr, Option<Tick>)>,
     next_key: u64,
     /// Most listening sockets.
     budget: usize,
@@ -52,26 +56,30 @@ pub(crate) struct Listeners {
     /// Addresses in use, with the number of frontends on each.
     addresses: BTreeMap<IpAddr, usize>,
     missing: HashSet<IpAddr>,
+    /// Those that were not looked for yet.
+    unseen: HashSet<IpAddr>,
 }
 
 impl Listeners {
-    pub(crate) fn new(tproxy: Option<Tproxy>, interface: Option<Interface>, budget: usize) -> Self {
+    pub(crate) fn new(tproxy: Option<Tproxy>, budget: usize) -> Self {
         Self {
             per_address: BTreeMap::new(),
             tproxy,
-            interface,
+            announced: Announced::default(),
+            moved: Vec::new(),
             next_key: 0,
             budget,
             retry_at: Tick(0),
             verify_at: Tick(0),
             addresses: BTreeMap::new(),
             missing: HashSet::new(),
+            unseen: HashSet::new(),
         }
     }
 
     /// Opens nothing: for measuring the control loop alone.
     pub(crate) fn detached() -> Self {
-        Self::new(Some(Tproxy::detached()), None, 0)
+        Self::new(Some(Tproxy::detached()), 0)
     }
 
     /// Makes the changes, each from some frontends to others; what is in both stays as it is,
@@ -116,15 +124,17 @@ impl Listeners {
             return;
         }
         self.retry_at = Tick(now.0 + RETRY_MS);
-        if let Some(interface) = &mut self.interface {
-            interface.tend(now);
-        }
         let failed = |(socket, state): (&Socket, &Listening)| {
             matches!(state, Listening::Failed(_)).then_some(*socket)
         };
         let failed: Vec<_> = self.per_address.iter().filter_map(failed).collect();
         for socket in failed {
             self.open(socket, workers);
+        }
+        if self.tproxy.is_none() {
+            let unseen = std::mem::take(&mut self.unseen).into_iter();
+            let lost = unseen.filter(|ip| !is_local(*ip)).collect::<Vec<_>>();
+            self.miss(lost);
         }
         let missing: Vec<_> = self.missing.iter().copied().filter(|ip| is_local(*ip)).collect();
         for ip in missing {
@@ -144,13 +154,28 @@ impl Listeners {
             return;
         }
         let lost: Vec<_> = self.addresses.keys().copied().filter(|ip| !is_local(*ip)).collect();
+        self.miss(lost);
+    }
+
+    /// Says of addresses that are not here that they are missing, unless somebody else sees to that.
+    fn miss(&mut self, lost: Vec<IpAddr>) {
         for ip in lost {
-            match &mut self.interface {
-                Some(interface) => interface.add(ip),
-                None if self.missing.insert(ip) => tracing::warn!(%ip, "{}", missing_text(ip)),
-                None => {}
+            if !self.announced.governed.contains(&ip) && self.missing.insert(ip) {
+                tracing::warn!(%ip, "{}", missing_text(ip));
             }
         }
+    }
+
+    /// What is known of addresses that are announced.
+    pub(crate) fn announced(&mut self, announced: Announced) {
+        self.missing.retain(|ip| !announced.governed.contains(ip));
+        self.announced = announced;
+        self.show();
+    }
+
+    /// Addresses that came into use, or go at a time, since this was asked last.
+    pub(crate) fn moved(&mut self) -> Vec<(IpAddr, Option<Tick>)> {
+        std::mem::take(&mut self.moved)
     }
 
     fn show(&self) {
@@ -158,16 +183,15 @@ impl Listeners {
         let failed = self.per_address.values().filter(failed).count();
         let unserved = self.tproxy.as_ref().is_some_and(|tproxy| tproxy.trouble().is_some());
         metrics::gauge!("fairway_listeners_failed").set((failed + usize::from(unserved)) as f64);
-        let missing = self.missing.len() + self.interface.as_ref().map_or(0, |i| i.failed().len());
+        let missing = self.missing.len() + self.announced.failed.len();
         metrics::gauge!("fairway_addresses_missing").set(missing as f64);
     }
 
     /// Whether something waits for the next try.
     pub(crate) fn is_waiting(&self) -> bool {
         let failed = |state: &Listening| matches!(state, Listening::Failed(_));
-        let unset = self.interface.as_ref().is_some_and(Interface::is_waiting);
-        unset
-            || !self.missing.is_empty()
+        !self.missing.is_empty()
+            || !self.unseen.is_empty()
             || self.per_address.values().any(failed)
             || self.tproxy.as_ref().is_some_and(Tproxy::is_waiting)
     }
@@ -179,8 +203,7 @@ impl Listeners {
             if self.missing.contains(&frontend.ip()) {
                 troubles.push(missing_text(frontend.ip()));
             }
-            let unset = self.interface.as_ref().and_then(|i| i.failed().get(&frontend.ip()));
-            if let Some(why) = unset {
+            if let Some(why) = self.announced.failed.get(&frontend.ip()) {
                 troubles.push(format!("{} cannot be added: {why}", frontend.ip()));
             }
             for socket in sockets(frontend) {
@@ -211,20 +234,10 @@ impl Listeners {
         self.tproxy.is_some()
     }
 
-    /// Takes away what a process before this one has left, and no service has.
-    pub(crate) fn take_over(&mut self) {
-        if let Some(interface) = &mut self.interface {
-            interface.take_over();
-        }
-    }
-
     /// Takes away what the process leaves in the kernel.
     pub(crate) fn clean_up(&mut self) {
         if let Some(tproxy) = &mut self.tproxy {
             tproxy.clean_up();
-        }
-        if let Some(interface) = &mut self.interface {
-            interface.clean_up();
         }
     }
 
@@ -234,12 +247,8 @@ impl Listeners {
         if *users > 1 {
             return;
         }
-        if let Some(interface) = &mut self.interface {
-            interface.add(ip);
-        } else if self.tproxy.is_none() && !is_local(ip) {
-            self.missing.insert(ip);
-            tracing::warn!(%ip, "{}", missing_text(ip));
-        }
+        self.moved.push((ip, None));
+        self.unseen.insert(ip);
     }
 
     fn leave_address(&mut self, ip: IpAddr, gone_at: Tick) {
@@ -250,9 +259,8 @@ impl Listeners {
         }
         self.addresses.remove(&ip);
         self.missing.remove(&ip);
-        if let Some(interface) = &mut self.interface {
-            interface.leave(ip, gone_at);
-        }
+        self.unseen.remove(&ip);
+        self.moved.push((ip, Some(gone_at)));
     }
 
     fn open(&mut self, socket: Socket, workers: &[WorkerHandle]) {

@@ -3,6 +3,7 @@
 //! Everything that changes what is served comes through one channel: documents, health, failures
 //! that workers saw, the operator. The loop takes what has gathered, plans, publishes once.
 
+mod announce;
 mod apply;
 mod backend;
 mod cluster;
@@ -20,10 +21,10 @@ mod packets;
 mod plan;
 mod ramp;
 mod retire;
+mod system;
 mod tproxy;
 mod transparent;
 mod troubles;
-mod vip;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -41,10 +42,12 @@ use fairway_uring::{
     OpenFlow, ServiceTalkers, WorkerHandle,
 };
 
+use self::announce::Announcing;
 use self::events::eject;
 use self::ids::Ids;
 use self::names::Named;
 use self::retire::Retiring;
+use crate::announce::{Announced, Handle as Announcer};
 use crate::cloud::{CloudNews, CloudView};
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
@@ -58,9 +61,8 @@ pub(crate) use self::live::Live;
 pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
+pub(crate) use self::system::run;
 pub(crate) use self::tproxy::Tproxy;
-pub(crate) use self::vip::Interface;
-pub(crate) use self::vip::run;
 
 /// Changes that are taken together before one snapshot is published.
 const BATCH: usize = 4096;
@@ -92,6 +94,8 @@ pub(crate) enum Input {
     Names(NameEvent),
     /// The networks of this machine have changed, or cannot be read.
     Network(Result<News, String>),
+    /// What is announced has changed.
+    Announced(Box<Announced>),
     /// A worker has something to say.
     Worker(Event),
     /// Someone asks, or asks for something, and gets the answer through the closure.
@@ -145,6 +149,7 @@ pub(crate) struct Control {
     pub(crate) workers: Vec<WorkerHandle>,
     pub(crate) listeners: Listeners,
     packets: Option<PacketPath>,
+    announcing: Announcing,
     pub(crate) checker: Checker,
     resolver: Resolver,
     /// What DNS says of the names that services use.
@@ -187,6 +192,8 @@ struct Checked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Running,
+    /// Others are to take over; goes on accepting until then.
+    Withdrawing(Tick),
     /// Accepts nothing; ends what is left at the time.
     Draining(Tick),
     Done,
@@ -199,7 +206,7 @@ impl Control {
         path: PathBuf,
         publisher: Publisher,
         workers: Vec<WorkerHandle>,
-        (listeners, packets): (Listeners, Option<PacketPath>),
+        (listeners, packets, announcer): (Listeners, Option<PacketPath>, Announcer),
         Watchers { checker, resolver }: Watchers,
     ) -> Self {
         Self {
@@ -222,6 +229,7 @@ impl Control {
             workers,
             listeners,
             packets,
+            announcing: Announcing::new(announcer),
             checker,
             resolver,
             names: HashMap::new(),
@@ -252,7 +260,7 @@ impl Control {
         self.apply(change, names);
         self.take_cluster(news);
         self.publish();
-        self.listeners.take_over();
+        self.begin_announcing();
         self.listeners.tend(self.clock.now(), &self.workers);
         self.tend_packets(self.clock.now());
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
@@ -290,6 +298,7 @@ impl Control {
         for worker in &mut self.workers {
             worker.join();
         }
+        self.announcing.stop();
         self.listeners.clean_up();
         self.clean_up_packets();
         self.failure.map_or(Ok(()), Err)
@@ -318,6 +327,7 @@ impl Control {
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),
             Input::Network(news) => self.take_network(news),
+            Input::Announced(announced) => self.take_announced(*announced),
             Input::Worker(event) => self.take_event(event),
             Input::Ask(ask) => ask(self),
             Input::Stop { now } => self.begin_stop(now),
@@ -362,6 +372,21 @@ impl Control {
         }
         // What was to be listened on is, before workers are told to stop.
         self.publish();
+        // Clients go elsewhere before nobody takes them here.
+        let wait = self.withdraw();
+        if !wait.is_zero() {
+            tracing::info!(?wait, "stopping: what is announced is taken back first");
+        }
+        self.stop = Stop::Withdrawing(self.clock.now().plus(wait));
+        self.stop_accepting();
+    }
+
+    /// Stops accepting when others have had time to take over.
+    fn stop_accepting(&mut self) {
+        let Stop::Withdrawing(until) = self.stop else { return };
+        if self.clock.now() < until {
+            return;
+        }
         let drain = self.process.shutdown_drain;
         tracing::info!(?drain, "stopping: no new connections, the open ones may go on");
         for worker in &self.workers {
@@ -493,6 +518,7 @@ impl Control {
         }
         self.tend_packets(now);
         self.publisher.collect();
+        self.stop_accepting();
         if self.is_stopping() && now >= self.told_at {
             self.told_at = now.plus(TELL);
             let (left, listeners) = (self.connections(), self.listeners_are_quiet());
@@ -519,7 +545,7 @@ impl Control {
     /// Publishes what has changed, if anything has.
     pub(crate) fn publish(&mut self) {
         let unchanged = self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty();
-        if unchanged && !self.has_new_routes() {
+        if unchanged && !self.has_new_routes() && !self.announcing.has_news() {
             return;
         }
         let started = Instant::now();
@@ -528,13 +554,18 @@ impl Control {
         if let Some(routes) = self.new_routes() {
             builder.set_routes(&routes);
         }
+        if let Some(told) = self.announcing.news() {
+            builder.set_told(&told);
+        }
+        let has_removed = !self.removed.is_empty();
         for (frontends, id) in self.removed.drain(..) {
             builder.remove(&frontends, id);
         }
         for (frontends, id) in self.vacated.drain(..) {
             builder.vacate(&frontends, id);
         }
-        for key in std::mem::take(&mut self.dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.iter().cloned() {
             let Some(live) = self.services.get_mut(&key) else { continue };
             let before = live.panic;
             let service: Arc<Service> = Arc::new(live.service(self.process.zone.as_deref()));
@@ -569,6 +600,7 @@ impl Control {
         // Closed before opened: an address and port may have moved between services.
         let changes = std::mem::take(&mut self.relisten);
         self.listeners.change(&changes, self.clock.now(), &self.workers);
+        self.tell_announcer(&dirty, has_removed);
         tracing::debug!(generation = snapshot.generation, "published");
     }
 }

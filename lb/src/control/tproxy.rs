@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use fairway_core::{Frontend, Protocol, Tick};
 use fairway_uring::{Command, ListenError, ListenerKey, WorkerHandle, open_transparent};
 
-use super::vip::run;
+use super::system::run;
 
 /// Name of the nftables table.
 const TABLE: &str = "fairway";

@@ -4,7 +4,7 @@
 //! looked at when a service with that source comes: what is missing is said, with the commands.
 
 use super::Control;
-use super::vip::run;
+use super::system::run;
 
 /// What makes replies come to our sockets; 26231 is the routing table of transparent listening.
 const REMEDY: &str = "nft add table inet fairway_replies; \

@@ -44,6 +44,7 @@ impl Control {
         }
         troubles.extend(self.routing_trouble());
         troubles.extend(self.packet_troubles());
+        troubles.extend(self.announcing.troubles().iter().take(MOST).cloned());
         let names = self.name_troubles();
         let more = names.len().saturating_sub(MOST);
         troubles.extend(names.into_iter().take(MOST));

@@ -51,7 +51,8 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
     control.begin(config.clone(), &Answers::new(), CloudNews::default());
     let take = |control: &mut Control, cloud: &mut Cloud, events: Vec<ClusterEvent>| {
         let change = cloud.events(events.into_iter()).change;
-        let news = CloudNews { change, names: Answers::new(), view: cloud.news(), since: None };
+        let view = cloud.news();
+        let news = CloudNews { change, view, ..CloudNews::default() };
         control.take(Input::Cluster(Box::new(news)));
         control.publish();
     };

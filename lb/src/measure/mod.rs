@@ -14,6 +14,7 @@ use fairway_core::{BackendAddr, Weight};
 use fairway_uring::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::announce::Handle;
 use crate::cloud::CloudNews;
 use crate::control::{Answers, Control, Listeners, Watchers};
 use crate::health::Checker;
@@ -89,7 +90,7 @@ fn control(config: &Config) -> Control {
         "scale.yaml".into(),
         Publisher::new(),
         Vec::new(),
-        (Listeners::detached(), None),
+        (Listeners::detached(), None, Handle::detached()),
         Watchers {
             checker: Checker::new(runtime.handle().clone(), 1, |_| {}),
             resolver: Resolver::new(runtime.handle().clone(), Vec::new(), Duration::ZERO, |_| {}),

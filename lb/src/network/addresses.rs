@@ -1,16 +1,15 @@
-//! The addresses of an interface that are ours: marked as such, so that the next process knows what this
-//! one has left behind.
+//! An interface as those who answer on it see it: whether it is up, its station, its addresses. Those that
+//! are ours are marked as such, so that the next process knows what this one has left behind.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::{Handle, new_connection};
-use tokio::runtime::Handle as Runtime;
+use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::time::timeout;
 
 use super::PATIENCE;
@@ -19,13 +18,33 @@ use super::PATIENCE;
 const OURS: AddressProtocol = AddressProtocol::Other(70);
 /// What the kernel says of what is there already.
 const EXISTS: i32 = -17;
+/// The same of what is not there.
+const ABSENT: i32 = -99;
 
-/// The addresses of an interface.
-pub(crate) struct Addresses {
-    interface: String,
-    runtime: Runtime,
-    handle: Handle,
+/// Tells by `tell` whenever interfaces or addresses change, until it says that nobody hears. Must be called
+/// within a runtime.
+pub(crate) fn follow_changes(tell: impl Fn() -> bool + Send + 'static) -> Result<(), String> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, handle, mut messages) = new_multicast_connection(&groups)
+        .map_err(|error| format!("rtnetlink cannot be used: {error}"))?;
+    tokio::spawn(connection);
+    tokio::spawn(async move {
+        // The connection lasts as long as somebody could ask by it.
+        let _handle = handle;
+        while messages.next().await.is_some() {
+            // Changes come in flocks.
+            while messages.try_recv().is_ok() {}
+            if !tell() {
+                return;
+            }
+        }
+    });
+    Ok(())
 }
+
+/// Asks the kernel of interfaces and their addresses.
+#[derive(Clone)]
+pub(crate) struct Interfaces(Handle);
 
 /// What adding an address came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,27 +55,115 @@ pub(crate) enum Added {
     There,
 }
 
-impl Addresses {
-    /// The addresses of `interface`, which need not be there yet.
-    pub(crate) fn new(runtime: &Runtime, interface: &str) -> Result<Self, String> {
-        let _inside = runtime.enter();
+/// An interface.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct InterfaceState {
+    /// The kernel's number of it.
+    pub(crate) number: u32,
+    /// It is switched on and has a carrier.
+    pub(crate) is_up: bool,
+    /// Its station, if others can hear it there.
+    pub(crate) station: Option<[u8; 6]>,
+    /// Addresses that a Fairway has added.
+    pub(crate) ours: BTreeSet<IpAddr>,
+    /// Its first address of IPv4 that is not ours.
+    pub(crate) ipv4: Option<Ipv4Addr>,
+    /// The same of IPv6, of use beyond the link.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+    /// Its address of IPv6 on the link.
+    pub(crate) link_local: Option<Ipv6Addr>,
+}
+
+/// Every address of this machine but those that a Fairway has added, by its interface's number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct AllAddresses(Vec<(u32, IpAddr)>);
+
+impl AllAddresses {
+    /// An address of each family on the interface that has `ip`, of use beyond the link.
+    pub(crate) fn beside(&self, ip: IpAddr) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let Some((number, _)) = self.0.iter().find(|(_, at)| *at == ip) else {
+            return (None, None);
+        };
+        let there = || self.0.iter().filter(|(at, _)| at == number).map(|(_, ip)| *ip);
+        let ipv4 = there().find_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        });
+        let ipv6 = there().find_map(|ip| match ip {
+            IpAddr::V6(ip) => Some(ip).filter(|ip| !ip.is_unicast_link_local()),
+            IpAddr::V4(_) => None,
+        });
+        (ipv4, ipv6)
+    }
+}
+
+impl Interfaces {
+    /// Must be called within a runtime, where the connection to the kernel lives.
+    pub(crate) fn connect() -> Result<Self, String> {
         let (connection, handle, _) =
             new_connection().map_err(|error| format!("rtnetlink cannot be used: {error}"))?;
-        runtime.spawn(connection);
-        Ok(Self { interface: interface.into(), runtime: runtime.clone(), handle })
+        tokio::spawn(connection);
+        Ok(Self(handle))
     }
 
-    /// Its name.
-    pub(crate) fn interface(&self) -> &str {
-        &self.interface
+    /// Every address of this machine but ours.
+    pub(crate) async fn all(&self) -> Result<AllAddresses, String> {
+        answered(async {
+            let messages: Vec<AddressMessage> = self
+                .0
+                .address()
+                .get()
+                .execute()
+                .try_collect()
+                .await
+                .map_err(|error| words(&error))?;
+            let is_ours =
+                |it: &&AddressMessage| it.attributes.contains(&AddressAttribute::Protocol(OURS));
+            let others = messages.iter().filter(|it| !is_ours(it));
+            let of = |it: &AddressMessage| Some((it.header.index, address(it)?));
+            Ok(AllAddresses(others.filter_map(of).collect()))
+        })
+        .await
     }
 
-    /// Adds an address by itself, without a network. Waits for the kernel.
-    pub(crate) fn add(&self, ip: IpAddr) -> Result<Added, String> {
-        self.ask(async {
-            let index = self.index().await?;
-            let length = if ip.is_ipv4() { 32 } else { 128 };
-            let mut request = self.handle.address().add(index, ip, length);
+    /// What there is of an interface; an error when there is none of that name.
+    pub(crate) async fn look(&self, interface: &str) -> Result<InterfaceState, String> {
+        answered(async {
+            let link = self.link(interface).await?;
+            let flags = link.header.flags;
+            let mac = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+                _ => None,
+            });
+            let mut state = InterfaceState {
+                number: link.header.index,
+                is_up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+                station: mac.filter(|_| !flags.contains(LinkFlags::Loopback)),
+                ..InterfaceState::default()
+            };
+            for message in self.messages(link.header.index).await? {
+                let Some(ip) = address(&message) else { continue };
+                if message.attributes.contains(&AddressAttribute::Protocol(OURS)) {
+                    state.ours.insert(ip);
+                    continue;
+                }
+                match ip {
+                    IpAddr::V4(ip) => _ = state.ipv4.get_or_insert(ip),
+                    IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+                        state.link_local.get_or_insert(ip);
+                    }
+                    IpAddr::V6(ip) => _ = state.ipv6.get_or_insert(ip),
+                }
+            }
+            Ok(state)
+        })
+        .await
+    }
+
+    /// Adds an address by itself, without a network, to an interface by its number.
+    pub(crate) async fn add(&self, number: u32, ip: IpAddr) -> Result<Added, String> {
+        answered(async {
+            let mut request = self.0.address().add(number, ip, length(ip));
             let attributes = &mut request.message_mut().attributes;
             attributes.push(AddressAttribute::Protocol(OURS));
             if ip.is_ipv6() {
@@ -69,72 +176,54 @@ impl Addresses {
                 Err(error) => Err(words(&error)),
             }
         })
+        .await
     }
 
-    /// Takes an address away. Waits for the kernel.
-    pub(crate) fn remove(&self, ip: IpAddr) -> Result<(), String> {
-        self.ask(async {
-            for message in self.messages().await? {
-                if host(&message) == Some(ip) {
-                    let removal = self.handle.address().del(message).execute().await;
-                    removal.map_err(|error| words(&error))?;
-                }
+    /// Takes an address away; one that is not there is gone.
+    pub(crate) async fn remove(&self, number: u32, ip: IpAddr) -> Result<(), String> {
+        answered(async {
+            let message = self.0.address().add(number, ip, length(ip)).message_mut().clone();
+            match self.0.address().del(message).execute().await {
+                Err(error) if code(&error) != Some(ABSENT) => Err(words(&error)),
+                _ => Ok(()),
             }
-            Ok(())
         })
+        .await
     }
 
-    /// Addresses that a Fairway has added. Waits for the kernel.
-    pub(crate) fn ours(&self) -> Result<BTreeSet<IpAddr>, String> {
-        let is_ours = |message: &&AddressMessage| {
-            message.attributes.contains(&AddressAttribute::Protocol(OURS))
-        };
-        let messages = self.ask(self.messages())?;
-        Ok(messages.iter().filter(is_ours).filter_map(host).collect())
-    }
-
-    /// The station's address on the interface, if others can hear it there. Waits for the kernel.
-    pub(crate) fn station(&self) -> Result<Option<[u8; 6]>, String> {
-        let link = self.ask(self.link())?;
-        let hears = !link.header.flags.contains(LinkFlags::Loopback);
-        let mac = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
-            _ => None,
-        });
-        Ok(mac.filter(|_| hears))
-    }
-
-    async fn messages(&self) -> Result<Vec<AddressMessage>, String> {
-        let index = self.index().await?;
-        let request = self.handle.address().get().set_link_index_filter(index);
+    async fn messages(&self, index: u32) -> Result<Vec<AddressMessage>, String> {
+        let request = self.0.address().get().set_link_index_filter(index);
         request.execute().try_collect().await.map_err(|error| words(&error))
     }
 
-    async fn index(&self) -> Result<u32, String> {
-        Ok(self.link().await?.header.index)
-    }
-
-    async fn link(&self) -> Result<LinkMessage, String> {
-        let request = self.handle.link().get().match_name(self.interface.clone()).execute();
+    async fn link(&self, interface: &str) -> Result<LinkMessage, String> {
+        let request = self.0.link().get().match_name(interface.to_owned()).execute();
         let link = std::pin::pin!(request).try_next().await.map_err(|error| words(&error))?;
-        link.ok_or_else(|| format!("there is no interface `{}`", self.interface))
-    }
-
-    fn ask<T>(&self, question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-        let silence = || format!("the kernel has not answered within {PATIENCE:?}");
-        self.runtime.block_on(async { timeout(PATIENCE, question).await }).map_err(|_| silence())?
+        link.ok_or_else(|| format!("there is no interface `{interface}`"))
     }
 }
 
-/// The address of a message, if it stands by itself.
-fn host(message: &AddressMessage) -> Option<IpAddr> {
-    let find = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Address(ip) => Some(*ip),
+async fn answered<T>(question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let silence = || format!("the kernel has not answered within {PATIENCE:?}");
+    timeout(PATIENCE, question).await.map_err(|_| silence())?
+}
+
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    // On links with two ends `Address` is the other one's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
-    };
-    let ip = message.attributes.iter().find_map(find)?;
-    let length = if ip.is_ipv4() { 32 } else { 128 };
-    (message.header.prefix_len == length).then_some(ip)
+    });
+    local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    })
+}
+
+fn length(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
 }
 
 fn code(error: &rtnetlink::Error) -> Option<i32> {

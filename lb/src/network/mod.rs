@@ -28,7 +28,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
-pub(crate) use self::addresses::{Added, Addresses};
+pub(crate) use self::addresses::{Added, AllAddresses, InterfaceState, Interfaces, follow_changes};
 pub(crate) use self::state::{Device, Network};
 
 /// From the first word of a change to reading: changes come in flocks.

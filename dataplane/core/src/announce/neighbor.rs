@@ -285,7 +285,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_frame_is_read(bytes: Vec<u8>, six: bool, noise in proptest::prelude::any::<[u8; 8]>()) {
-            hear(&bytes);
+            let _ = hear(&bytes);
             let mut frame = match six {
                 true => solicitation(ALL_NODES, ALL_NODES),
                 false => announcement([192, 0, 2, 1].into(), STATION),
@@ -295,7 +295,7 @@ mod tests {
                 frame[at] = pair[1];
             }
             if let Some(question) = hear(&frame).question {
-                hear(&answer(&question, STATION));
+                let _ = hear(&answer(&question, STATION));
             }
         }
     }

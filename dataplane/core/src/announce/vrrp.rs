@@ -182,6 +182,8 @@ pub enum Cause {
     Outranked,
     /// It is stopped, or may not be active now.
     Stopped,
+    /// This box stood still for so long that another has taken over.
+    Stalled,
 }
 
 /// How a router stands.
@@ -265,6 +267,31 @@ impl Router {
             true => alloc::vec![Action::Advertise(0), Action::Release(Cause::Stopped)],
             false => Vec::new(),
         }
+    }
+
+    /// This box stood still: what it has heard is old. One that was active looks first whether another has
+    /// taken over.
+    pub fn resume(&mut self, now: Tick) -> Vec<Action> {
+        let was_active = self.is_active();
+        if self.is_running() {
+            self.back_up(now, Cause::Silence);
+        }
+        match was_active {
+            true => alloc::vec![Action::Release(Cause::Stalled)],
+            false => Vec::new(),
+        }
+    }
+
+    /// How long this box may stand still without another one taking over.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.settings.interval * 3
+    }
+
+    /// Its priority now.
+    #[must_use]
+    pub fn priority(&self) -> u8 {
+        self.settings.priority
     }
 
     /// Has another priority from now on, as what it tracks is well or not. One that is active says so at
@@ -494,6 +521,14 @@ mod tests {
             };
             assert_eq!((got, router.is_active()), (alloc::vec![want], stays), "{priority} {from}");
         }
+        // Who stood still while he was active looks first.
+        let mut frozen = Router::new(settings(200), ip(1));
+        frozen.start(Tick(0));
+        frozen.turn(Tick(9_000));
+        assert!(frozen.is_active());
+        assert_eq!(frozen.resume(Tick(20_000)), [Action::Release(Cause::Stalled)]);
+        assert!(frozen.turn(Tick(20_643)).is_empty());
+        assert_eq!(frozen.turn(Tick(20_644))[0], Action::Take(Cause::Silence));
         // What is tracked decides as well.
         router.state = State::Active { speak_at: Tick(9000) };
         assert_eq!(router.set_priority(80, Tick(8000)), [Action::Advertise(80)]);

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use libc::{c_int, sock_filter, sock_fprog, sockaddr_ll, socklen_t};
 use socket2::SockAddr;
@@ -11,10 +11,6 @@ use socket2::SockAddr;
 use super::datagram::{Ancillary, address};
 use super::options::{set_struct, switch_on};
 use super::packet::{bind_for, interface_number, is_for_us, open};
-
-/// Neighbours' frames of an interface: those that ask for stations and those that name them.
-#[derive(Debug)]
-pub struct NeighborSocket(OwnedFd);
 
 /// Whose frames they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,57 +21,38 @@ pub enum Neighbors {
     Ndp,
 }
 
-impl NeighborSocket {
-    /// Receives from now on. Needs CAP_NET_RAW.
-    pub fn open(interface: &str, which: Neighbors) -> io::Result<Self> {
-        let socket = open()?;
-        if which == Neighbors::Ndp {
-            set_filter(&socket, &mut NDP.clone())?;
-        }
-        let protocol = match which {
-            Neighbors::Arp => libc::ETH_P_ARP,
-            Neighbors::Ndp => libc::ETH_P_IPV6,
-        };
-        bind_for(&socket, interface_number(interface)?, protocol)?;
-        Ok(Self(socket))
+/// A socket for neighbours' frames of an interface, those that ask for stations and those that name them:
+/// [`receive_frame`] has them, and what is written to it is sent, a frame each time. Needs CAP_NET_RAW.
+pub fn neighbors(interface: &str, which: Neighbors) -> io::Result<OwnedFd> {
+    let socket = open()?;
+    if which == Neighbors::Ndp {
+        set_filter(&socket, &mut NDP.clone())?;
     }
-
-    /// The next frame for this station or for all; [`io::ErrorKind::WouldBlock`] when there is none.
-    pub fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        loop {
-            // SAFETY: an address is plain integers, for which zeros are values.
-            let mut from: sockaddr_ll = unsafe { std::mem::zeroed() };
-            let mut length = size_of::<sockaddr_ll>() as socklen_t;
-            let pointer: *mut sockaddr_ll = &raw mut from;
-            let (fd, room) = (self.0.as_raw_fd(), frame.len());
-            let bytes = frame.as_mut_ptr().cast();
-            // SAFETY: the kernel writes `room` bytes at most into `frame`, and an address into `from`.
-            let count =
-                unsafe { libc::recvfrom(fd, bytes, room, 0, pointer.cast(), &raw mut length) };
-            if count < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            if is_for_us(from.sll_pkttype) {
-                return Ok(count as usize);
-            }
-        }
-    }
-
-    /// Sends a whole frame.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        Ok(rustix::io::write(&self.0, frame).map(drop)?)
-    }
+    let protocol = match which {
+        Neighbors::Arp => libc::ETH_P_ARP,
+        Neighbors::Ndp => libc::ETH_P_IPV6,
+    };
+    bind_for(&socket, interface_number(interface)?, protocol)?;
+    Ok(socket)
 }
 
-impl AsFd for NeighborSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl AsRawFd for NeighborSocket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+/// The next frame for this station or for all; [`io::ErrorKind::WouldBlock`] when there is none.
+pub fn receive_frame(socket: impl AsFd, frame: &mut [u8]) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    loop {
+        // SAFETY: an address is plain integers, for which zeros are values.
+        let mut from: sockaddr_ll = unsafe { std::mem::zeroed() };
+        let mut length = size_of::<sockaddr_ll>() as socklen_t;
+        let pointer: *mut sockaddr_ll = &raw mut from;
+        let (bytes, room) = (frame.as_mut_ptr().cast(), frame.len());
+        // SAFETY: the kernel writes `room` bytes at most into `frame`, and an address into `from`.
+        let count = unsafe { libc::recvfrom(fd, bytes, room, 0, pointer.cast(), &raw mut length) };
+        if count < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if is_for_us(from.sll_pkttype) {
+            return Ok(count as usize);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ mod ring;
 
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
-pub use link::{NeighborSocket, Neighbors, Told, receive_told, sign, tell_hops};
+pub use link::{Neighbors, Told, neighbors, receive_frame, receive_told, sign, tell_hops};
 pub(crate) use memory::Region;
 #[cfg(feature = "bench")]
 pub(crate) use messages::Messages;

@@ -143,6 +143,11 @@ impl Session {
         }
     }
 
+    /// Our identifier, where none was set.
+    pub fn set_id(&mut self, id: std::net::Ipv4Addr) {
+        self.settings.id = id;
+    }
+
     /// How it stands.
     #[must_use]
     pub fn state(&self) -> State {

@@ -42,7 +42,7 @@ impl Engine<'_> {
             return Verdict::Punt;
         }
         let wanted = [arp[24], arp[25], arp[26], arp[27]];
-        if !cx.snapshot.answers_for(IpAddr::from(wanted)) {
+        if !cx.snapshot.tells(IpAddr::from(wanted), port) {
             return Verdict::Punt;
         }
         let mut asker = [0; 10];
@@ -137,7 +137,7 @@ impl Engine<'_> {
         let l4 = usize::from(packet.l4);
         let body = frame.bytes().get(l4..usize::from(packet.end))?;
         let target = Ipv6Addr::from(*body.get(8..)?.first_chunk::<16>()?);
-        if !cx.snapshot.answers_for(target.into()) {
+        if !cx.snapshot.tells(target.into(), frame.port) {
             return None;
         }
         let pseudo = packet.addresses.pseudo_header(protocol::ICMPV6, body.len());

@@ -135,6 +135,18 @@ fn stations_of_vips_are_told() {
         assert_eq!(far, Verdict::Drop(DropReason::BadTransport), "it has passed a router");
         let stranger = "2001:db8::99".parse().unwrap();
         assert_eq!(world.pass(engine, &ask("fd77::9", stranger, 255)).0, Verdict::Punt);
+        // While another box has an address, or on other ports than it is announced on, nobody is told.
+        let asked = [arp([192, 0, 2, 10]), ask("fd77::9", vip, 255)];
+        for (ports, want) in
+            [(0, Verdict::Punt), (2, Verdict::Punt), (1, Verdict::Send(0)), (3, Verdict::Send(0))]
+        {
+            world.tell(["192.0.2.10/32", "2001:db8::10/128"].map(|net| (net, ports)));
+            for frame in &asked {
+                assert_eq!(world.pass(engine, frame).0, want, "{ports}");
+            }
+        }
+        world.tell([("192.0.2.0/24", 0), ("2001:db8::/64", 0)]);
+        assert_eq!(world.pass(engine, &asked[0]).0, Verdict::Send(0), "the network is another's");
     });
 }
 

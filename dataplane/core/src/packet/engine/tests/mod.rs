@@ -23,7 +23,7 @@ use crate::select::tests::policy;
 use crate::{
     Backend, BackendAddr, BackendId, Frontend, Group, Member, Mode, MssClamp, Policy, Pool,
     PortRange, Protocol, RetryCause, Scheduler, Service, ServiceId, ServiceState, SnapshotBuilder,
-    Standing, Weight,
+    Standing, Told, Weight,
 };
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -154,6 +154,14 @@ impl World {
     fn route(&mut self, routes: Routes) {
         let mut builder = SnapshotBuilder::from(&self.snapshot);
         builder.set_routes(&Arc::new(routes));
+        self.snapshot = builder.finish();
+    }
+
+    /// On which ports stations are told of addresses.
+    fn tell<const N: usize>(&mut self, told: [(&str, u64); N]) {
+        let told: Told = told.map(|(net, ports)| (net.parse().unwrap(), ports)).into();
+        let mut builder = SnapshotBuilder::from(&self.snapshot);
+        builder.set_told(&Arc::new(told));
         self.snapshot = builder.finish();
     }
 

@@ -1,0 +1,280 @@
+//! BFD's sessions, and the sockets by which they speak.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ahash::RandomState;
+use fairway_config::announce::Bfd as Wanted;
+use fairway_core::Tick;
+use fairway_core::announce::bfd::{
+    Diagnostic, MULTIHOP_PORT, Outcome, PORT, Packet, Session, Settings, State,
+};
+use fairway_uring::{Told, receive_told, tell_hops};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket as Readable;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::run::{Event, readable};
+
+/// Ports from which sessions speak (RFC 5881, section 4).
+const FIRST_PORT: u16 = 49_152;
+/// Hops of packets that have passed no router.
+const NEAR: u8 = 255;
+
+/// The way of a session: to whom, from which address if one is set, over one hop or several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Way {
+    pub(crate) peer: IpAddr,
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) multihop: bool,
+}
+
+/// A session with the socket that it speaks by.
+pub(crate) struct Watched {
+    wanted: Wanted,
+    session: Session,
+    socket: Option<Socket>,
+    pub(crate) trouble: Option<String>,
+    pub(crate) changes: u64,
+}
+
+impl Watched {
+    pub(crate) fn state(&self) -> State {
+        self.session.state()
+    }
+
+    /// For how long nothing may be heard.
+    pub(crate) fn detection(&self) -> std::time::Duration {
+        self.session.detection()
+    }
+}
+
+/// All sessions of this box.
+pub(crate) struct Sessions {
+    sessions: BTreeMap<Way, Watched>,
+    /// By family and number of hops.
+    ears: BTreeMap<(bool, bool), Result<JoinHandle<()>, String>>,
+    events: mpsc::UnboundedSender<Event>,
+    next: u32,
+    chance: RandomState,
+    turns: u64,
+}
+
+/// A way is well again, or not, and why.
+pub(crate) type News = (Way, Result<(), Diagnostic>);
+
+impl Sessions {
+    pub(crate) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
+        let (sessions, ears) = (BTreeMap::new(), BTreeMap::new());
+        Self { sessions, ears, events, next: 0, chance: RandomState::new(), turns: 0 }
+    }
+
+    /// The session of a way.
+    pub(crate) fn get(&self, way: &Way) -> Option<&Watched> {
+        self.sessions.get(way)
+    }
+
+    /// Watches these ways from now on, and no others.
+    pub(crate) fn want(&mut self, wanted: &BTreeMap<Way, Wanted>, now: Tick) {
+        let chance = self.chance();
+        for (way, watched) in &mut self.sessions {
+            if wanted.get(way) != Some(&watched.wanted) {
+                // The other end is not to take it for a failure.
+                let outcome = watched.session.administer(false, now, chance);
+                watched.send(*way, outcome.send);
+            }
+        }
+        self.sessions.retain(|way, watched| wanted.get(way) == Some(&watched.wanted));
+        for (way, bfd) in wanted {
+            if self.sessions.contains_key(way) {
+                continue;
+            }
+            self.next += 1;
+            let settings =
+                Settings { min_tx: bfd.transmit, min_rx: bfd.receive, multiplier: bfd.multiplier };
+            // Another process of this box had other numbers.
+            let number = (self.chance() & 0xffff_0000) | self.next;
+            let opened = speaker(*way, self.next);
+            let trouble = opened
+                .as_ref()
+                .err()
+                .map(|error| format!("BFD cannot be spoken with {}: {error}", way.peer));
+            if let Some(why) = &trouble {
+                tracing::error!("{why}");
+            }
+            let watched = Watched {
+                wanted: *bfd,
+                session: Session::new(settings, number, now),
+                socket: opened.ok(),
+                trouble,
+                changes: 0,
+            };
+            self.sessions.insert(*way, watched);
+        }
+        let ears: Vec<(bool, bool)> =
+            self.sessions.keys().map(|way| (way.peer.is_ipv4(), way.multihop)).collect();
+        self.ears.retain(|ear, task| {
+            let is_wanted = ears.contains(ear) && task.is_ok();
+            if let Ok(task) = task
+                && !is_wanted
+            {
+                task.abort();
+            }
+            is_wanted
+        });
+        for ear in ears {
+            let events = &self.events;
+            self.ears.entry(ear).or_insert_with(|| {
+                let (is_ipv4, multihop) = ear;
+                let socket = hearer(is_ipv4, multihop).and_then(readable);
+                let socket = socket.map_err(|error| {
+                    let why = format!("BFD cannot be heard: {error}");
+                    tracing::error!("{why}");
+                    why
+                })?;
+                Ok(tokio::spawn(read(socket, multihop, events.clone())))
+            });
+        }
+    }
+
+    /// When [`Sessions::turn`] is due.
+    pub(crate) fn due(&self) -> Option<Tick> {
+        self.sessions.values().map(|watched| watched.session.due()).min()
+    }
+
+    /// Speaks where that is due, and notices silence.
+    pub(crate) fn turn(&mut self, now: Tick) -> Vec<News> {
+        let mut news = Vec::new();
+        let chance = self.chance();
+        for (way, watched) in &mut self.sessions {
+            if watched.session.due() <= now {
+                let outcome = watched.session.turn(now, chance);
+                watched.follow(*way, outcome, &mut news);
+            }
+        }
+        news
+    }
+
+    /// A packet has come.
+    pub(crate) fn hear(
+        &mut self,
+        bytes: &[u8],
+        told: &Told,
+        multihop: bool,
+        now: Tick,
+    ) -> Vec<News> {
+        let mut news = Vec::new();
+        let Ok(packet) = Packet::parse(bytes) else { return news };
+        let (chance, from) = (self.chance(), told.from.ip());
+        let is_meant = |(way, watched): &(&Way, &mut Watched)| {
+            let by_number = packet.yours != 0 && watched.session.number() == packet.yours;
+            let by_way = packet.yours == 0 && way.source.is_none_or(|own| told.to == Some(own));
+            way.peer == from && way.multihop == multihop && (by_number || by_way)
+        };
+        let found = self.sessions.iter_mut().find(is_meant);
+        let Some((way, watched)) = found else { return news };
+        let least = if multihop { watched.wanted.minimum_ttl } else { NEAR };
+        if told.hops.is_none_or(|hops| hops < least) {
+            return news;
+        }
+        let outcome = watched.session.hear(&packet, now, chance);
+        watched.follow(*way, outcome, &mut news);
+        news
+    }
+
+    /// What keeps sessions from working.
+    pub(crate) fn troubles(&self) -> impl Iterator<Item = String> + '_ {
+        let deaf = self.ears.values().filter_map(|ear| ear.as_ref().err().cloned());
+        deaf.chain(self.sessions.values().filter_map(|watched| watched.trouble.clone()))
+    }
+
+    fn chance(&mut self) -> u32 {
+        self.turns += 1;
+        self.chance.hash_one(self.turns) as u32
+    }
+}
+
+impl Watched {
+    fn follow(&mut self, way: Way, outcome: Outcome, news: &mut Vec<News>) {
+        self.send(way, outcome.send);
+        if let Some(change) = outcome.change {
+            self.changes += 1;
+            news.push((way, change));
+        }
+    }
+
+    fn send(&mut self, way: Way, packet: Option<Packet>) {
+        let (Some(socket), Some(packet)) = (&self.socket, packet) else { return };
+        let port = if way.multihop { MULTIHOP_PORT } else { PORT };
+        let to = SocketAddr::new(way.peer, port);
+        // What is not sent is missed at the other end, which is what the protocol is for.
+        let sent = socket.send_to(&packet.bytes(), &to.into());
+        self.trouble =
+            sent.err().map(|error| format!("BFD cannot be spoken with {}: {error}", way.peer));
+    }
+}
+
+fn speaker(way: Way, number: u32) -> io::Result<Socket> {
+    let socket = udp(way.peer.is_ipv4())?;
+    let any: IpAddr = match way.peer {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let from = way.source.unwrap_or(any);
+    // Each session has a port of its own; one that is taken is passed over.
+    let mut last = Err(io::ErrorKind::AddrInUse.into());
+    for n in 0..64 {
+        let port = FIRST_PORT + ((number + n) % u32::from(u16::MAX - FIRST_PORT)) as u16;
+        last = socket.bind(&SocketAddr::new(from, port).into());
+        if last.is_ok() {
+            return Ok(socket);
+        }
+    }
+    last.map(|()| socket)
+}
+
+fn hearer(is_ipv4: bool, multihop: bool) -> io::Result<Socket> {
+    let socket = udp(is_ipv4)?;
+    tell_hops(&socket, !is_ipv4)?;
+    let any: IpAddr = match is_ipv4 {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let port = if multihop { MULTIHOP_PORT } else { PORT };
+    socket.bind(&SocketAddr::new(any, port).into())?;
+    Ok(socket)
+}
+
+fn udp(is_ipv4: bool) -> io::Result<Socket> {
+    let domain = if is_ipv4 { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    match is_ipv4 {
+        true => socket.set_ttl_v4(NEAR.into())?,
+        false => {
+            socket.set_only_v6(true)?;
+            socket.set_unicast_hops_v6(NEAR.into())?;
+        }
+    }
+    Ok(socket)
+}
+
+async fn read(socket: Readable, multihop: bool, events: mpsc::UnboundedSender<Event>) {
+    let mut bytes = [0; 256];
+    loop {
+        if socket.readable().await.is_err() {
+            return;
+        }
+        // A port that nobody listens on is told of by an error, which says nothing here.
+        let told = socket.try_io(Interest::READABLE, || receive_told(&socket, &mut bytes));
+        if let Ok(told) = told {
+            let event = Event::Bfd(bytes[..told.length].into(), told, multihop);
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the announcing thread is told of services, and what it tells.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fairway_config::ServiceKey;
+use fairway_core::{Mode, Told};
+
+use super::{Control, Live};
+use crate::announce::{AnnounceInput, Announced, Handle, Said, Standing};
+
+/// How long others have to take over from a box that goes, unless the document says: by VRRP,
+const BY_VRRP: Duration = Duration::from_millis(500);
+/// and by BGP.
+const BY_BGP: Duration = Duration::from_secs(2);
+
+/// The control loop's end of the announcing thread.
+pub(super) struct Announcing {
+    handle: Handle,
+    /// What it was told of each service last.
+    told: HashMap<ServiceKey, Standing>,
+    /// What announcements go by, as far as it matters for the end.
+    withdraw: Duration,
+    /// What it says that is not published yet.
+    news: Option<Arc<Told>>,
+    /// What it said last.
+    last: Arc<Told>,
+    troubles: Vec<String>,
+}
+
+impl Announcing {
+    pub(super) fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            told: HashMap::new(),
+            withdraw: Duration::ZERO,
+            news: None,
+            last: Arc::default(),
+            troubles: Vec::new(),
+        }
+    }
+
+    /// Whether there is something to publish.
+    pub(super) fn has_news(&self) -> bool {
+        self.news.is_some()
+    }
+
+    /// What is to be published.
+    pub(super) fn news(&mut self) -> Option<Arc<Told>> {
+        self.news.take()
+    }
+
+    /// Takes back everything.
+    pub(super) fn stop(&self) {
+        self.handle.stop();
+    }
+
+    /// Words of trouble for people.
+    pub(super) fn troubles(&self) -> &[String] {
+        &self.troubles
+    }
+}
+
+impl Control {
+    /// The thread begins to announce what it has been told.
+    pub(super) fn begin_announcing(&self) {
+        self.announcing.handle.send(AnnounceInput::Begun);
+        self.announcing.handle.sync();
+    }
+
+    /// What announcements go by has changed.
+    pub(super) fn announce_by(&mut self, said: Said) {
+        let announce = &said.announce;
+        let by_vrrp = if announce.vrrp.is_empty() { Duration::ZERO } else { BY_VRRP };
+        let by_bgp = if announce.peers.is_empty() { Duration::ZERO } else { BY_BGP };
+        self.announcing.withdraw = announce.withdraw_delay.unwrap_or(by_vrrp.max(by_bgp));
+        self.announcing.handle.send(AnnounceInput::Said(Box::new(said)));
+    }
+
+    /// What is announced has changed.
+    pub(super) fn take_announced(&mut self, announced: Announced) {
+        if announced.told != self.announcing.last {
+            self.announcing.last = Arc::clone(&announced.told);
+            self.announcing.news = Some(Arc::clone(&announced.told));
+        }
+        self.announcing.troubles.clone_from(&announced.troubles);
+        self.listeners.announced(announced);
+    }
+
+    /// Has others take over what is announced here; returns how long that may take.
+    pub(super) fn withdraw(&self) -> Duration {
+        let wait = self.announcing.withdraw;
+        if !wait.is_zero() {
+            self.announcing.handle.send(AnnounceInput::Drain(true));
+        }
+        wait
+    }
+
+    /// Tells of services that were published, and of addresses that connections are accepted at.
+    pub(super) fn tell_announcer(&mut self, dirty: &BTreeSet<ServiceKey>, has_removed: bool) {
+        let mut changes = Vec::new();
+        for key in dirty {
+            let Some(live) = self.services.get(key) else { continue };
+            let standing = standing(live);
+            if self.announcing.told.get(key) != Some(&standing) {
+                self.announcing.told.insert(key.clone(), standing.clone());
+                changes.push((key.clone(), Some(standing)));
+            }
+        }
+        if has_removed {
+            let services = &self.services;
+            let gone = self.announcing.told.extract_if(|key, _| !services.contains_key(key));
+            changes.extend(gone.map(|(key, _)| (key, None)));
+        }
+        if !changes.is_empty() {
+            self.announcing.handle.send(AnnounceInput::Services(changes));
+        }
+        let moved = self.listeners.moved();
+        if !moved.is_empty() {
+            self.announcing.handle.send(AnnounceInput::Local(moved));
+            // A document that is applied has its addresses.
+            self.announcing.handle.sync();
+        }
+    }
+}
+
+fn standing(live: &Live) -> Standing {
+    let spec = &live.spec;
+    let mut nets: Vec<_> = spec.frontends.iter().map(|frontend| frontend.net).collect();
+    nets.sort();
+    nets.dedup();
+    Standing {
+        nets,
+        packets: spec.policy.mode != Mode::Proxy,
+        able: live.all().filter(|live| live.standing().admits()).count(),
+        labels: Arc::clone(&spec.labels),
+    }
+}
