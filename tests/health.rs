@@ -150,7 +150,7 @@ fn checks_are_faster_while_results_change() {
     server.kill();
     // At 2s each, 40 failures would take longer than anybody waits here.
     wait_down(&fairway, "web", "connection refused");
-    server.restart(&net);
+    server.restart();
     wait_up(&fairway, "web");
     let metrics = fairway.metrics(&net);
     for result in ["success", "failure"] {

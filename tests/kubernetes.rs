@@ -137,7 +137,7 @@ fn a_rolling_update_fails_no_request() {
             new.push(starting);
             cluster.apply(&text(&old, false, &new, Stands::NotReady));
             passed(50);
-            new.last_mut().unwrap().restart(&net);
+            new.last_mut().unwrap().restart();
             cluster.apply(&text(&old, false, &new, Stands::Ready));
             passed(50);
             cluster.apply(&text(&old, true, &new, Stands::Ready));

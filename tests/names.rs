@@ -173,7 +173,7 @@ fn srv_records_make_groups_of_priority() {
     assert_eq!(names(&net), ["s2"]);
     servers[1].kill();
     wait_for("the next priority serves", || names(&net) == ["s3"]);
-    servers[0].restart(&net);
+    servers[0].restart();
     wait_for("and the first again", || names(&net) == ["s1"]);
     // The service is said to be no more, and then its records are gone: neither takes it away.
     drop(server);

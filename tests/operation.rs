@@ -427,7 +427,7 @@ fn jumps_of_the_clock_change_nothing() {
         let addr = servers[other].addr.to_string();
         servers[other].kill();
         wait_for("checks go on", || fairway.state_of(&addr).unwrap() == "down");
-        servers[other].restart(&net);
+        servers[other].restart();
         wait_for("and see it return", || fairway.state_of(&addr).unwrap() == "up");
     }
     assert_eq!(fairway.count("ends/idle_timeout"), 0);

@@ -214,7 +214,7 @@ fn killed_backends_cost_no_request() {
             thread::sleep(Duration::from_millis(300));
             servers[victim % 3].kill();
             thread::sleep(Duration::from_millis(300));
-            servers[victim % 3].restart(&net);
+            servers[victim % 3].restart();
             victim += 1;
         }
         assert!(victim >= 2, "the load was over before backends were killed");
@@ -325,7 +325,7 @@ fn all_down_is_a_reset_and_recovers_by_itself() {
         log.contains("backend is down: connect to 10.78.0.11:8080: connection refused, 2 of 2"),
         "{log}"
     );
-    servers[0].restart(&net);
+    servers[0].restart();
     wait_for("checks notice", || fairway.count("backendsUp") == 1);
     assert_eq!(shares(&net, VIP, 3)["s1"], 3);
 }
@@ -340,7 +340,7 @@ fn backups_serve_when_nobody_else_can() {
     servers[0].kill();
     assert_eq!(shares(&net, VIP, 5)["s2"], 5, "by retry, then by checks");
     wait_for("checks notice", || fairway.count("backendsUp") == 1);
-    servers[0].restart(&net);
+    servers[0].restart();
     wait_for("checks notice", || fairway.count("backendsUp") == 2);
     assert_eq!(shares(&net, VIP, 5)["s1"], 5);
 }

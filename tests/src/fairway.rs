@@ -76,18 +76,26 @@ impl Fairway {
         Self::spawn_with(net, document, words, &[])
     }
 
+    /// As [`Fairway::start`], in a network namespace.
+    pub fn start_in(namespace: &str, document: &str) -> Self {
+        Self::spawn_in(namespace, document, &[], &[]).ready(document)
+    }
+
     fn spawn_with(net: &Net, document: &str, words: &[&str], files: &[(&str, &str)]) -> Self {
+        Self::spawn_in(&net.name(Host::Lb), document, words, files)
+    }
+
+    fn spawn_in(namespace: &str, document: &str, words: &[&str], files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = folder.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        let namespace = net.name(Host::Lb);
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
-        let child = run(&namespace, folder.path(), words);
-        Self { folder, child, namespace }
+        let child = run(namespace, folder.path(), words);
+        Self { folder, child, namespace: namespace.into() }
     }
 
     /// Ends it as a crash does, and starts it again as it was.
@@ -97,9 +105,13 @@ impl Fairway {
 
     /// The same; meanwhile something is done with its folder.
     pub fn restart_after(&mut self, meanwhile: impl FnOnce(&Path)) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.kill();
         meanwhile(self.folder.path());
+        self.start_again();
+    }
+
+    /// Starts it again after it has ended.
+    pub fn start_again(&mut self) {
         self.child = run(&self.namespace, self.folder.path(), &[]);
         wait_for("fairway is ready", || {
             self.status().is_some_and(|status| status["ready"] == true)
@@ -151,6 +163,17 @@ impl Fairway {
 
     pub fn status(&self) -> Option<Value> {
         self.json(&["status"])
+    }
+
+    /// How announcements stand.
+    pub fn announced(&self) -> Value {
+        self.json(&["announce", "status"]).unwrap()
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn services(&self) -> Value {

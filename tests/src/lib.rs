@@ -16,6 +16,7 @@ mod fairway;
 pub mod http;
 mod other;
 pub mod packets;
+pub mod rack;
 mod servers;
 pub mod wire;
 
@@ -132,20 +133,28 @@ impl Net {
 
     /// Runs `work` on a thread that is on `host`; threads that it starts are there too.
     pub fn on<R: Send>(&self, host: Host, work: impl FnOnce() -> R + Send) -> R {
-        let path = format!("/run/netns/{}", self.name(host));
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(move || {
-                let namespace = std::fs::File::open(path).unwrap();
-                let network = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(namespace.as_fd(), network).unwrap();
-                work()
-            });
-            match inside.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        in_namespace(&self.name(host), work)
     }
+}
+
+/// Runs `work` on a thread that is in a network namespace; threads that it starts are there too.
+pub fn in_namespace<R: Send>(name: &str, work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || {
+            enter(name);
+            work()
+        });
+        match inside.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Has this thread be in a network namespace.
+fn enter(name: &str) {
+    let namespace = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
 impl Drop for Net {

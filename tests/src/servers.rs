@@ -25,6 +25,11 @@ impl Nginx {
     }
 
     pub fn start_at(net: &Net, addr: SocketAddr, name: &str) -> Self {
+        Self::start_in(&net.name(Host::Servers), addr, name)
+    }
+
+    /// The same in a network namespace.
+    pub fn start_in(namespace: &str, addr: SocketAddr, name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
         std::fs::File::create(folder.path().join("big")).unwrap().set_len(64 << 20).unwrap();
@@ -57,16 +62,15 @@ impl Nginx {
         )
         .unwrap();
         std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
-        let namespace = net.name(Host::Servers);
-        let child = spawn(&namespace, &folder);
-        let nginx = Self { addr, name: name.into(), folder, namespace, child };
-        nginx.wait(net);
+        let child = spawn(namespace, &folder);
+        let nginx = Self { addr, name: name.into(), folder, namespace: namespace.into(), child };
+        nginx.wait();
         nginx
     }
 
-    fn wait(&self, net: &Net) {
+    fn wait(&self) {
         let addr = self.addr;
-        net.on(Host::Servers, || {
+        crate::in_namespace(&self.namespace, || {
             wait_for("nginx answers", || http::get(addr, "/healthz").is_ok());
         });
     }
@@ -79,9 +83,9 @@ impl Nginx {
     }
 
     /// Starts it again after [`Nginx::kill`].
-    pub fn restart(&mut self, net: &Net) {
+    pub fn restart(&mut self) {
         self.child = spawn(&self.namespace, &self.folder);
-        self.wait(net);
+        self.wait();
     }
 
     pub fn ip(&self) -> IpAddr {

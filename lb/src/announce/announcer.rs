@@ -8,14 +8,13 @@ use fairway_config::ServiceKey;
 use fairway_core::{IpPrefix, Tick};
 use fairway_uring::Clock;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::bfd::Sessions;
 use super::plan::{Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
-use super::speakers::Speaker;
+use super::speakers::{Ear, Speaker};
 use super::vrrp::{Group, GroupKey};
 use crate::network::{AllAddresses, Interfaces};
 
@@ -43,8 +42,8 @@ pub(crate) struct Announcer {
     /// Whether interfaces that groups track are up.
     pub(super) tracked: BTreeMap<String, bool>,
     pub(super) speakers: BTreeMap<String, Speaker>,
-    /// Where peers may connect: port, by what, and why not.
-    pub(super) ears: Result<(Option<u16>, Vec<JoinHandle<()>>), String>,
+    /// Where peers may connect, or why they cannot.
+    pub(super) ear: Result<Option<Ear>, String>,
     pub(super) bfd: Sessions,
     pub(super) addresses: AllAddresses,
     /// Since when what is announced is taken back.
@@ -83,7 +82,7 @@ impl Announcer {
             group_troubles: BTreeMap::new(),
             tracked: BTreeMap::new(),
             speakers: BTreeMap::new(),
-            ears: Ok((None, Vec::new())),
+            ear: Ok(None),
             addresses: AllAddresses::default(),
             draining: None,
             begun: false,
@@ -310,12 +309,11 @@ impl Announcer {
         for speaker in self.speakers.values_mut() {
             speaker.stop("shutting down");
         }
-        let now = clock.now();
-        self.bfd.want(&BTreeMap::new(), now);
         for segment in self.segments.values_mut() {
             segment.clean_up().await;
         }
-        // Writers have a moment for their last words.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Writers have a moment for their last words; then BFD has its own, which some take for a failure.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.bfd.want(&BTreeMap::new(), clock.now());
     }
 }

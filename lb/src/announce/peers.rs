@@ -8,7 +8,7 @@ use fairway_core::announce::bfd::Diagnostic;
 use super::announcer::Announcer;
 use super::bfd::{News, Way};
 use super::bgp::message::Fault;
-use super::speakers::{Speaker, listen};
+use super::speakers::{Ear, Speaker};
 
 impl Announcer {
     /// Peers as the document has them.
@@ -22,12 +22,10 @@ impl Announcer {
             selectors.is_empty() || selectors.iter().any(|it| it.admits(&announce.node_labels))
         });
         let wanted: BTreeMap<String, _> = here.map(|it| (it.name.clone(), it.clone())).collect();
-        let mut changed = false;
         self.speakers.retain(|name, speaker| {
             let stays = wanted.get(name) == Some(&speaker.spec);
             if !stays {
                 speaker.stop("no longer configured");
-                changed = true;
             }
             stays
         });
@@ -37,28 +35,31 @@ impl Announcer {
                 let actions = speaker.session.start(now);
                 speaker.act(actions);
                 self.speakers.insert(name.clone(), speaker);
-                changed = true;
             }
         }
-        let port = announce.listen_port;
-        let is_other = self.ears.as_ref().map_or(true, |(at, _)| *at != port);
-        if changed || is_other {
-            if let Ok((_, tasks)) = &self.ears {
-                tasks.iter().for_each(tokio::task::JoinHandle::abort);
-            }
-            self.ears = match port {
-                None => Ok((None, Vec::new())),
-                Some(at) => listen(at, &self.speakers, self.events.clone())
-                    .map(|tasks| (port, tasks))
-                    .inspect_err(|why| tracing::error!("{why}")),
-            };
-        }
+        self.listen(announce.listen_port);
         let way = |speaker: &Speaker| {
             let way = way_of(speaker);
             Some((way, speaker.spec.bfd?))
         };
         let ways: BTreeMap<Way, _> = self.speakers.values().filter_map(way).collect();
         self.bfd.want(&ways, now);
+    }
+
+    /// Has peers connect to a port, if there is one.
+    fn listen(&mut self, port: Option<u16>) {
+        let is_other = !matches!(&self.ear, Ok(ear) if ear.as_ref().map(Ear::port) == port);
+        if is_other {
+            self.ear = port.map(|port| Ear::open(port, &self.events)).transpose();
+        }
+        if let Ok(Some(ear)) = &self.ear
+            && let Err(why) = ear.hear(&self.speakers)
+        {
+            self.ear = Err(why);
+        }
+        if let Err(why) = &self.ear {
+            tracing::error!("{why}");
+        }
     }
 
     pub(super) fn turn_peers(&mut self, now: Tick) {
@@ -139,7 +140,7 @@ impl Announcer {
                 }
             }
         }
-        troubles.extend(self.ears.as_ref().err().cloned());
+        troubles.extend(self.ear.as_ref().err().cloned());
         troubles.extend(self.bfd.troubles());
         troubles
     }

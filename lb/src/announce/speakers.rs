@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use fairway_config::announce::{BgpPeer, PeerAs, Secret};
@@ -393,53 +394,95 @@ async fn connect(spec: &BgpPeer) -> Result<TcpStream, String> {
     socket.connect(to).await.map_err(words)
 }
 
-/// Takes connections of these peers at a port, for as long as it is not aborted.
-pub(crate) fn listen(
+/// Takes connections of peers at a port, for as long as it lives.
+pub(crate) struct Ear {
     port: u16,
-    peers: &BTreeMap<String, Speaker>,
-    events: mpsc::UnboundedSender<Event>,
-) -> Result<Vec<JoinHandle<()>>, String> {
-    let mut tasks = Vec::new();
-    let by_address: BTreeMap<IpAddr, String> =
-        peers.iter().map(|(name, peer)| (peer.spec.address, name.clone())).collect();
-    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
-        let of_family = |ip: &&IpAddr| ip.is_ipv4() == any.is_ipv4();
-        if !by_address.keys().any(|ip| of_family(&ip)) {
-            continue;
-        }
-        let at = SocketAddr::new(any, port);
-        let words = |error: io::Error| format!("BGP cannot be taken at {at}: {error}");
-        let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP));
-        let socket = socket.map_err(words)?;
-        socket.set_nonblocking(true).map_err(words)?;
-        socket.set_reuse_address(true).map_err(words)?;
-        if any.is_ipv6() {
-            socket.set_only_v6(true).map_err(words)?;
-        }
-        for speaker in peers.values().filter(|peer| of_family(&&peer.spec.address)) {
-            if let Some(secret) = &speaker.spec.password {
-                sign(&socket, speaker.spec.address, &key(secret)?).map_err(words)?;
-            }
-        }
-        socket.bind(&at.into()).map_err(words)?;
-        socket.listen(16).map_err(words)?;
-        let listener = TcpListener::from_std(socket.into()).map_err(words)?;
-        let (peers, events) = (by_address.clone(), events.clone());
-        tasks.push(tokio::spawn(async move {
-            loop {
-                let Ok((stream, from)) = listener.accept().await else {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
+    peers: Arc<RwLock<BTreeMap<IpAddr, String>>>,
+    sockets: Vec<Socket>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Ear {
+    /// Listens at a port, for nobody yet.
+    pub(crate) fn open(port: u16, events: &mpsc::UnboundedSender<Event>) -> Result<Self, String> {
+        let mut ear = Self { port, peers: Arc::default(), sockets: Vec::new(), tasks: Vec::new() };
+        for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+            let at = SocketAddr::new(any, port);
+            let words = |error: io::Error| format!("BGP cannot be taken at {at}: {error}");
+            let socket =
+                match Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP)) {
+                    // A kernel without IPv6 has no peers of it.
+                    Err(_) if any.is_ipv6() => continue,
+                    socket => socket.map_err(words)?,
                 };
-                // Strangers are closed at once.
-                let Some(name) = peers.get(&from.ip().to_canonical()) else { continue };
-                let _ = stream.set_nodelay(true);
-                let event = Event::Bgp(name.clone(), PeerEvent::Accepted(stream));
-                if events.send(event).is_err() {
-                    return;
+            socket.set_nonblocking(true).map_err(words)?;
+            socket.set_reuse_address(true).map_err(words)?;
+            if any.is_ipv6() {
+                socket.set_only_v6(true).map_err(words)?;
+            }
+            socket.bind(&at.into()).map_err(words)?;
+            socket.listen(16).map_err(words)?;
+            ear.sockets.push(socket.try_clone().map_err(words)?);
+            let listener = TcpListener::from_std(socket.into()).map_err(words)?;
+            let accepting = accept(listener, Arc::clone(&ear.peers), events.clone());
+            ear.tasks.push(tokio::spawn(accepting));
+        }
+        Ok(ear)
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Takes connections of these peers from now on, and of no others.
+    pub(crate) fn hear(&self, speakers: &BTreeMap<String, Speaker>) -> Result<(), String> {
+        for speaker in speakers.values() {
+            let address = speaker.spec.address;
+            let key = speaker.spec.password.as_ref().map(key).transpose()?.unwrap_or_default();
+            let of_family = |socket: &&Socket| {
+                socket.local_addr().is_ok_and(|at| at.is_ipv4() == address.is_ipv4())
+            };
+            for socket in self.sockets.iter().filter(of_family) {
+                match sign(socket, address, &key) {
+                    // There was none to be taken away.
+                    Err(_) if key.is_empty() => {}
+                    signed => signed.map_err(|error| {
+                        format!("sessions with {address} cannot be signed: {error}")
+                    })?,
                 }
             }
-        }));
+        }
+        let by_address =
+            speakers.iter().map(|(name, it)| (it.spec.address, name.clone())).collect();
+        *self.peers.write().unwrap_or_else(PoisonError::into_inner) = by_address;
+        Ok(())
     }
-    Ok(tasks)
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    peers: Arc<RwLock<BTreeMap<IpAddr, String>>>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    loop {
+        let Ok((stream, from)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let from = from.ip().to_canonical();
+        let name = peers.read().unwrap_or_else(PoisonError::into_inner).get(&from).cloned();
+        // Strangers are closed at once.
+        let Some(name) = name else { continue };
+        let _ = stream.set_nodelay(true);
+        if events.send(Event::Bgp(name, PeerEvent::Accepted(stream))).is_err() {
+            return;
+        }
+    }
 }
