@@ -29,6 +29,12 @@ pub struct Announce {
     pub peers: Vec<BgpPeer>,
     /// What they are told.
     pub advertisements: Vec<BgpAdvertisement>,
+    /// Our AS number, for peers that name none,
+    pub own_as: Option<u32>,
+    /// and our identifier.
+    pub router_id: Option<Ipv4Addr>,
+    /// How ways are watched, by name.
+    pub profiles: Vec<(String, Bfd)>,
     /// Where routers may connect to us.
     pub listen_port: Option<u16>,
 }

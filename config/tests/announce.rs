@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fairway_config::announce::{Announce, Community, PeerAs, Secret};
 use fairway_config::document::TrackServicesDoc;
+use fairway_config::kubernetes::Cluster;
 use fairway_config::{load, load_text};
 
 /// Reads a document whose `announce` begins at line 6.
@@ -154,5 +155,108 @@ fn errors_say_what_to_mend() {
     ] {
         let said = read(&announce).expect_err(want);
         assert!(said.iter().any(|line| line.contains(want)), "{want}\n{said:#?}");
+    }
+}
+
+/// Objects of a cluster, as manifests, beside a document.
+fn of_objects(objects: &str) -> (Announce, Vec<String>) {
+    let text = "sources: {manifests: [x.yaml]}\nannounce: {bgp: {myASN: 64512, routerID: 192.0.2.1}, bfdProfiles: \
+                [{name: slow}]}\nservices: []\n";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.yaml"), objects).unwrap();
+    std::fs::write(folder.path().join("f.yaml"), text).unwrap();
+    let config =
+        load(&folder.path().join("f.yaml")).unwrap_or_else(|problems| panic!("{problems}"));
+    let mut cluster = Cluster::default();
+    for (object, _) in config.cluster.manifests.unwrap().objects {
+        cluster.apply(object);
+    }
+    cluster.announce(&config.announce, &config.process)
+}
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: fairway.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+    )
+}
+
+#[test]
+fn objects_say_what_a_document_says() {
+    let objects = [
+        object("L2Advertisement", "lan", "{interfaces: [eth0], addressPools: [inner]}"),
+        object("VRRPGroup", "edge", "{interface: eth0, virtualRouterId: 9, track: {weight: 50}}"),
+        object("BFDProfile", "quick", "{receiveInterval: 100ms}"),
+        object("BGPPeer", "tor", "{peerAddress: 192.0.2.254, peerASN: 64500, bfdProfile: quick}"),
+        object("BGPPeer", "far", "{peerAddress: 192.0.2.253, peerASN: external, bfdProfile: slow}"),
+        object(
+            "BGPAdvertisement",
+            "all",
+            "{communities: [no-export], serviceSelectors: [{matchLabels: {a: b}}]}",
+        ),
+    ];
+    let (announce, troubles) = of_objects(&objects.concat());
+    assert_eq!(troubles, Vec::<String>::new());
+    assert!(announce.is_written);
+    assert_eq!(
+        (&*announce.layer2[0].name, &announce.layer2[0].chosen.pools[..]),
+        ("lan", &["inner".to_owned()][..])
+    );
+    assert_eq!((announce.vrrp[0].id, announce.vrrp[0].weight), (9, 50));
+    let [far, tor] = &announce.peers[..] else { panic!("{:?}", announce.peers) };
+    assert_eq!((tor.own_as, tor.router_id.unwrap().to_string()), (64512, "192.0.2.1".into()));
+    assert_eq!(tor.bfd.unwrap().receive, Duration::from_millis(100));
+    assert_eq!(far.bfd.unwrap().receive, Duration::from_millis(300));
+    assert_eq!(announce.advertisements[0].communities, [Community::Plain(0xffff_ff01)].into());
+}
+
+#[test]
+fn objects_that_are_wrong_are_left_out_and_told_of() {
+    let objects = [
+        object("VRRPGroup", "a", "{interface: eth0, virtualRouterId: 300}"),
+        object("BGPPeer", "b", "{peerAddress: 192.0.2.254, peerASN: 64500, pasword: x}"),
+        object("BGPPeer", "c", "{peerAddress: 192.0.2.254, peerASN: 64500, bfdProfile: none}"),
+        object("BGPPeer", "good", "{peerAddress: 192.0.2.254, peerASN: 64500}"),
+        object("L2Advertisement", "d", "[]"),
+    ];
+    let (announce, troubles) = of_objects(&objects.concat());
+    assert_eq!(announce.peers.len(), 1);
+    assert!(announce.vrrp.is_empty() && announce.layer2.is_empty());
+    for want in [
+        "VRRPGroup `a`: `virtualRouterId` is 300; it is 1 to 255",
+        "BGPPeer `b`: unknown field `pasword`; known here: ",
+        "BGPPeer `c`: there is no BFD profile `none`",
+        "L2Advertisement `d`: ",
+    ] {
+        assert!(troubles.iter().any(|line| line.starts_with(want)), "{want}\n{troubles:#?}");
+    }
+}
+
+#[test]
+fn definitions_of_objects_have_the_fields_of_the_document() {
+    let schema = fairway_config::schema();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/kubernetes/crds.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let definitions: Vec<_> = text
+        .split("\n---\n")
+        .map(|text| fairway_config::to_json(text).unwrap_or_else(|problems| panic!("{problems}")))
+        .collect();
+    for (kind, doc) in [
+        ("L2Advertisement", "Layer2Doc"),
+        ("VRRPGroup", "VrrpGroupDoc"),
+        ("BGPPeer", "BgpPeerDoc"),
+        ("BGPAdvertisement", "BgpAdvertisementDoc"),
+        ("BFDProfile", "BfdProfileDoc"),
+    ] {
+        let definition = definitions.iter().find(|it| it["spec"]["names"]["kind"] == kind).unwrap();
+        let of_object = definition
+            .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties")
+            .unwrap();
+        let mut want: Vec<&String> =
+            schema["$defs"][doc]["properties"].as_object().unwrap().keys().collect();
+        want.retain(|name| *name != "name");
+        want.sort();
+        let mut got: Vec<&String> = of_object.as_object().unwrap().keys().collect();
+        got.sort();
+        assert_eq!(got, want, "{kind}");
     }
 }

@@ -92,6 +92,12 @@ pub(crate) fn announce(
         vrrp: groups,
         peers,
         advertisements,
+        own_as: bgp.my_asn.map(|at| at.value),
+        router_id: bgp.router_id.and_then(|at| match at.value.0 {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        }),
+        profiles,
         listen_port: bgp.listen_port.map(|at| at.value).filter(|port| *port > 0),
     }
 }
@@ -203,7 +209,7 @@ pub(crate) fn vrrp_group(
     let interval = findings.time("advertInterval", doc.advert_interval.as_ref(), "200ms");
     if let Some(At { place, .. }) = doc
         .advert_interval
-        .filter(|_| interval > LONGEST_ADVERT || interval.as_nanos() % 10_000_000 != 0)
+        .filter(|_| interval > LONGEST_ADVERT || !interval.as_nanos().is_multiple_of(10_000_000))
     {
         findings.add(place, "`advertInterval` is 10ms to 40950ms, in steps of 10ms");
     }

@@ -15,7 +15,7 @@ mod service;
 use crate::values::{At, Time};
 use crate::{File, Place, Problems};
 
-pub(crate) use announce::{Around, announce};
+pub(crate) use announce::{Around, advertisement, announce, bgp_peer, layer2, profile, vrrp_group};
 pub(crate) use cluster::{pools, rules};
 pub(crate) use overlap::{check_frontends, check_groups, check_sources};
 pub(crate) use process::process;

@@ -21,6 +21,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::announcements::Announcement;
 use super::cluster::Kind;
 use super::gateway::{GROUP as GATEWAYS, Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
 use super::objects::{EndpointSlice, Meta, Name, Namespace, Node, Object, Service};
@@ -154,6 +155,13 @@ pub fn watch(
             Kind::TcpRoute => tokio::spawn(follow::<TcpRoute>(client, place, sender)),
             Kind::UdpRoute => tokio::spawn(follow::<UdpRoute>(client, place, sender)),
             Kind::ReferenceGrant => tokio::spawn(follow::<ReferenceGrant>(client, place, sender)),
+            Kind::L2Advertisement => tokio::spawn(follow::<L2Advertisement>(client, place, sender)),
+            Kind::VrrpGroup => tokio::spawn(follow::<VrrpGroup>(client, place, sender)),
+            Kind::BgpPeer => tokio::spawn(follow::<BgpPeer>(client, place, sender)),
+            Kind::BgpAdvertisement => {
+                tokio::spawn(follow::<BgpAdvertisement>(client, place, sender))
+            }
+            Kind::BfdProfile => tokio::spawn(follow::<BfdProfile>(client, place, sender)),
             Kind::Namespace | Kind::Endpoints => {
                 tokio::spawn(follow::<Namespace>(client, place, sender))
             }
@@ -170,6 +178,17 @@ struct TcpRoute(Box<Route>);
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
 struct UdpRoute(Box<Route>);
+
+/// How addresses are announced, each kind as one of its own.
+macro_rules! announcements {
+    ($($type:ident),*) => {$(
+        #[derive(Debug, Clone, Deserialize)]
+        #[serde(transparent)]
+        struct $type(Box<Announcement>);
+    )*};
+}
+
+announcements!(L2Advertisement, VrrpGroup, BgpPeer, BgpAdvertisement, BfdProfile);
 
 /// A kind of objects, as the API server has it.
 trait Watched: DeserializeOwned + Clone + Debug + Send + Sync + 'static {
@@ -225,11 +244,23 @@ watched! {
         Object::Route(RouteKind::Udp, it.0);
     ReferenceGrant, GATEWAYS, ["v1", "v1beta1"], "referencegrants", |it| it.metadata,
         Object::ReferenceGrant(Box::new(it));
+    L2Advertisement, "fairway.dev", ["v1alpha1"], "l2advertisements", |it| it.0.metadata,
+        Object::Announcement(Kind::L2Advertisement, it.0);
+    VrrpGroup, "fairway.dev", ["v1alpha1"], "vrrpgroups", |it| it.0.metadata,
+        Object::Announcement(Kind::VrrpGroup, it.0);
+    BgpPeer, "fairway.dev", ["v1alpha1"], "bgppeers", |it| it.0.metadata,
+        Object::Announcement(Kind::BgpPeer, it.0);
+    BgpAdvertisement, "fairway.dev", ["v1alpha1"], "bgpadvertisements", |it| it.0.metadata,
+        Object::Announcement(Kind::BgpAdvertisement, it.0);
+    BfdProfile, "fairway.dev", ["v1alpha1"], "bfdprofiles", |it| it.0.metadata,
+        Object::Announcement(Kind::BfdProfile, it.0);
 }
 
 /// Whether a cluster may be without a kind.
 fn is_optional(kind: Kind) -> bool {
-    matches!(kind, Kind::AddressPool | Kind::MetallbPool) || kind.is_of_gateways()
+    matches!(kind, Kind::AddressPool | Kind::MetallbPool)
+        || kind.is_of_gateways()
+        || kind.is_of_announcements()
 }
 
 /// An object on its way here: the fields that are read, and the version that a watch goes on from.

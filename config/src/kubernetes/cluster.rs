@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::announcements::Announcements;
 use super::gateway::{Gateway, GatewayClass, Gateways, News, Route, RouteKind};
 use super::objects::{EndpointSlice, Endpoints, Labels, Name, Object, Service};
 use super::pools::{AddressPool, Pool};
@@ -28,11 +29,16 @@ pub enum Kind {
     TcpRoute,
     UdpRoute,
     ReferenceGrant,
+    L2Advertisement,
+    VrrpGroup,
+    BgpPeer,
+    BgpAdvertisement,
+    BfdProfile,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 17] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Endpoints,
@@ -45,6 +51,11 @@ impl Kind {
         Self::TcpRoute,
         Self::UdpRoute,
         Self::ReferenceGrant,
+        Self::L2Advertisement,
+        Self::VrrpGroup,
+        Self::BgpPeer,
+        Self::BgpAdvertisement,
+        Self::BfdProfile,
     ];
 
     /// As objects name it.
@@ -63,6 +74,11 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::UdpRoute => "UDPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::L2Advertisement => "L2Advertisement",
+            Self::VrrpGroup => "VRRPGroup",
+            Self::BgpPeer => "BGPPeer",
+            Self::BgpAdvertisement => "BGPAdvertisement",
+            Self::BfdProfile => "BFDProfile",
         }
     }
 
@@ -71,6 +87,13 @@ impl Kind {
     pub fn is_of_gateways(self) -> bool {
         use Kind::{Gateway, GatewayClass, ReferenceGrant, TcpRoute, UdpRoute};
         matches!(self, GatewayClass | Gateway | TcpRoute | UdpRoute | ReferenceGrant)
+    }
+
+    /// Whether it says how addresses are announced.
+    #[must_use]
+    pub fn is_of_announcements(self) -> bool {
+        use Kind::{BfdProfile, BgpAdvertisement, BgpPeer, L2Advertisement, VrrpGroup};
+        matches!(self, L2Advertisement | VrrpGroup | BgpPeer | BgpAdvertisement | BfdProfile)
     }
 
     /// Whether its objects have namespaces, of which some may be chosen.
@@ -97,6 +120,8 @@ pub struct Touched {
     pub nodes: bool,
     /// The pools, or who may have addresses of them.
     pub pools: bool,
+    /// How addresses are announced.
+    pub announcements: bool,
     /// These of the Gateway API, or what all of them depend on: namespaces.
     pub gateways: BTreeSet<(Kind, Name)>,
     /// Of these the status alone, or the version.
@@ -129,6 +154,7 @@ impl Touched {
         self.endpoints.extend(other.endpoints);
         self.nodes |= other.nodes;
         self.pools |= other.pools;
+        self.announcements |= other.announcements;
         self.gateways.extend(other.gateways);
         self.echoes.extend(other.echoes);
     }
@@ -150,6 +176,7 @@ pub struct Cluster {
     /// Pools of ours as objects, whose status is written.
     pool_objects: BTreeMap<Box<str>, AddressPool>,
     pub(super) gateways: Gateways,
+    pub(super) announcements: Announcements,
 }
 
 impl Cluster {
@@ -179,6 +206,12 @@ impl Cluster {
             }
             Object::MetallbPool(pool) => {
                 self.apply_pool(Kind::MetallbPool, &pool.metadata.name, pool.pool())
+            }
+            Object::Announcement(kind, object) => {
+                let of_kind = self.announcements.entry(kind).or_default();
+                let name = object.metadata.name.as_str().into();
+                let announcements = replaced(of_kind, name, object.spec);
+                Touched { announcements, ..Touched::default() }
             }
             object => {
                 let key = (object.kind(), object.name());
@@ -213,6 +246,11 @@ impl Cluster {
                 Touched { pools: known, ..Touched::default() }
             }
             Kind::Service | Kind::Endpoints => Touched::default(),
+            kind if kind.is_of_announcements() => {
+                let of_kind = self.announcements.get_mut(&kind);
+                let announcements = of_kind.and_then(|objects| objects.remove(own)).is_some();
+                Touched { announcements, ..Touched::default() }
+            }
             kind => {
                 let mut touched = Touched::default();
                 if self.gateways.delete(kind, name) {
@@ -260,6 +298,10 @@ impl Cluster {
             Kind::Namespace => self.namespaces.keys().map(|name| plain(name)).collect(),
             Kind::AddressPool | Kind::MetallbPool => {
                 let of_kind = self.pools.get(&kind).into_iter().flat_map(BTreeMap::keys);
+                of_kind.map(|name| plain(name)).collect()
+            }
+            kind if kind.is_of_announcements() => {
+                let of_kind = self.announcements.get(&kind).into_iter().flat_map(BTreeMap::keys);
                 of_kind.map(|name| plain(name)).collect()
             }
             kind => self.gateways.names(kind),

@@ -12,6 +12,8 @@ use crate::spec::Origin;
 use crate::tree::{self, Node, Value};
 use crate::{File, Place, Problems};
 
+/// The version of our own objects.
+const OURS: &str = "fairway.dev/v1alpha1";
 /// Versions of the Gateway API.
 const GATEWAYS: &str = "gateway.networking.k8s.io/v1";
 const GATEWAYS_BETA: &str = "gateway.networking.k8s.io/v1beta1";
@@ -73,8 +75,10 @@ impl Manifests {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 read(file, node, problems).map(Object::EndpointSlice)
             }
-            ("fairway.dev/v1alpha1", "AddressPool") => {
-                read(file, node, problems).map(Object::AddressPool)
+            (OURS, "AddressPool") => read(file, node, problems).map(Object::AddressPool),
+            (OURS, kind) if announcement(kind).is_some() => {
+                let read = read(file, node, problems);
+                announcement(kind).zip(read).map(|(kind, it)| Object::Announcement(kind, it))
             }
             ("metallb.io/v1beta1", "IPAddressPool") => {
                 read(file, node, problems).map(Object::MetallbPool)
@@ -147,6 +151,11 @@ impl Manifests {
             seen.insert((kind, name), origin);
         }
     }
+}
+
+/// The kind of an object that says how addresses are announced, by its word.
+fn announcement(word: &str) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|kind| kind.is_of_announcements() && kind.word() == word)
 }
 
 fn text<'n>(node: &'n Node, key: &str) -> Option<&'n str> {

@@ -10,6 +10,7 @@
 //! anew, each by itself.
 
 mod addresses;
+mod announcements;
 mod backends;
 #[cfg(feature = "kubernetes")]
 pub mod client;
@@ -28,6 +29,7 @@ mod translate;
 pub(crate) use self::settings::{Setting, Sketch, is_of_service, specs};
 
 pub use self::addresses::{Sharing, Wish, wish};
+pub use self::announcements::Announcement;
 pub use self::cluster::{Cluster, Kind, Touched};
 pub use self::gateway::{
     Attachments, Condition, Gateway, GatewayAddress, GatewayClass, GatewayState, GatewayStatus,

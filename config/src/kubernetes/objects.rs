@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::announcements::Announcement;
 use super::cluster::Kind;
 use super::gateway::{Gateway, GatewayClass, ReferenceGrant, Route, RouteKind};
 use serde::de::Deserializer;
@@ -449,6 +450,7 @@ pub enum Object {
     Gateway(Box<Gateway>),
     Route(RouteKind, Box<Route>),
     ReferenceGrant(Box<ReferenceGrant>),
+    Announcement(Kind, Box<Announcement>),
 }
 
 impl Object {
@@ -460,6 +462,7 @@ impl Object {
             // Pools have namespaces in MetalLB, which means nothing there.
             Self::AddressPool(object) => plain(&object.metadata),
             Self::MetallbPool(object) => plain(&object.metadata),
+            Self::Announcement(_, object) => plain(&object.metadata),
             Self::GatewayClass(object) => plain(&object.metadata),
             Self::Node(object) => plain(&object.metadata),
             Self::Namespace(object) => plain(&object.metadata),
@@ -488,6 +491,7 @@ impl Object {
             Self::Route(RouteKind::Tcp, _) => Kind::TcpRoute,
             Self::Route(RouteKind::Udp, _) => Kind::UdpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::Announcement(kind, _) => *kind,
         }
     }
 
@@ -495,6 +499,7 @@ impl Object {
     pub(super) fn meta_mut(&mut self) -> &mut Meta {
         match self {
             Self::Service(object) => &mut object.metadata,
+            Self::Announcement(_, object) => &mut object.metadata,
             Self::EndpointSlice(object) => &mut object.metadata,
             Self::Endpoints(object) => &mut object.metadata,
             Self::Node(object) => &mut object.metadata,

@@ -26,6 +26,6 @@ mod status;
 mod vrrp;
 
 pub(crate) use self::guard::guard;
-pub(crate) use self::plan::{Said, Standing};
+pub(crate) use self::plan::{Said, Standing, troubles};
 pub(crate) use self::run::{Announced, Handle, Input as AnnounceInput, start};
 pub(crate) use self::status::{AddressView, AnnounceView, GroupView, PeerView};

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use fairway_config::ServiceKey;
 use fairway_config::announce::{Announce, BgpAdvertisement, Chosen, Community, pool_of};
 use fairway_config::kubernetes::{Labels, Pool};
-use fairway_core::IpPrefix;
+use fairway_config::{Desired, ServiceKey, ServiceSpec};
+use fairway_core::{IpPrefix, Mode};
 
 use super::bgp::message::Attributes;
 use super::bgp::routes::Wanted;
@@ -84,6 +84,18 @@ pub(crate) struct Plan {
     advertised: BTreeMap<IpPrefix, Vec<usize>>,
     /// What needs a person.
     pub(crate) troubles: Vec<String>,
+}
+
+/// What a document's announcements miss, or have twice, of these services.
+pub(crate) fn troubles(said: &Said, services: &Desired) -> Vec<String> {
+    let standing = |spec: &Arc<ServiceSpec>| Standing {
+        nets: spec.frontends.iter().map(|frontend| frontend.net).collect(),
+        packets: spec.policy.mode != Mode::Proxy,
+        able: spec.backends.len(),
+        labels: Arc::clone(&spec.labels),
+    };
+    let services = services.iter().map(|(key, spec)| (key.clone(), standing(spec))).collect();
+    Plan::new(said, &services).troubles
 }
 
 impl Plan {

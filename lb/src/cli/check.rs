@@ -8,6 +8,7 @@ use fairway_config::{Access, Config, load};
 use fairway_core::{Frontend, Mode, Protocol, Scheduler};
 use serde::Serialize;
 
+use crate::announce;
 use crate::cloud::Cloud;
 
 use super::{EXIT_CONFIG, Format, counted, hint_at_config, print_json};
@@ -35,15 +36,17 @@ pub(super) fn check(path: &Path, format: Format) -> ExitCode {
         Ok((None, config)) => {
             let mut notes = notes(&config);
             let mut all = config.services.clone();
+            let mut cloud = Cloud::new(&config, None);
+            cloud.document(&config);
+            let said = cloud.said().unwrap_or_default();
             if let Some(manifests) = &config.cluster.manifests {
                 notes.extend(manifests.notes.iter().cloned());
-                let mut cloud = Cloud::new(&config, None);
-                cloud.document(&config);
                 let view = cloud.view();
                 notes.extend(view.troubles);
                 notes.extend(cloud.local_addresses());
                 all.extend(cloud.desired());
             }
+            notes.extend(announce::troubles(&said, &all));
             Report {
                 ok: true,
                 services: all.len(),

@@ -41,7 +41,7 @@ use fairway_config::kubernetes::{
     Rules, Service, Touched, overlaps,
 };
 use fairway_config::{
-    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, ServiceKey,
+    ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, Process, ServiceKey,
 };
 use fairway_core::Mode;
 
@@ -93,6 +93,10 @@ pub(crate) struct Cloud {
     routes: Option<Routes>,
     /// What the document says of announcements.
     announce: Announce,
+    /// What applies to the process, which announcements go by as well.
+    process: Process,
+    /// What is wrong with objects that say how addresses are announced.
+    announce_troubles: Vec<String>,
     /// What announcements were said to go by last, and whether that may be another thing now.
     said: Said,
     said_stale: bool,
@@ -151,6 +155,8 @@ impl Cloud {
             leads: config.process.api.is_none(),
             routes: None,
             announce: Announce::default(),
+            process: config.process.clone(),
+            announce_troubles: Vec::new(),
             said: Said::default(),
             said_stale: true,
             shown: None,
@@ -217,6 +223,7 @@ impl Cloud {
         (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
         self.pools.clone_from(pools);
         self.announce.clone_from(&config.announce);
+        self.process.clone_from(&config.process);
         self.said_stale = true;
         if self.api.is_some() {
             touched.add(std::mem::take(&mut self.held));
@@ -262,7 +269,7 @@ impl Cloud {
                 }
                 // Services do not wait for Gateways that a cluster does not let us see.
                 ClusterEvent::Denied(kind, namespace) => {
-                    if kind.is_of_gateways() {
+                    if kind.is_of_gateways() || kind.is_of_announcements() {
                         self.awaited.remove(&(kind, namespace));
                     }
                     Touched::default()
@@ -320,6 +327,8 @@ impl Cloud {
             unwatched: BTreeMap::new(),
             unsaved: false,
             announce: Announce::default(),
+            process: config.process.clone(),
+            announce_troubles: Vec::new(),
             said: Said::default(),
             said_stale: true,
             shown: None,
@@ -330,8 +339,9 @@ impl Cloud {
 
     /// What a change of objects comes to.
     fn change(&mut self, touched: Touched) -> Outcome {
-        let Touched { services, endpoints, nodes, pools, gateways, echoes } = touched;
-        self.said_stale |= nodes || pools;
+        let Touched { services, endpoints, nodes, pools, announcements, gateways, echoes } =
+            touched;
+        self.said_stale |= nodes || pools || announcements;
         let Outcome { mut change, mut todos } = Outcome::default();
         let mut anew = endpoints;
         // Routes lead to Services: to their ports, and to whoever serves these.

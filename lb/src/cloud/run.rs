@@ -127,8 +127,9 @@ pub(crate) async fn run(
         };
         let Outcome { change, todos: told } = outcome;
         let teardown = !change.is_empty();
+        let said = cloud.said().map(Box::new);
         let Some(news) = news(change, cloud.news(), &control, &asker).await else { return };
-        let news = CloudNews { since, said: cloud.said().map(Box::new), ..news };
+        let news = CloudNews { since, said, ..news };
         let is_news = teardown || news.view.is_some() || news.said.is_some();
         let (input, done) = match document {
             Some((config, names, done)) => {

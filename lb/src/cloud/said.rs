@@ -9,7 +9,12 @@ impl Cloud {
         if !std::mem::take(&mut self.said_stale) {
             return None;
         }
-        let mut announce = self.announce.clone();
+        let (mut announce, troubles) = self.cluster.announce(&self.announce, &self.process);
+        if self.announce_troubles != troubles {
+            self.announce_troubles = troubles;
+            // They are shown with the cluster's.
+            self.shown = None;
+        }
         let name = announce.node_name.get_or_insert_with(|| {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
         });

@@ -74,8 +74,8 @@ pub(crate) fn start(
         runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
     }
     let Outcome { change, .. } = cloud.document(config);
-    let view = cloud.news();
     let said = cloud.said().map(Box::new);
+    let view = cloud.news();
     runtime.spawn(run(cloud, receiver, neighbours));
     Ok(Begun { change, view, said })
 }

@@ -84,6 +84,7 @@ impl Cloud {
             ));
         }
         troubles.extend(self.gateway_troubles());
+        troubles.extend(self.announce_troubles.iter().cloned());
         troubles.extend(self.state.as_ref().and_then(StateFile::trouble));
         let pool = |pool: &Pool| {
             let has = |view: &&CloudServiceView| view.pool.as_ref() == Some(&pool.name);
