@@ -237,7 +237,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     };
     let mailbox = (works.clone(), receiver);
     let cloud::Begun { change, view, said } =
-        cloud::start(runtime, &config, sender.clone(), asker.clone(), mailbox)?;
+        cloud::start(runtime, &config, sender.clone(), asker.clone(), mailbox, &announcer)?;
     let watcher = reload::watcher(&config.files, reload_sender.clone());
     runtime.spawn(reload::run(
         path.clone(),

@@ -81,6 +81,11 @@ impl Fairway {
         Self::spawn_in(namespace, document, &[], &[]).ready(document)
     }
 
+    /// The same with further files beside the document.
+    pub fn start_in_with(namespace: &str, document: &str, files: &[(&str, &str)]) -> Self {
+        Self::spawn_in(namespace, document, &[], files).ready(document)
+    }
+
     fn spawn_with(net: &Net, document: &str, words: &[&str], files: &[(&str, &str)]) -> Self {
         Self::spawn_in(&net.name(Host::Lb), document, words, files)
     }

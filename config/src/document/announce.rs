@@ -17,7 +17,7 @@ pub struct AnnounceDoc {
     /// Labels of this box, beside those of its Node.
     pub node_labels: Labels,
     /// How long this box goes on serving, at its end, after it has taken back what it announced. Default:
-    /// 500ms with VRRP, 2s with BGP.
+    /// 500ms with VRRP, 2s with BGP, 3s with Leases.
     pub withdraw_delay: Option<At<Time>>,
     /// Segments on which this box answers for addresses.
     pub layer2: Vec<At<Layer2Doc>>,

@@ -14,6 +14,7 @@ use super::bfd::Sessions;
 use super::plan::{Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
+use super::sharing::Shares;
 use super::speakers::{Ear, Speaker};
 use super::vrrp::{Group, GroupKey};
 use crate::network::{AllAddresses, Interfaces};
@@ -22,6 +23,8 @@ use crate::network::{AllAddresses, Interfaces};
 const LINKS: Duration = Duration::from_millis(50);
 /// How long routers are told to prefer other ways before they are told nothing, unless the document says.
 const GRACEFUL: Duration = Duration::from_secs(2);
+/// Whoever stood still for so long may have lost its Leases.
+const LEASED: Duration = Duration::from_secs(4);
 /// How long the end waits for peers to take what they are told.
 const PARTING: Duration = Duration::from_millis(500);
 
@@ -46,6 +49,8 @@ pub(crate) struct Announcer {
     pub(super) ear: Result<Option<Ear>, String>,
     pub(super) bfd: Sessions,
     pub(super) addresses: AllAddresses,
+    /// Shared addresses that Leases say are ours.
+    leased: BTreeSet<IpPrefix>,
     /// Since when what is announced is taken back.
     pub(super) draining: Option<Tick>,
     /// The first of all has come.
@@ -84,6 +89,7 @@ impl Announcer {
             speakers: BTreeMap::new(),
             ear: Ok(None),
             addresses: AllAddresses::default(),
+            leased: BTreeSet::new(),
             draining: None,
             begun: false,
             stale: true,
@@ -129,6 +135,10 @@ impl Announcer {
                 }
                 self.stale = true;
             }
+            Input::Leased(leased) => {
+                self.leased = leased;
+                self.moved = true;
+            }
             Input::Drain(drains) => {
                 if drains != self.draining.is_some() {
                     let what = if drains { "taken back" } else { "announced again" };
@@ -173,6 +183,11 @@ impl Announcer {
     pub(super) fn wake(&mut self, now: Tick) {
         let still = now.since(self.last);
         self.last = now;
+        if still >= LEASED && !self.leased.is_empty() {
+            tracing::warn!(?still, "this box stood still: shared addresses are asked for anew");
+            self.leased.clear();
+            self.moved = true;
+        }
         let keys: Vec<GroupKey> = self.groups.keys().cloned().collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
@@ -243,9 +258,16 @@ impl Announcer {
                 let key = (group.clone(), net.is_ipv4());
                 self.groups.get(&key).is_some_and(Group::is_active)
             }
-            (None, Some(on)) => !on.by_lease,
+            (None, Some(on)) => !on.by_lease || self.leased.contains(&net),
             (None, None) => true,
         }
+    }
+
+    /// What this box shares with others by Leases.
+    pub(super) fn shares(&self) -> Shares {
+        let by_lease = self.plan.segments.iter().filter(|(_, on)| on.by_lease);
+        let able = by_lease.filter_map(|(net, _)| Some((*net, self.plan.vips.get(net)?.able)));
+        Shares { able: able.collect(), drains: self.draining.is_some() }
     }
 
     /// Interfaces that have, or may have, addresses of ours.

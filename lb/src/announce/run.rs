@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fairway_config::{Process, ServiceKey};
-use fairway_core::{Tick, Told as ToldOnPorts};
+use fairway_core::{IpPrefix, Tick, Told as ToldOnPorts};
 use fairway_uring::{Clock, Told};
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::announcer::Announcer;
 use super::plan::{Said, Standing};
+use super::sharing::Shares;
 use super::speakers::PeerEvent;
 use super::status::AnnounceView;
 use super::vrrp::GroupKey;
@@ -38,6 +39,8 @@ pub(crate) enum Input {
     Local(Vec<(IpAddr, Option<Tick>)>),
     /// The first of both has come: what a process before this one has left is nobody's.
     Begun,
+    /// Shared addresses that Leases say are ours.
+    Leased(BTreeSet<IpPrefix>),
     /// Take back what is announced, or announce it again.
     Drain(bool),
     /// Answers when all before it has been done.
@@ -77,17 +80,25 @@ pub(crate) struct Announced {
 
 /// The control loop's end of the thread.
 #[derive(Clone)]
-pub(crate) struct Handle(Option<mpsc::UnboundedSender<Input>>);
+pub(crate) struct Handle {
+    inputs: Option<mpsc::UnboundedSender<Input>>,
+    shares: watch::Receiver<Shares>,
+}
 
 impl Handle {
     /// Nobody announces: for measuring the control loop alone.
     pub(crate) fn detached() -> Self {
-        Self(None)
+        Self { inputs: None, shares: watch::channel(Shares::default()).1 }
+    }
+
+    /// Addresses that boxes share, and the backends that this one has for them.
+    pub(crate) fn shares(&self) -> Shares {
+        self.shares.borrow().clone()
     }
 
     /// Tells it something. A thread that has ended has said why.
     pub(crate) fn send(&self, input: Input) {
-        if let Some(sender) = &self.0 {
+        if let Some(sender) = &self.inputs {
             let _ = sender.send(input);
         }
     }
@@ -103,7 +114,7 @@ impl Handle {
     }
 
     fn wait(&self, input: impl FnOnce(std::sync::mpsc::Sender<()>) -> Input) {
-        if self.0.is_some() {
+        if self.inputs.is_some() {
             let (sender, receiver) = std::sync::mpsc::channel();
             self.send(input(sender));
             // Late is better than never: what waits goes on.
@@ -125,6 +136,7 @@ pub(crate) fn start(
     tell: impl Fn(Announced) + Send + 'static,
 ) -> Result<Handle, String> {
     let (sender, inputs) = mpsc::unbounded_channel();
+    let (share, shares) = watch::channel(Shares::default());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -136,12 +148,12 @@ pub(crate) fn start(
     std::thread::Builder::new()
         .name("fairway-announce".into())
         .spawn(move || {
-            if let Err(why) = runtime.block_on(run(fixed, clock, inputs, tell)) {
+            if let Err(why) = runtime.block_on(run(fixed, clock, (inputs, share), tell)) {
                 tracing::error!("nothing is announced: {why}");
             }
         })
         .map_err(|error| format!("no thread for announcements: {error}"))?;
-    Ok(Handle(Some(sender)))
+    Ok(Handle { inputs: Some(sender), shares })
 }
 
 /// What of the document holds for the whole life of the process.
@@ -155,7 +167,7 @@ pub(crate) struct Fixed {
 async fn run(
     fixed: Fixed,
     clock: Clock,
-    mut inputs: mpsc::UnboundedReceiver<Input>,
+    (mut inputs, share): (mpsc::UnboundedReceiver<Input>, watch::Sender<Shares>),
     tell: impl Fn(Announced),
 ) -> Result<(), String> {
     let kernel = Interfaces::connect()?;
@@ -200,6 +212,12 @@ async fn run(
             input = inputs.try_recv().ok().filter(|_| count < BATCH && ends.is_none());
         }
         announcer.settle(now).await;
+        share.send_if_modified(|known| {
+            let shares = announcer.shares();
+            let changed = *known != shares;
+            *known = shares;
+            changed
+        });
         let announced = announcer.announced();
         if announced != told {
             told = announced;

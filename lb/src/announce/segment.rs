@@ -117,7 +117,7 @@ impl Segment {
             events,
             groups: None,
             guard: None,
-            patience: Duration::from_millis(600),
+            patience: Duration::from_secs(2),
             again_at: Tick(0),
             verify_at: Tick(0),
         }

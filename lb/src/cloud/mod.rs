@@ -20,6 +20,7 @@ mod routes;
 mod run;
 mod said;
 mod serve;
+mod shares;
 mod start;
 mod state;
 mod status;

@@ -1,6 +1,7 @@
 //! What announcements go by: the document's words, a cluster's, and the labels of this box.
 
 use super::Cloud;
+use super::start::node_name;
 use crate::announce::Said;
 
 impl Cloud {
@@ -15,9 +16,7 @@ impl Cloud {
             // They are shown with the cluster's.
             self.shown = None;
         }
-        let name = announce.node_name.get_or_insert_with(|| {
-            rustix::system::uname().nodename().to_string_lossy().into_owned()
-        });
+        let name = announce.node_name.get_or_insert_with(node_name);
         // What the document says of this box goes before what its Node does.
         for (key, value) in self.cluster.node_labels(name).into_iter().flatten() {
             announce.node_labels.entry(key.clone()).or_insert_with(|| value.clone());

@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::run::{Neighbours, run};
+use super::shares;
 use super::{Cloud, CloudView, Outcome, Routes, StateFile, Work, controller, lease, state};
-use crate::announce::Said;
+use crate::announce::{Handle as Announcer, Said};
 use crate::control::Input;
 use crate::resolver::Asker;
 
@@ -32,6 +33,7 @@ pub(crate) fn start(
     control: Sender<Input>,
     asker: Asker,
     (works, receiver): (mpsc::UnboundedSender<Work>, mpsc::UnboundedReceiver<Work>),
+    announcer: &Announcer,
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
     // With an API server, Services themselves say what they have.
@@ -71,6 +73,10 @@ pub(crate) fn start(
         let class = config.cluster.rules.class.to_ascii_lowercase();
         let class = class.replace('/', ".").replace('_', "-");
         let lease = (LEASE_NAMESPACE.to_owned(), format!("load-balancer.{class}"));
+        let node = config.announce.node_name.clone().unwrap_or_else(node_name);
+        let shared = (LEASE_NAMESPACE.to_owned(), class);
+        let own = (identity.clone(), node);
+        runtime.spawn(shares::run(client.clone(), shared, own, announcer.clone()));
         runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
     }
     let Outcome { change, .. } = cloud.document(config);
@@ -83,8 +89,12 @@ pub(crate) fn start(
 /// Who this box is, among those that would lead: its name, and something that another process of it has
 /// not.
 fn identity() -> String {
-    let name = rustix::system::uname();
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let nanos = since.map_or(0, |since| since.as_nanos());
-    format!("{}_{:x}_{:x}", name.nodename().to_string_lossy(), std::process::id(), nanos)
+    format!("{}_{:x}_{:x}", node_name(), std::process::id(), nanos)
+}
+
+/// The name of this machine.
+pub(super) fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

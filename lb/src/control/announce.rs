@@ -12,8 +12,10 @@ use crate::announce::{AnnounceInput, Announced, Handle, Said, Standing};
 
 /// How long others have to take over from a box that goes, unless the document says: by VRRP,
 const BY_VRRP: Duration = Duration::from_millis(500);
-/// and by BGP.
+/// by BGP,
 const BY_BGP: Duration = Duration::from_secs(2);
+/// and by Leases.
+const BY_LEASE: Duration = Duration::from_secs(3);
 
 /// The control loop's end of the announcing thread.
 pub(super) struct Announcing {
@@ -74,7 +76,10 @@ impl Control {
         let announce = &said.announce;
         let by_vrrp = if announce.vrrp.is_empty() { Duration::ZERO } else { BY_VRRP };
         let by_bgp = if announce.peers.is_empty() { Duration::ZERO } else { BY_BGP };
-        self.announcing.withdraw = announce.withdraw_delay.unwrap_or(by_vrrp.max(by_bgp));
+        let leased = announce.layer2.iter().any(|segment| segment.by_lease);
+        let by_lease = if leased { BY_LEASE } else { Duration::ZERO };
+        let usual = by_vrrp.max(by_bgp).max(by_lease);
+        self.announcing.withdraw = announce.withdraw_delay.unwrap_or(usual);
         self.announcing.handle.send(AnnounceInput::Said(Box::new(said)));
     }
 

@@ -13,6 +13,7 @@ mod small;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Mutex;
@@ -25,7 +26,8 @@ use tokio::io::copy_bidirectional;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-use crate::{Host, Net, wait_for};
+use crate::rack::Rack;
+use crate::{Host, Net, in_namespace, wait_for};
 use small::Small;
 use store::{KINDS, Key, kind_of};
 
@@ -34,7 +36,10 @@ const RELAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHO
 
 /// An API server, to which Fairway has a way.
 pub struct ApiServer<'n> {
-    net: &'n Net,
+    /// Where Fairways have a way to it.
+    namespaces: Vec<String>,
+    /// They are there as long as it is.
+    _hosts: PhantomData<&'n ()>,
     kubeconfig: Kubeconfig,
     /// Where it is.
     addr: SocketAddr,
@@ -49,6 +54,15 @@ pub struct ApiServer<'n> {
 
 impl<'n> ApiServer<'n> {
     pub fn start(net: &'n Net) -> Self {
+        Self::start_in(vec![net.name(Host::Lb)])
+    }
+
+    /// The same for the boxes of a rack.
+    pub fn of_rack(rack: &'n Rack, boxes: &[&str]) -> Self {
+        Self::start_in(boxes.iter().map(|host| rack.name(host)).collect())
+    }
+
+    fn start_in(namespaces: Vec<String>) -> Self {
         let (kubeconfig, small) = match std::env::var_os("FAIRWAY_TEST_KUBECONFIG") {
             Some(path) => (Kubeconfig::read_from(path).unwrap(), None),
             None => {
@@ -68,8 +82,9 @@ impl<'n> ApiServer<'n> {
             (Client::try_from(config).unwrap(), addr)
         });
         let applied = Mutex::default();
+        let (_hosts, relay) = (PhantomData, None);
         let mut server =
-            Self { net, kubeconfig, addr, client, runtime, relay: None, small, applied };
+            Self { namespaces, _hosts, kubeconfig, addr, client, runtime, relay, small, applied };
         // One that was used before has a leader, of whom nothing is heard any more.
         server.delete("leases", "kube-system", crate::cluster::LEASE);
         server.come_back();
@@ -85,31 +100,33 @@ impl<'n> ApiServer<'n> {
 
     /// Answers again.
     pub fn come_back(&mut self) {
-        let mut bound = None;
-        // The port of those who were cut off is free in a moment.
-        wait_for("the relay's port is free", || {
-            bound = self.net.on(Host::Lb, || TcpListener::bind(RELAY)).ok();
-            bound.is_some()
-        });
-        let listener = bound.unwrap();
-        listener.set_nonblocking(true).unwrap();
         let relay = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         let addr = self.addr;
-        relay.spawn(async move {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((mut from, _)) = listener.accept().await {
-                tokio::spawn(async move {
-                    if let Ok(mut to) = TcpStream::connect(addr).await {
-                        // Either end may go at any time.
-                        let _ = copy_bidirectional(&mut from, &mut to).await;
-                    }
-                });
-            }
-        });
+        for namespace in &self.namespaces {
+            let mut bound = None;
+            // The port of those who were cut off is free in a moment.
+            wait_for("the relay's port is free", || {
+                bound = in_namespace(namespace, || TcpListener::bind(RELAY)).ok();
+                bound.is_some()
+            });
+            let listener = bound.unwrap();
+            listener.set_nonblocking(true).unwrap();
+            relay.spawn(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                while let Ok((mut from, _)) = listener.accept().await {
+                    tokio::spawn(async move {
+                        if let Ok(mut to) = TcpStream::connect(addr).await {
+                            // Either end may go at any time.
+                            let _ = copy_bidirectional(&mut from, &mut to).await;
+                        }
+                    });
+                }
+            });
+        }
         self.relay = Some(relay);
     }
 
@@ -145,8 +162,9 @@ impl<'n> ApiServer<'n> {
             let object = fairway_config::to_json(text).unwrap();
             let (plural, ..) = kind_of(object["kind"].as_str().unwrap());
             let meta = &object["metadata"];
+            let is_ours = object["apiVersion"] == "fairway.dev/v1alpha1";
             let is_namespaced =
-                !matches!(plural, "nodes" | "namespaces" | "addresspools" | "gatewayclasses");
+                !is_ours && !matches!(plural, "nodes" | "namespaces" | "gatewayclasses");
             let namespace = match (is_namespaced, meta["namespace"].as_str()) {
                 (false, _) => "",
                 (true, namespace) => namespace.unwrap_or("default"),

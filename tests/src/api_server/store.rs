@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 const REMEMBERED: usize = 10_000;
 
 /// Kinds that it has: plural, API version, kind.
-pub(super) const KINDS: [(&str, &str, &str); 14] = [
+pub(super) const KINDS: [(&str, &str, &str); 19] = [
     ("services", "v1", "Service"),
     ("endpoints", "v1", "Endpoints"),
     ("nodes", "v1", "Node"),
@@ -18,6 +18,11 @@ pub(super) const KINDS: [(&str, &str, &str); 14] = [
     ("leases", "coordination.k8s.io/v1", "Lease"),
     ("events", "events.k8s.io/v1", "Event"),
     ("addresspools", "fairway.dev/v1alpha1", "AddressPool"),
+    ("l2advertisements", "fairway.dev/v1alpha1", "L2Advertisement"),
+    ("vrrpgroups", "fairway.dev/v1alpha1", "VRRPGroup"),
+    ("bgppeers", "fairway.dev/v1alpha1", "BGPPeer"),
+    ("bgpadvertisements", "fairway.dev/v1alpha1", "BGPAdvertisement"),
+    ("bfdprofiles", "fairway.dev/v1alpha1", "BFDProfile"),
     ("ipaddresspools", "metallb.io/v1beta1", "IPAddressPool"),
     ("gatewayclasses", "gateway.networking.k8s.io/v1", "GatewayClass"),
     ("gateways", "gateway.networking.k8s.io/v1", "Gateway"),
