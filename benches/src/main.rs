@@ -5,6 +5,7 @@ mod checks;
 mod datagrams;
 #[cfg(feature = "dpdk")]
 mod dpdk;
+mod failover;
 mod load;
 mod packets;
 mod ports;
@@ -30,7 +31,8 @@ pub(crate) struct Arguments {
     /// Carry packets as this file says: one of the rivals of `ports`
     #[arg(long, hide = true)]
     bounce: Option<String>,
-    /// Only these: tables, packets, dpdk, ports, scale, traffic, datagrams, checks
+    /// Only these: tables, packets, dpdk, ports, scale, traffic, datagrams, checks,
+    /// failover
     only: Vec<String>,
 }
 
@@ -66,6 +68,9 @@ fn main() {
     }
     if wanted("checks") {
         checks::run(arguments.quick);
+    }
+    if wanted("failover") {
+        failover::run(arguments.quick);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Any packet of VRRP and of BFD is answered, one that counts says the same when it is written again, and
+//! Any packet of VRRP and of BFD, and any frame of neighbours, is answered, one that counts says the same when it is written again, and
 //! neither machine stops for what it hears.
 #![no_main]
 
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use fairway_core::Tick;
-use fairway_core::announce::{bfd, vrrp};
+use fairway_core::announce::{bfd, neighbor, vrrp};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|packets: Vec<(u16, bool, Vec<u8>)>| {
@@ -38,6 +38,10 @@ fuzz_target!(|packets: Vec<(u16, bool, Vec<u8>)>| {
             let actions = router.hear(&heard, ends.0, now);
             let released = actions.iter().any(|action| matches!(action, vrrp::Action::Release(_)));
             assert_eq!(released, was_active && !router.is_active());
+        }
+        if let Some(question) = neighbor::hear(&bytes).question {
+            let answer = neighbor::answer(&question, [2, 0, 0, 0, 0, 9]);
+            assert_eq!(neighbor::hear(&answer).claim, Some((question.ip, [2, 0, 0, 0, 0, 9])));
         }
         router.turn(now);
         assert!(router.due().is_some_and(|due| due > now));

@@ -132,6 +132,25 @@ impl Rack {
         Nginx::start_in(&self.name("servers"), addr, &format!("s{n}"))
     }
 
+    /// A server at port 80 of servers 1 and 2, and of every other address of their host.
+    pub fn server_at_80(&self) -> Nginx {
+        for n in [11, 12] {
+            self.exec("servers", &format!("ip address add 10.82.0.{n}/24 dev back"));
+        }
+        self.server_on("servers")
+    }
+
+    /// A server at port 80 of a host.
+    pub fn server_on(&self, host: &str) -> Nginx {
+        let addr = SocketAddr::new("0.0.0.0".parse().unwrap(), 80);
+        Nginx::start_in(&self.name(host), addr, host)
+    }
+
+    /// Puts the router on the servers' segment, too: their way to clients past the boxes.
+    pub fn plug_router_back(&self) {
+        self.plug("router", "back", 253);
+    }
+
     /// A Fairway on a box.
     pub fn fairway(&self, host: &str, document: &str) -> Fairway {
         Fairway::start_in(&self.name(host), document)
@@ -285,6 +304,19 @@ impl Peer {
             peer.try_ask(&["birdc", "-s", &socket, "show", "status"]).is_some()
         });
         peer
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill_at_once(&mut self) {
+        for child in &mut self.children {
+            let children = format!("/proc/{0}/task/{0}/children", child.id());
+            let of_it = std::fs::read_to_string(children).unwrap_or_default();
+            let own = std::iter::once(child.id() as i32);
+            for pid in own.chain(of_it.split_whitespace().filter_map(|pid| pid.parse().ok())) {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
     }
 
     /// What birdc says.

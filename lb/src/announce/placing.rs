@@ -50,11 +50,11 @@ impl Announcer {
                 self.drop_group(&key);
             }
         }
-        // How long this process may stand still before another box has taken over: three intervals, and the
-        // skew.
+        // How long this process may stand still before another box takes over: three intervals, and some of
+        // the skew.
         let mut patience: BTreeMap<&String, Duration> = BTreeMap::new();
         for spec in &self.said.announce.vrrp {
-            let of_group = spec.interval * 4;
+            let of_group = spec.interval * 3 + spec.interval / 4;
             let least = patience.entry(&spec.interface).or_insert(of_group);
             *least = (*least).min(of_group);
         }
