@@ -16,6 +16,8 @@ use crate::resolver::Asker;
 
 /// Where the Lease of those who serve a cluster is.
 const LEASE_NAMESPACE: &str = "kube-system";
+/// Where the Leases of shared addresses are: many, with names of their own, so apart from others'.
+const SHARES_NAMESPACE: &str = "fairway-shares";
 
 /// The cloud's part, at work.
 pub(crate) struct Begun {
@@ -74,7 +76,7 @@ pub(crate) fn start(
         let class = class.replace('/', ".").replace('_', "-");
         let lease = (LEASE_NAMESPACE.to_owned(), format!("load-balancer.{class}"));
         let node = config.announce.node_name.clone().unwrap_or_else(node_name);
-        let shared = (LEASE_NAMESPACE.to_owned(), class);
+        let shared = (SHARES_NAMESPACE.to_owned(), class);
         let own = (identity.clone(), node);
         runtime.spawn(shares::run(client.clone(), shared, own, announcer.clone()));
         runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
