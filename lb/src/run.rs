@@ -181,7 +181,7 @@ fn start(path: PathBuf, config: Config, runtime: &Handle) -> Result<Started, Str
     let announcing = sender.clone();
     let announcer = announce::start(&process, clock, move |announced| {
         // As above.
-        let _ = announcing.send(Input::Announced(Box::new(announced)));
+        let _ = announcing.send(Input::Announced(announced.map(Box::new)));
     })?;
     let health = sender.clone();
     let checker = Checker::new(runtime.clone(), budgets.for_control as usize / 2, move |event| {

@@ -223,13 +223,6 @@ pub(crate) fn vrrp_group(
             "`virtualRouterId` is missing; add a number that the segment does not use yet",
         );
     }
-    if let Some(source) = &doc.source_address {
-        let other = |at: &&At<Address>| at.value.0.is_ipv4() != source.value.0.is_ipv4();
-        if let Some(at) = doc.unicast_peers.iter().find(other) {
-            findings
-                .add(at.place, format!("{} cannot be reached from {}", at.value.0, source.value.0));
-        }
-    }
     Some(VrrpGroup {
         name: doc.name.value.clone(),
         chosen: chosen(doc.choice(), around, findings),

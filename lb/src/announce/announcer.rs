@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::bfd::Sessions;
-use super::plan::{Plan, Said, Standing};
+use super::plan::{OnSegments, Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
 use super::sharing::Shares;
@@ -23,8 +23,12 @@ use crate::network::{AllAddresses, Interfaces};
 const LINKS: Duration = Duration::from_millis(50);
 /// How long routers are told to prefer other ways before they are told nothing, unless the document says.
 const GRACEFUL: Duration = Duration::from_secs(2);
+/// Whoever stood still for so long has not heard what came.
+const LISTENS: Duration = Duration::from_millis(50);
 /// Whoever stood still for so long may have lost its Leases.
 const LEASED: Duration = Duration::from_secs(4);
+/// The least time between two plans: of ten thousand services one takes milliseconds.
+const PLAN: Duration = Duration::from_millis(10);
 /// How long the end waits for peers to take what they are told.
 const PARTING: Duration = Duration::from_millis(500);
 
@@ -47,22 +51,30 @@ pub(crate) struct Announcer {
     pub(super) speakers: BTreeMap<String, Speaker>,
     /// Where peers may connect, or why they cannot.
     pub(super) ear: Result<Option<Ear>, String>,
+    /// Peers that cannot, and when it is tried again.
+    pub(super) ear_troubles: Vec<String>,
+    pub(super) listen_at: Option<Tick>,
     pub(super) bfd: Sessions,
     pub(super) addresses: AllAddresses,
     /// Shared addresses that Leases say are ours.
     leased: BTreeSet<IpPrefix>,
+    /// Why boxes cannot agree on them.
+    pub(super) lease_trouble: Option<String>,
     /// Since when what is announced is taken back.
     pub(super) draining: Option<Tick>,
     /// The first of all has come.
     pub(super) begun: bool,
-    /// The plan is to be made anew.
+    /// The plan is to be made anew, and when it may be.
     stale: bool,
+    plan_at: Tick,
     /// Interfaces have changed, and when they are looked at.
     links_at: Option<Tick>,
     looked_at: Tick,
     /// Who has which address is to be settled anew.
     pub(super) moved: bool,
     last: Tick,
+    /// The process ends.
+    ends: bool,
     /// When segments are due.
     segments_due: Option<Tick>,
 }
@@ -88,15 +100,20 @@ impl Announcer {
             tracked: BTreeMap::new(),
             speakers: BTreeMap::new(),
             ear: Ok(None),
+            ear_troubles: Vec::new(),
+            listen_at: None,
             addresses: AllAddresses::default(),
             leased: BTreeSet::new(),
+            lease_trouble: None,
             draining: None,
             begun: false,
             stale: true,
+            plan_at: Tick(0),
             links_at: Some(Tick(0)),
             looked_at: Tick(0),
             moved: true,
-            last: Tick(u64::MAX),
+            last: Tick(0),
+            ends: false,
             segments_due: None,
         }
     }
@@ -104,22 +121,26 @@ impl Announcer {
     /// Takes what it is told.
     pub(super) async fn hear(&mut self, input: Input, now: Tick) {
         match input {
-            Input::Said(said) => {
-                if self.said != *said {
+            Input::Services(changes, said) => {
+                if let Some(said) = said.filter(|said| self.said != **said) {
                     self.said = *said;
                     self.stale = true;
                     // Segments and peers may be new.
                     self.links_at.get_or_insert(now);
                 }
-            }
-            Input::Services(changes) => {
                 for (key, standing) in changes {
-                    match standing {
-                        Some(standing) => _ = self.services.insert(key, standing),
-                        None => _ = self.services.remove(&key),
-                    }
+                    let before = match standing.clone() {
+                        Some(standing) => self.services.insert(key, standing),
+                        None => self.services.remove(&key),
+                    };
+                    self.stale |= match (before, standing) {
+                        // How many backends take flows is of use to announcements alone.
+                        (Some(before), Some(after)) if !self.said.announce.is_written => {
+                            before != Standing { able: before.able, ..after }
+                        }
+                        (before, after) => before != after,
+                    };
                 }
-                self.stale = true;
             }
             Input::Local(changes) => {
                 for (ip, at) in changes {
@@ -128,16 +149,17 @@ impl Announcer {
                 self.moved = true;
             }
             Input::Begun => {
-                self.settle(now).await;
+                self.settle(now, true).await;
                 self.begun = true;
                 for segment in self.segments.values_mut() {
                     segment.take_over().await;
                 }
                 self.stale = true;
             }
-            Input::Leased(leased) => {
+            Input::Leased(leased, trouble) => {
+                self.lease_trouble = trouble;
+                self.moved |= self.leased != leased;
                 self.leased = leased;
-                self.moved = true;
             }
             Input::Drain(drains) => {
                 if drains != self.draining.is_some() {
@@ -179,29 +201,53 @@ impl Announcer {
         }
     }
 
-    /// Looks whether this process stood still for so long that others have taken over.
-    pub(super) fn wake(&mut self, now: Tick) {
-        let still = now.since(self.last);
-        self.last = now;
-        if still >= LEASED && !self.leased.is_empty() {
-            tracing::warn!(?still, "this box stood still: shared addresses are asked for anew");
+    /// This process was to go on `late` ago: others may have taken over, and what has come meanwhile was not
+    /// heard yet.
+    pub(super) fn stood_still(&mut self, late: Duration, now: Tick) {
+        if late >= LEASED && !self.leased.is_empty() {
+            tracing::warn!(?late, "this box stood still: shared addresses are asked for anew");
             self.leased.clear();
             self.moved = true;
+        }
+        if late >= LISTENS {
+            self.bfd.resume(now);
         }
         let keys: Vec<GroupKey> = self.groups.keys().cloned().collect();
         for key in keys {
             let Some(group) = self.groups.get_mut(&key) else { continue };
-            if group.is_active() && still > group.router().patience() {
-                tracing::warn!(group = key.0, ?still, "this box stood still");
+            let is_lost = group.is_active() && late > group.router().patience();
+            if is_lost {
+                tracing::warn!(group = key.0, ?late, "this box stood still");
+            }
+            // Who waits for another one's silence must have listened.
+            if is_lost || (!group.is_active() && late >= LISTENS) {
                 let actions = group.router().resume(now);
                 self.follow(&key, actions);
             }
         }
     }
 
+    /// Whether the document says anything of announcements.
+    pub(super) fn is_written(&self) -> bool {
+        self.said.announce.is_written
+    }
+
+    /// Whether this box shares addresses by Leases.
+    pub(super) fn has_leases(&self) -> bool {
+        self.plan.segments.values().any(|on| on.by_lease)
+    }
+
+    /// Whether others may take over when this process stands still.
+    pub(super) fn is_shared(&self) -> bool {
+        !self.leased.is_empty() || !self.groups.is_empty()
+    }
+
     /// Brings everything to what follows from what is known.
-    pub(super) async fn settle(&mut self, now: Tick) {
-        if std::mem::take(&mut self.stale) {
+    pub(super) async fn settle(&mut self, now: Tick, at_once: bool) {
+        self.last = now;
+        if self.stale && (at_once || now >= self.plan_at) {
+            self.stale = false;
+            self.plan_at = now.plus(PLAN);
             self.plan = Plan::new(&self.said, &self.services);
             self.moved = true;
             self.make_segments().await;
@@ -246,8 +292,8 @@ impl Announcer {
         let goes = self.draining.map(|since| since.plus(delay)).filter(|at| *at > self.last);
         let groups = self.groups.values().filter_map(Group::due);
         let peers = self.speakers.values().filter_map(|speaker| speaker.session.due());
-        let now = self.moved.then_some(self.last);
-        let others = [self.links_at, self.bfd.due(), self.segments_due, goes, now];
+        let now = self.moved.then_some(self.last).or(self.stale.then_some(self.plan_at));
+        let others = [self.links_at, self.bfd.due(), self.segments_due, self.listen_at, goes, now];
         groups.chain(peers).chain(others.into_iter().flatten()).min()
     }
 
@@ -265,9 +311,18 @@ impl Announcer {
 
     /// What this box shares with others by Leases.
     pub(super) fn shares(&self) -> Shares {
+        // Nobody reaches an address by an interface that is down, or that refuses it.
+        let works = |net: IpPrefix, on: &OnSegments| {
+            let segment = on.interfaces.first().and_then(|name| self.segments.get(name));
+            segment.is_some_and(|segment| {
+                let is_up = segment.state().is_some_and(|state| state.is_up);
+                is_up && !segment.failed().contains_key(&net.address())
+            })
+        };
         let by_lease = self.plan.segments.iter().filter(|(_, on)| on.by_lease);
-        let able = by_lease.filter_map(|(net, _)| Some((*net, self.plan.vips.get(net)?.able)));
-        Shares { able: able.collect(), drains: self.draining.is_some() }
+        let well = by_lease.filter(|(net, on)| works(**net, on));
+        let able = well.filter_map(|(net, _)| Some((*net, self.plan.vips.get(net)?.able)));
+        Shares { able: able.collect(), drains: self.draining.is_some(), ends: self.ends }
     }
 
     /// Interfaces that have, or may have, addresses of ours.
@@ -316,6 +371,7 @@ impl Announcer {
         happened: &mut mpsc::UnboundedReceiver<Event>,
     ) {
         let now = clock.now();
+        self.ends = true;
         self.draining.get_or_insert(now);
         self.turn_groups(now);
         self.tell_routes(true);

@@ -21,6 +21,8 @@ use super::run::{Event, readable};
 
 /// Ports from which sessions speak (RFC 5881, section 4).
 const FIRST_PORT: u16 = 49_152;
+/// From one try to open a socket to the next.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Hops of packets that have passed no router.
 const NEAR: u8 = 255;
 
@@ -59,6 +61,8 @@ pub(crate) struct Sessions {
     ears: BTreeMap<(bool, bool), Result<JoinHandle<()>, String>>,
     events: mpsc::UnboundedSender<Event>,
     next: u32,
+    /// When what could not be opened is tried again.
+    again_at: Tick,
     chance: RandomState,
     turns: u64,
 }
@@ -69,7 +73,8 @@ pub(crate) type News = (Way, Result<(), Diagnostic>);
 impl Sessions {
     pub(crate) fn new(events: mpsc::UnboundedSender<Event>) -> Self {
         let (sessions, ears) = (BTreeMap::new(), BTreeMap::new());
-        Self { sessions, ears, events, next: 0, chance: RandomState::new(), turns: 0 }
+        let again_at = Tick(0);
+        Self { sessions, ears, events, next: 0, again_at, chance: RandomState::new(), turns: 0 }
     }
 
     /// The session of a way.
@@ -117,7 +122,7 @@ impl Sessions {
         let ears: Vec<(bool, bool)> =
             self.sessions.keys().map(|way| (way.peer.is_ipv4(), way.multihop)).collect();
         self.ears.retain(|ear, task| {
-            let is_wanted = ears.contains(ear) && task.is_ok();
+            let is_wanted = ears.contains(ear);
             if let Ok(task) = task
                 && !is_wanted
             {
@@ -125,19 +130,44 @@ impl Sessions {
             }
             is_wanted
         });
-        for ear in ears {
-            let events = &self.events;
-            self.ears.entry(ear).or_insert_with(|| {
-                let (is_ipv4, multihop) = ear;
-                let socket = hearer(is_ipv4, multihop).and_then(readable);
-                let socket = socket.map_err(|error| {
-                    let why = format!("BFD cannot be heard: {error}");
-                    tracing::error!("{why}");
-                    why
-                })?;
-                Ok(tokio::spawn(read(socket, multihop, events.clone())))
-            });
+        ears.into_iter().for_each(|ear| self.listen(ear));
+    }
+
+    /// Listens for packets of a family, over one hop or several.
+    fn listen(&mut self, ear: (bool, bool)) {
+        if matches!(self.ears.get(&ear), Some(Ok(_))) {
+            return;
         }
+        let (is_ipv4, multihop) = ear;
+        let events = self.events.clone();
+        let socket = hearer(is_ipv4, multihop).and_then(readable);
+        let task = socket.map(|socket| tokio::spawn(read(socket, multihop, events)));
+        let task = task.map_err(|error| format!("BFD cannot be heard: {error}"));
+        if let Err(why) = &task
+            && self.ears.get(&ear).is_none_or(|before| before.as_ref().err() != Some(why))
+        {
+            tracing::error!("{why}; trying again");
+        }
+        self.ears.insert(ear, task);
+    }
+
+    /// Tries again to open what could not be opened: an address may have come.
+    fn open_again(&mut self) {
+        let deaf: Vec<(bool, bool)> =
+            self.ears.iter().filter(|(_, ear)| ear.is_err()).map(|(ear, _)| *ear).collect();
+        deaf.into_iter().for_each(|ear| self.listen(ear));
+        for (way, watched) in &mut self.sessions {
+            if watched.socket.is_none()
+                && let Ok(socket) = speaker(*way, watched.session.number())
+            {
+                (watched.socket, watched.trouble) = (Some(socket), None);
+            }
+        }
+    }
+
+    /// This box stood still: what has come was not heard yet.
+    pub(crate) fn resume(&mut self, now: Tick) {
+        self.sessions.values_mut().for_each(|watched| watched.session.resume(now));
     }
 
     /// When [`Sessions::turn`] is due.
@@ -148,6 +178,10 @@ impl Sessions {
     /// Speaks where that is due, and notices silence.
     pub(crate) fn turn(&mut self, now: Tick) -> Vec<News> {
         let mut news = Vec::new();
+        if now >= self.again_at {
+            self.again_at = now.plus(AGAIN);
+            self.open_again();
+        }
         let chance = self.chance();
         for (way, watched) in &mut self.sessions {
             if watched.session.due() <= now {

@@ -72,9 +72,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Nobody guards what is let go here: it ends at the end of what it reads, with nothing to do.
-        let _ = self.stdin.write_all(b"!\n");
-        let _ = self.child.try_wait();
+        // What it guards goes on without it: at the end of what it reads it would take that away.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -104,7 +104,6 @@ async fn watch(interface: u32, patience: Duration) -> ExitCode {
         };
         match line.as_deref() {
             Some("") => stands_still = false,
-            Some("!") => guarded.clear(),
             Some(line) => {
                 let (sign, ip) = line.split_at(1);
                 if let Ok(ip) = ip.parse() {

@@ -29,5 +29,5 @@ mod vrrp;
 pub(crate) use self::guard::guard;
 pub(crate) use self::plan::{Said, Standing, troubles};
 pub(crate) use self::run::{Announced, Handle, Input as AnnounceInput, start};
-pub(crate) use self::sharing::{Decider, Member, Step, read_shares, write_shares};
+pub(crate) use self::sharing::{Decider, Member, Shares, Step, read_shares, write_shares};
 pub(crate) use self::status::{AddressView, AnnounceView, GroupView, PeerView};

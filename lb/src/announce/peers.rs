@@ -1,6 +1,7 @@
 //! Routers: their sessions, what they are told, and whether the ways to them are well.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fairway_core::Tick;
 use fairway_core::announce::bfd::Diagnostic;
@@ -9,6 +10,9 @@ use super::announcer::Announcer;
 use super::bfd::{News, Way};
 use super::bgp::message::Fault;
 use super::speakers::{Ear, Speaker};
+
+/// From one try to listen to the next.
+const AGAIN: Duration = Duration::from_secs(5);
 
 impl Announcer {
     /// Peers as the document has them.
@@ -37,7 +41,7 @@ impl Announcer {
                 self.speakers.insert(name.clone(), speaker);
             }
         }
-        self.listen(announce.listen_port);
+        self.listen(announce.listen_port, now);
         let way = |speaker: &Speaker| {
             let way = way_of(speaker);
             Some((way, speaker.spec.bfd?))
@@ -47,22 +51,28 @@ impl Announcer {
     }
 
     /// Has peers connect to a port, if there is one.
-    fn listen(&mut self, port: Option<u16>) {
+    fn listen(&mut self, port: Option<u16>, now: Tick) {
         let is_other = !matches!(&self.ear, Ok(ear) if ear.as_ref().map(Ear::port) == port);
         if is_other {
+            let before = self.ear.as_ref().err().cloned();
             self.ear = port.map(|port| Ear::open(port, &self.events)).transpose();
+            if let Some(why) = self.ear.as_ref().err().filter(|why| before.as_ref() != Some(why)) {
+                tracing::error!("{why}; trying again");
+            }
         }
-        if let Ok(Some(ear)) = &self.ear
-            && let Err(why) = ear.hear(&self.speakers)
-        {
-            self.ear = Err(why);
-        }
-        if let Err(why) = &self.ear {
-            tracing::error!("{why}");
-        }
+        self.ear_troubles = match &mut self.ear {
+            Ok(Some(ear)) => ear.hear(&self.speakers),
+            Ok(None) => Vec::new(),
+            Err(why) => vec![why.clone()],
+        };
+        // A key, or the port, may come.
+        self.listen_at = (!self.ear_troubles.is_empty()).then(|| now.plus(AGAIN));
     }
 
     pub(super) fn turn_peers(&mut self, now: Tick) {
+        if self.listen_at.is_some_and(|at| at <= now) {
+            self.listen(self.said.announce.listen_port, now);
+        }
         for speaker in self.speakers.values_mut() {
             if speaker.session.due().is_some_and(|due| due <= now) {
                 let actions = speaker.session.turn(now);
@@ -140,7 +150,7 @@ impl Announcer {
                 }
             }
         }
-        troubles.extend(self.ear.as_ref().err().cloned());
+        troubles.extend(self.ear_troubles.iter().cloned());
         troubles.extend(self.bfd.troubles());
         troubles
     }

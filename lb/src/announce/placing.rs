@@ -31,7 +31,10 @@ impl Announcer {
                     self.group_troubles.insert(key, why);
                     continue;
                 };
-                if self.groups.get(&key).is_some_and(|group| group.is_of(&spec, &state)) {
+                if let Some(group) = self.groups.get_mut(&key)
+                    && group.is_of(&spec, &state)
+                {
+                    group.adopt(&spec);
                     wanted.insert(key);
                     continue;
                 }
@@ -247,7 +250,8 @@ impl Announcer {
         told
     }
 
-    fn troubles(&self) -> Vec<String> {
+    /// What needs a person.
+    pub(super) fn troubles(&self) -> Vec<String> {
         let mut troubles = self.plan.troubles.clone();
         troubles.extend(self.segments.values().filter_map(|segment| segment.trouble()));
         for segment in self.segments.values() {
@@ -263,6 +267,7 @@ impl Announcer {
             troubles.extend(group.trouble.iter().map(|why| format!("group `{}`: {why}", key.0)));
         }
         troubles.extend(self.peer_troubles());
+        troubles.extend(self.lease_trouble.clone());
         if self.draining.is_some() {
             troubles.push(
                 "what is announced was taken back; `fairway announce undrain` announces it again"

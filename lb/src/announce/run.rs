@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use fairway_core::{IpPrefix, Tick, Told as ToldOnPorts};
 use fairway_uring::{Clock, Told};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::announcer::Announcer;
 use super::plan::{Said, Standing};
@@ -26,21 +27,25 @@ use crate::network::{Interfaces, follow_changes};
 const BATCH: usize = 4096;
 /// How long nothing is looked after without a cause.
 const LOOK: Duration = Duration::from_secs(10);
+/// The same where others may take over meanwhile.
+const BEAT: Duration = Duration::from_millis(500);
+/// How often the control loop is told what is news.
+const TELL: Duration = Duration::from_millis(20);
+/// How long the end waits for Leases to be given back.
+const PARTING: Duration = Duration::from_millis(500);
 /// How long the control loop waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Something for the thread.
 pub(crate) enum Input {
-    /// What announcements go by.
-    Said(Box<Said>),
-    /// Services stand otherwise, or are gone.
-    Services(Vec<(ServiceKey, Option<Standing>)>),
+    /// Services stand otherwise, or are gone; and what announcements go by, if that is news.
+    Services(Vec<(ServiceKey, Option<Standing>)>, Option<Box<Said>>),
     /// Addresses that connections are accepted at, and from when on no longer.
     Local(Vec<(IpAddr, Option<Tick>)>),
     /// The first of both has come: what a process before this one has left is nobody's.
     Begun,
-    /// Shared addresses that Leases say are ours.
-    Leased(BTreeSet<IpPrefix>),
+    /// Shared addresses that Leases say are ours, and why boxes cannot agree, if they cannot.
+    Leased(BTreeSet<IpPrefix>, Option<String>),
     /// Take back what is announced, or announce it again.
     Drain(bool),
     /// Answers when all before it has been done.
@@ -92,8 +97,8 @@ impl Handle {
     }
 
     /// Addresses that boxes share, and the backends that this one has for them.
-    pub(crate) fn shares(&self) -> Shares {
-        self.shares.borrow().clone()
+    pub(crate) fn shares(&self) -> watch::Receiver<Shares> {
+        self.shares.clone()
     }
 
     /// Tells it something. A thread that has ended has said why.
@@ -133,7 +138,7 @@ pub(super) fn readable(socket: impl Into<OwnedFd>) -> io::Result<UdpSocket> {
 pub(crate) fn start(
     process: &Process,
     clock: Clock,
-    tell: impl Fn(Announced) + Send + 'static,
+    tell: impl Fn(Result<Announced, String>) + Send + 'static,
 ) -> Result<Handle, String> {
     let (sender, inputs) = mpsc::unbounded_channel();
     let (share, shares) = watch::channel(Shares::default());
@@ -148,8 +153,12 @@ pub(crate) fn start(
     std::thread::Builder::new()
         .name("fairway-announce".into())
         .spawn(move || {
-            if let Err(why) = runtime.block_on(run(fixed, clock, (inputs, share), tell)) {
-                tracing::error!("nothing is announced: {why}");
+            let work = || runtime.block_on(run(fixed, clock, (inputs, share), &tell));
+            // A process that serves and announces nothing is of no use: it ends with the cause.
+            match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tell(Err(why)),
+                Err(_) => tell(Err("it panicked; the log has the place".into())),
             }
         })
         .map_err(|error| format!("no thread for announcements: {error}"))?;
@@ -168,7 +177,7 @@ async fn run(
     fixed: Fixed,
     clock: Clock,
     (mut inputs, share): (mpsc::UnboundedReceiver<Input>, watch::Sender<Shares>),
-    tell: impl Fn(Announced),
+    tell: &impl Fn(Result<Announced, String>),
 ) -> Result<(), String> {
     let kernel = Interfaces::connect()?;
     let (events, mut happened) = mpsc::unbounded_channel();
@@ -176,9 +185,13 @@ async fn run(
     follow_changes(move || changes.send(Event::Links).is_ok())?;
     let mut announcer = Announcer::new(fixed, kernel, events);
     let mut told = Announced::default();
+    let mut tell_at = clock.now();
     loop {
         let now = clock.now();
-        let wait = announcer.due().map_or(LOOK, |due| due.since(now).min(LOOK));
+        // A box that shares something is to notice that it stood still.
+        let longest = if announcer.is_shared() { BEAT } else { LOOK };
+        let wait = announcer.due().map_or(longest, |due| due.since(now).min(longest));
+        let planned = now.plus(wait);
         let (mut input, mut event) = (None, None);
         tokio::select! {
             biased;
@@ -191,43 +204,65 @@ async fn run(
             () = sleep_until(Instant::now() + wait) => {}
         }
         let now = clock.now();
-        announcer.wake(now);
+        let late = now.since(planned);
+        if !late.is_zero() {
+            announcer.stood_still(late, now);
+            // What has come is read before anything follows from its absence.
+            tokio::task::yield_now().await;
+        }
         let mut count = 0;
+        event = event.or_else(|| happened.try_recv().ok());
         while let Some(happens) = event.take() {
             announcer.take(happens, now).await;
             count += 1;
             event = happened.try_recv().ok().filter(|_| count < BATCH);
         }
+        // Each has its turn, whatever strangers send.
+        count = 0;
+        input = input.or_else(|| inputs.try_recv().ok());
         let mut answers = Vec::new();
         let mut views = Vec::new();
         let mut ends = None;
+        let mut asked = false;
         while let Some(told) = input.take() {
             match told {
                 Input::Sync(answer) => answers.push(answer),
                 Input::View(answer) => views.push(answer),
                 Input::Stop(answer) => ends = Some(answer),
-                other => announcer.hear(other, now).await,
+                other => {
+                    asked = true;
+                    announcer.hear(other, now).await;
+                }
             }
             count += 1;
             input = inputs.try_recv().ok().filter(|_| count < BATCH && ends.is_none());
         }
-        announcer.settle(now).await;
-        share.send_if_modified(|known| {
-            let shares = announcer.shares();
-            let changed = *known != shares;
-            *known = shares;
-            changed
-        });
-        let announced = announcer.announced();
-        if announced != told {
-            told = announced;
-            tell(told.clone());
+        announcer.settle(now, !answers.is_empty()).await;
+        if asked || now >= tell_at {
+            tell_at = now.plus(TELL);
+            share.send_if_modified(|known| {
+                let shares = announcer.shares();
+                let changed = *known != shares;
+                *known = shares;
+                changed
+            });
+            let announced = announcer.announced();
+            // Whoever has told of something waits for what follows.
+            if (asked && announcer.is_written()) || announced != told {
+                told = announced;
+                tell(Ok(told.clone()));
+            }
         }
         // Nobody waits any more when the asker has gone.
         answers.into_iter().for_each(|answer| _ = answer.send(()));
         views.into_iter().for_each(|answer| _ = answer.send(announcer.view(now)));
         if let Some(answer) = ends {
             announcer.end(&clock, &mut happened).await;
+            share.send_replace(announcer.shares());
+            if announcer.has_leases() {
+                // What this box holds is free at once, if the API server hears it.
+                let _ = timeout(PARTING, share.closed()).await;
+            }
             let _ = answer.send(());
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use fairway_core::Tick;
@@ -77,12 +77,18 @@ pub(crate) struct Segment {
     left: BTreeSet<IpAddr>,
     /// Those that the kernel refused, and what it said.
     failed: BTreeMap<IpAddr, String>,
+    /// Those that are to be taken away, and the kernel has not done it.
+    stuck: BTreeSet<IpAddr>,
+    /// The interface has come anew, or carries again.
+    renewed: bool,
     /// Those that nobody wants any more, and until when connections to them may go on.
     leaving: BTreeMap<IpAddr, Tick>,
     /// Why the segment could not be told last.
     untold: Option<String>,
     duplicates: BTreeMap<IpAddr, Duplicate>,
     sockets: Vec<(Arc<Readable>, JoinHandle<()>)>,
+    /// Addresses that are here, for those who read: what is of others is not worth an event.
+    known: Arc<RwLock<BTreeSet<IpAddr>>>,
     events: mpsc::UnboundedSender<Event>,
     /// By which groups of IPv6 are heard that answered addresses are asked for in.
     groups: Option<UdpSocket>,
@@ -110,10 +116,13 @@ impl Segment {
             added: BTreeSet::new(),
             left,
             failed: BTreeMap::new(),
+            stuck: BTreeSet::new(),
+            renewed: false,
             leaving: BTreeMap::new(),
             untold: None,
             duplicates: BTreeMap::new(),
             sockets: Vec::new(),
+            known: Arc::default(),
             events,
             groups: None,
             guard: None,
@@ -133,6 +142,11 @@ impl Segment {
         if std::mem::replace(&mut self.patience, patience) != patience {
             self.guard = None;
         }
+    }
+
+    /// Whether an address is here.
+    pub(crate) fn has(&self, ip: IpAddr) -> bool {
+        self.held.contains_key(&ip)
     }
 
     /// Addresses that are here.
@@ -173,6 +187,8 @@ impl Segment {
         }
         // The segment is told when the address is there.
         self.held.insert(ip, Held { manner, since: now, told: Some((0, now)) });
+        self.stuck.remove(&ip);
+        self.known().insert(ip);
         if manner.adds() {
             self.add(ip).await;
         } else if self.left.remove(&ip) {
@@ -196,9 +212,14 @@ impl Segment {
         self.leaving.remove(&ip);
         self.failed.remove(&ip);
         self.duplicates.remove(&ip);
+        self.known().remove(&ip);
         if self.held.remove(&ip).is_some() {
             self.take_away(ip).await;
         }
+    }
+
+    fn known(&self) -> RwLockWriteGuard<'_, BTreeSet<IpAddr>> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn add(&mut self, ip: IpAddr) {
@@ -208,25 +229,15 @@ impl Segment {
         };
         let again = self.failed.remove(&ip).is_some();
         let interface = &self.name;
-        let is_guarded = self.held.get(&ip).is_some_and(|it| it.manner == Manner::AddGuarded);
-        if is_guarded {
-            let guard = match self.guard.take() {
-                Some(guard) => Some(guard),
-                None => Guard::start(number, self.patience)
-                    .inspect_err(|error| {
-                        tracing::warn!(interface, "addresses are not guarded: {error}");
-                    })
-                    .ok(),
-            };
-            self.guard = guard.and_then(|guard| guard.hold(ip));
-        }
         match self.kernel.add(number, ip).await {
             Ok(Added::New) => {
                 self.added.insert(ip);
                 tracing::info!(%ip, interface, "address added");
             }
             Ok(Added::There) => {
-                if self.left.remove(&ip) {
+                // By a process before this one, or by us with an answer that was late.
+                let marked = self.kernel.look(interface).await;
+                if self.left.remove(&ip) || marked.is_ok_and(|state| state.ours.contains(&ip)) {
                     self.added.insert(ip);
                 }
             }
@@ -237,9 +248,28 @@ impl Segment {
                 self.failed.insert(ip, why);
             }
         }
+        self.guard(ip, number);
+    }
+
+    /// Has an address that was added here go with this process, if it is to.
+    fn guard(&mut self, ip: IpAddr, number: u32) {
+        let is_guarded = self.held.get(&ip).is_some_and(|it| it.manner == Manner::AddGuarded);
+        if !is_guarded || !self.added.contains(&ip) {
+            return;
+        }
+        let interface = &self.name;
+        let guard = self.guard.take().or_else(|| {
+            let started = Guard::start(number, self.patience);
+            let words = |error: &io::Error| {
+                tracing::warn!(interface, "addresses are not guarded: {error}");
+            };
+            started.inspect_err(words).ok()
+        });
+        self.guard = guard.and_then(|guard| guard.hold(ip));
     }
 
     async fn take_away(&mut self, ip: IpAddr) {
+        self.guard = self.guard.take().and_then(|guard| guard.release(ip));
         if !self.added.remove(&ip) {
             return;
         }
@@ -247,9 +277,11 @@ impl Segment {
         let Some(number) = self.state().map(|state| state.number) else { return };
         match self.kernel.remove(number, ip).await {
             Ok(()) => tracing::info!(%ip, interface, "address removed"),
-            Err(why) => tracing::warn!(%ip, interface, "cannot remove address: {why}"),
+            Err(why) => {
+                tracing::warn!(%ip, interface, "cannot remove address: {why}; trying again");
+                self.stuck.insert(ip);
+            }
         }
-        self.guard = self.guard.take().and_then(|guard| guard.release(ip));
     }
 
     /// Looks at the interface again: it may have come, gone, or changed.
@@ -261,12 +293,16 @@ impl Segment {
             (Err(_), Ok(_)) => true,
             _ => false,
         };
+        let carries =
+            |state: &Result<InterfaceState, String>| state.as_ref().is_ok_and(|state| state.is_up);
+        self.renewed |= comes || (!carries(&self.state) && carries(&state));
         if comes {
             self.sockets.iter().for_each(|(_, task)| task.abort());
             self.sockets.clear();
             (self.groups, self.guard) = (None, None);
             // What was on it went with it.
             self.added.clear();
+            self.stuck.clear();
         }
         self.state = state;
     }
@@ -288,11 +324,20 @@ impl Segment {
             self.look().await;
             self.find_lost().await;
         }
+        if std::mem::take(&mut self.renewed) {
+            self.renew(now).await;
+        }
         if now >= self.again_at {
             self.again_at = now.plus(AGAIN);
-            for ip in self.failed.keys().copied().collect::<Vec<_>>() {
+            if !self.failed.is_empty() {
                 self.look().await;
+            }
+            for ip in self.failed.keys().copied().collect::<Vec<_>>() {
                 self.add(ip).await;
+            }
+            for ip in std::mem::take(&mut self.stuck) {
+                self.added.insert(ip);
+                self.take_away(ip).await;
             }
             self.listen();
         }
@@ -307,19 +352,36 @@ impl Segment {
                 self.guard = guard.beat(now);
                 if self.guard.is_none() {
                     tracing::warn!(interface = self.name, "the guard of addresses has ended");
-                    self.guard_again().await;
+                    self.guard_again();
                 }
                 self.guard.as_ref().map(Guard::due)
             }
             None => {
-                self.guard_again().await;
+                self.guard_again();
                 self.guard.as_ref().map(Guard::due)
             }
         };
         let told = self.held.values().filter_map(|held| Some(held.told?.1));
-        let waits = (!self.failed.is_empty()).then_some(self.again_at);
+        let waits = !self.failed.is_empty() || !self.stuck.is_empty() || self.renewed;
+        let waits = waits.then_some(self.again_at);
         let leaving = self.leaving.values().copied();
         told.chain(leaving).chain(waits).chain(beat_at).chain([self.verify_at]).min()
+    }
+
+    /// The interface has come, or carries again: it is to have, and to know, all anew.
+    async fn renew(&mut self, now: Tick) {
+        for held in self.held.values_mut() {
+            held.told = Some((0, now));
+        }
+        let there = self.state().map(|state| state.ours.clone()).unwrap_or_default();
+        for (ip, held) in self.held.clone() {
+            match held.manner {
+                Manner::Answer => self.join(ip),
+                manner if manner.adds() && !there.contains(&ip) => self.add(ip).await,
+                _ => {}
+            }
+        }
+        self.again_at = now;
     }
 
     /// Addresses may go while they are in use.
@@ -336,11 +398,12 @@ impl Segment {
         }
     }
 
-    async fn guard_again(&mut self) {
+    fn guard_again(&mut self) {
         let guarded =
             |(ip, held): (&IpAddr, &Held)| (held.manner == Manner::AddGuarded).then_some(*ip);
+        let Some(number) = self.state().map(|state| state.number) else { return };
         for ip in self.held.iter().filter_map(guarded).collect::<Vec<_>>() {
-            self.add(ip).await;
+            self.guard(ip, number);
         }
     }
 
@@ -360,7 +423,8 @@ impl Segment {
                 Ok(socket) => {
                     let socket = Arc::new(socket);
                     let (name, events) = (self.name.clone(), self.events.clone());
-                    let task = tokio::spawn(read(Arc::clone(&socket), name, events));
+                    let known = Arc::clone(&self.known);
+                    let task = tokio::spawn(read(Arc::clone(&socket), (name, known), events));
                     self.sockets.push((socket, task));
                 }
                 Err(error) => self.untold = Some(format!("no socket for neighbours: {error}")),
@@ -466,7 +530,11 @@ pub(crate) fn mac(station: [u8; 6]) -> String {
 }
 
 /// Reads frames for as long as somebody hears of them.
-async fn read(socket: Arc<Readable>, interface: String, events: mpsc::UnboundedSender<Event>) {
+async fn read(
+    socket: Arc<Readable>,
+    (interface, known): (String, Arc<RwLock<BTreeSet<IpAddr>>>),
+    events: mpsc::UnboundedSender<Event>,
+) {
     let mut frame = [0; LONGEST];
     loop {
         if socket.readable().await.is_err() {
@@ -474,6 +542,14 @@ async fn read(socket: Arc<Readable>, interface: String, events: mpsc::UnboundedS
         }
         match socket.try_io(Interest::READABLE, || receive_frame(&*socket, &mut frame)) {
             Ok(length) => {
+                let neighbor::Heard { claim, question } = hear(&frame[..length]);
+                let named = [claim.map(|(ip, _)| ip), question.map(|question| question.ip)];
+                let known = known.read().unwrap_or_else(PoisonError::into_inner);
+                let concerns_us = named.iter().flatten().any(|ip| known.contains(ip));
+                drop(known);
+                if !concerns_us {
+                    continue;
+                }
                 let event = Event::Frame(interface.clone(), frame[..length].into());
                 if events.send(event).is_err() {
                     return;

@@ -20,8 +20,10 @@ pub(crate) const BETTER_FOR: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Shares {
     pub(crate) able: BTreeMap<IpPrefix, usize>,
-    /// It is about to go.
+    /// It is about to go,
     pub(crate) drains: bool,
+    /// or goes now.
+    pub(crate) ends: bool,
 }
 
 /// A box that is there.
@@ -148,7 +150,7 @@ mod tests {
 
     fn member(name: &str, able: &[(&str, usize)]) -> Member {
         let able = able.iter().map(|(net, able)| (net.parse().unwrap(), *able)).collect();
-        let shares = Shares { able, drains: false };
+        let shares = Shares { able, ..Shares::default() };
         Member { identity: format!("{name}_1"), node: name.into(), shares }
     }
 

@@ -1,6 +1,6 @@
 //! BGP's sessions with their sockets: connections are made, taken and read here, and nothing is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -400,12 +400,20 @@ pub(crate) struct Ear {
     peers: Arc<RwLock<BTreeMap<IpAddr, String>>>,
     sockets: Vec<Socket>,
     tasks: Vec<JoinHandle<()>>,
+    /// Peers whose segments are signed.
+    signed: BTreeSet<IpAddr>,
 }
 
 impl Ear {
     /// Listens at a port, for nobody yet.
     pub(crate) fn open(port: u16, events: &mpsc::UnboundedSender<Event>) -> Result<Self, String> {
-        let mut ear = Self { port, peers: Arc::default(), sockets: Vec::new(), tasks: Vec::new() };
+        let mut ear = Self {
+            port,
+            peers: Arc::default(),
+            sockets: Vec::new(),
+            tasks: Vec::new(),
+            signed: BTreeSet::new(),
+        };
         for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
             let at = SocketAddr::new(any, port);
             let words = |error: io::Error| format!("BGP cannot be taken at {at}: {error}");
@@ -435,28 +443,44 @@ impl Ear {
         self.port
     }
 
-    /// Takes connections of these peers from now on, and of no others.
-    pub(crate) fn hear(&self, speakers: &BTreeMap<String, Speaker>) -> Result<(), String> {
-        for speaker in speakers.values() {
+    /// Takes connections of these peers from now on, and of no others; returns why some cannot be taken.
+    pub(crate) fn hear(&mut self, speakers: &BTreeMap<String, Speaker>) -> Vec<String> {
+        let (mut by_address, mut troubles) = (BTreeMap::new(), Vec::new());
+        let mut keys: BTreeMap<IpAddr, Vec<u8>> =
+            self.signed.iter().map(|address| (*address, Vec::new())).collect();
+        for (name, speaker) in speakers {
             let address = speaker.spec.address;
-            let key = speaker.spec.password.as_ref().map(key).transpose()?.unwrap_or_default();
+            match speaker.spec.password.as_ref().map(key).transpose() {
+                Ok(key) => {
+                    if let Some(key) = key {
+                        keys.insert(address, key);
+                    }
+                    by_address.insert(address, name.clone());
+                }
+                Err(why) => troubles.push(format!("BGP peer `{name}` cannot connect: {why}")),
+            }
+        }
+        self.signed.clear();
+        for (address, key) in keys {
             let of_family = |socket: &&Socket| {
                 socket.local_addr().is_ok_and(|at| at.is_ipv4() == address.is_ipv4())
             };
             for socket in self.sockets.iter().filter(of_family) {
                 match sign(socket, address, &key) {
-                    // There was none to be taken away.
-                    Err(_) if key.is_empty() => {}
-                    signed => signed.map_err(|error| {
-                        format!("sessions with {address} cannot be signed: {error}")
-                    })?,
+                    // One that is to go may have gone.
+                    Err(error) if !key.is_empty() => {
+                        by_address.remove(&address);
+                        troubles.push(format!("sessions with {address} cannot be signed: {error}"));
+                    }
+                    _ => {}
                 }
             }
+            if !key.is_empty() {
+                self.signed.insert(address);
+            }
         }
-        let by_address =
-            speakers.iter().map(|(name, it)| (it.spec.address, name.clone())).collect();
         *self.peers.write().unwrap_or_else(PoisonError::into_inner) = by_address;
-        Ok(())
+        troubles
     }
 }
 

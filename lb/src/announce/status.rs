@@ -3,14 +3,15 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
-use fairway_core::Tick;
 use fairway_core::announce::bfd;
+use fairway_core::{IpPrefix, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::announcer::Announcer;
 use super::bgp::session::State;
 use super::peers::way_of;
-use super::segment::mac;
+use super::plan::Vip;
+use super::segment::{Segment, mac};
 use super::speakers::{Change, Speaker};
 use super::vrrp::{Group, GroupKey};
 
@@ -127,22 +128,20 @@ impl Announcer {
             groups: self.groups.iter().map(|(key, group)| group_view(key, group)).collect(),
             peers: self.speakers.values().map(|speaker| self.peer_view(speaker, now)).collect(),
             duplicates: duplicates.collect(),
-            troubles: self.announced().troubles,
+            troubles: self.troubles(),
         }
     }
 
     fn address_views(&self) -> Vec<AddressView> {
-        let view = |(net, vip): (&fairway_core::IpPrefix, &super::plan::Vip)| {
-            let at = |segment: &&super::segment::Segment| {
-                net.is_host() && segment.addresses().any(|ip| ip == net.address())
-            };
+        let view = |(net, vip): (&IpPrefix, &Vip)| {
+            let at = |segment: &&Segment| net.is_host() && segment.has(net.address());
             let tells = |speaker: &&Speaker| {
                 let told = speaker.session.routes().told();
                 speaker.session.state() == State::Established
                     && self.plan.is_advertised(*net)
-                    && told
-                        .keys()
-                        .any(|of| of.length() <= net.length() && of.contains(net.address()))
+                    && (0..=net.length()).rev().any(|length| {
+                        told.contains_key(&IpPrefix::containing(net.address(), length))
+                    })
             };
             AddressView {
                 address: net.to_string(),

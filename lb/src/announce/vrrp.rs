@@ -29,6 +29,9 @@ const LARGEST: usize = 8192;
 const FIT_V4: usize = 255;
 const FIT_V6: usize = 90;
 
+/// Reasons for which advertisements do not count that are told apart.
+const MOST_ODD: usize = 16;
+
 /// Of which family, by the name of its group: a virtual router.
 pub(crate) type GroupKey = (String, bool);
 
@@ -74,6 +77,12 @@ impl Group {
             (_, false) => interface.link_local.map(IpAddr::V6),
         };
         let name = &spec.interface;
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        if !spec.peers.is_empty() && !spec.peers.iter().any(|ip| ip.is_ipv4() == is_ipv4) {
+            return Err(format!(
+                "its {family} addresses are on no box: `unicastPeers` has no {family} address of another"
+            ));
+        }
         let own = own.ok_or_else(|| match is_ipv4 {
             true => format!("interface `{name}` has no IPv4 address to speak from"),
             false => format!("interface `{name}` has no link-local address to speak from"),
@@ -90,16 +99,10 @@ impl Group {
         let socket = open(spec, is_ipv4, number).and_then(readable).map_err(words)?;
         let key = (spec.name.clone(), is_ipv4);
         let reader = tokio::spawn(read(socket, key, events));
-        let settings = Settings {
-            priority: spec.priority,
-            interval: spec.interval,
-            preempts: spec.preempts,
-            preempt_delay: spec.preempt_delay,
-        };
         Ok(Self {
             spec: spec.clone(),
             is_ipv4,
-            router: Router::new(settings, own),
+            router: Router::new(settings(spec), own),
             own,
             speaker,
             reader,
@@ -116,12 +119,22 @@ impl Group {
     /// Whether it is still what the document and the interface say.
     pub(crate) fn is_of(&self, spec: &VrrpGroup, interface: &InterfaceState) -> bool {
         let own_is_there = match (self.spec.source, self.own) {
-            (Some(_), _) => true,
-            (None, IpAddr::V4(own)) => interface.ipv4 == Some(own),
-            (None, IpAddr::V6(own)) => interface.link_local == Some(own),
+            (Some(source), own) if source == own => true,
+            (_, IpAddr::V4(own)) => interface.ipv4 == Some(own),
+            (_, IpAddr::V6(own)) => interface.link_local == Some(own),
         };
-        let unchosen = |spec: &VrrpGroup| VrrpGroup { chosen: Default::default(), ..spec.clone() };
-        unchosen(&self.spec) == unchosen(spec) && self.number == interface.number && own_is_there
+        let place = |spec: &VrrpGroup| {
+            (spec.interface.clone(), spec.id, spec.source, spec.peers.is_empty(), spec.interval)
+        };
+        place(&self.spec) == place(spec) && self.number == interface.number && own_is_there
+    }
+
+    /// Is set as the document has it now; what [`Group::is_of`] asks is the same. Who is active stays so.
+    pub(crate) fn adopt(&mut self, spec: &VrrpGroup) {
+        if self.spec != *spec {
+            self.router.configure(&settings(spec));
+            self.spec = spec.clone();
+        }
     }
 
     /// The virtual router.
@@ -191,7 +204,7 @@ impl Group {
         let is_ours = |bytes: &&[u8]| bytes.get(1) == Some(&self.spec.id) && from != self.own;
         let Some(bytes) = bytes.filter(is_ours) else { return Vec::new() };
         if !self.spec.peers.is_empty() && !self.spec.peers.contains(&from) {
-            *self.odd.entry(format!("{from} is no peer")).or_default() += 1;
+            self.note_odd("it is of no peer", from);
             return Vec::new();
         }
         // By unicast it may come through routers.
@@ -204,15 +217,21 @@ impl Group {
                 self.router.hear(&heard, from, now)
             }
             Err(why) => {
-                let count = self.odd.entry(format!("{from}: {why}")).or_default();
-                *count += 1;
-                if *count == 1 {
-                    let (group, why) = (&self.spec.name, why.to_string());
-                    tracing::warn!(group, %from, "an advertisement of VRRP does not count: {why}");
-                }
+                self.note_odd(&why.to_string(), from);
                 Vec::new()
             }
         }
+    }
+
+    /// Counts what does not count; a stranger may send any number of it.
+    fn note_odd(&mut self, why: &str, from: IpAddr) {
+        if !self.odd.contains_key(why) && self.odd.len() < MOST_ODD {
+            let group = &self.spec.name;
+            tracing::warn!(group, %from, "an advertisement of VRRP does not count: {why}");
+            self.odd.insert(why.into(), 0);
+        }
+        let place = if self.odd.contains_key(why) { why } else { "other" };
+        *self.odd.entry(place.into()).or_default() += 1;
     }
 
     /// Says that it is active, with a priority.
@@ -256,6 +275,15 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.reader.abort();
+    }
+}
+
+fn settings(spec: &VrrpGroup) -> Settings {
+    Settings {
+        priority: spec.priority,
+        interval: spec.interval,
+        preempts: spec.preempts,
+        preempt_delay: spec.preempt_delay,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fairway_config::kubernetes::client::chain;
 use fairway_core::IpPrefix;
+use futures_util::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -15,7 +16,9 @@ use kube::{Api, Client};
 use tokio::time::{Instant, interval, timeout};
 
 use super::controller::count_error;
-use crate::announce::{AnnounceInput, Decider, Handle, Member, Step, read_shares, write_shares};
+use crate::announce::{
+    AnnounceInput, Decider, Handle, Member, Shares, Step, read_shares, write_shares,
+};
 
 /// A box whose Lease has not changed for so long is gone.
 const LASTS: Duration = Duration::from_secs(6);
@@ -23,8 +26,12 @@ const LASTS: Duration = Duration::from_secs(6);
 const GIVES_UP: Duration = Duration::from_secs(4);
 /// From one round to the next.
 const EVERY: Duration = Duration::from_secs(1);
-/// For one round.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// For renewing: a box that fails twice has given up before it counts as gone.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// For the rest of a round.
+const ROUND: Duration = Duration::from_secs(4);
+/// Writes that are under way at a time.
+const AT_ONCE: usize = 16;
 /// Leases of boxes that are gone for so long are cleared away.
 const CLEARED: Duration = Duration::from_secs(300);
 /// Names of the Leases of boxes, and of addresses.
@@ -48,18 +55,21 @@ pub(super) struct Sharer {
     /// Leases of boxes as they were seen, and since when they are so.
     seen: BTreeMap<String, (LeaseSpec, Instant)>,
     held: BTreeSet<IpPrefix>,
-    /// Handed over in the last round: the new holder has noticed by the next.
+    /// Handed over: here until the next round, when the new holder has noticed.
     parting: BTreeSet<IpPrefix>,
     own: Option<Lease>,
+    /// When this box's Lease was renewed last.
+    renewed: Instant,
 }
 
-/// Shares addresses for ever.
+/// Shares addresses until the process ends.
 pub(super) async fn run(
     client: Client,
     (namespace, class): (String, String),
     (identity, node): (String, String),
     handle: Handle,
 ) {
+    let mut shares = handle.shares();
     let mut sharer = Sharer {
         api: Api::namespaced(client, &namespace),
         class,
@@ -72,46 +82,99 @@ pub(super) async fn run(
         held: BTreeSet::new(),
         parting: BTreeSet::new(),
         own: None,
+        renewed: Instant::now(),
     };
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut answered = Instant::now();
+    let mut trouble = None;
     loop {
-        ticks.tick().await;
-        let asked = Instant::now();
-        let before = sharer.held.clone();
-        match timeout(PATIENCE, sharer.round()).await {
-            Ok(Ok(())) => answered = asked,
-            failed => {
-                let why = match failed {
-                    Ok(Err(error)) => chain(&error),
-                    _ => format!("no answer within {PATIENCE:?}"),
-                };
-                count_error("Lease");
-                tracing::debug!("addresses cannot be shared: {why}");
-                if answered.elapsed() >= GIVES_UP && !sharer.held.is_empty() {
-                    let addresses = sharer.held.len();
-                    tracing::warn!(addresses, "shared addresses are given up: {why}");
-                    sharer.held.clear();
-                    sharer.parting.clear();
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = shares.changed() => {
+                let ends = shares.borrow_and_update().ends;
+                if ends || changed.is_err() {
+                    return sharer.leave().await;
                 }
+                continue;
             }
         }
-        if sharer.held != before {
-            sharer.handle.send(AnnounceInput::Leased(sharer.held.clone()));
+        let now = shares.borrow().clone();
+        let failed = match timeout(PATIENCE, sharer.renew(&now)).await {
+            Ok(Ok(false)) => continue,
+            Ok(Ok(true)) => match timeout(ROUND, sharer.settle(&now)).await {
+                Ok(done) => done.err().map(|error| chain(&error)),
+                Err(_) => Some(format!("no whole answer within {ROUND:?}")),
+            },
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(_) => Some(format!("no answer within {PATIENCE:?}")),
+        };
+        if let Some(why) = &failed {
+            count_error("Lease");
+            // What was handed over is another's by now.
+            let parting = std::mem::take(&mut sharer.parting);
+            sharer.held.retain(|net| !parting.contains(net));
+            let addresses = sharer.held.len();
+            if sharer.renewed.elapsed() >= GIVES_UP && addresses > 0 {
+                tracing::warn!(addresses, "shared addresses are given up: {why}");
+                sharer.held.clear();
+            }
         }
+        let words =
+            failed.map(|why| format!("boxes cannot agree by Leases in `{namespace}`: {why}"));
+        if let Some(words) = words.as_ref().filter(|_| trouble != words) {
+            tracing::warn!("{words}");
+        }
+        trouble = words;
+        sharer.handle.send(AnnounceInput::Leased(sharer.held.clone(), trouble.clone()));
     }
 }
 
 impl Sharer {
-    /// Tells what this box shares, hears what others do, and settles what follows.
-    async fn round(&mut self) -> Result<(), kube::Error> {
-        let shares = self.handle.shares();
-        // Nobody is to know of a box that shares nothing, and never did.
+    /// Renews this box's Lease, with what it shares; false when it shares nothing, and never did.
+    async fn renew(&mut self, shares: &Shares) -> Result<bool, kube::Error> {
         if shares.able.is_empty() && self.own.is_none() {
-            return Ok(());
+            return Ok(false);
         }
-        self.renew(&write_shares(&shares)).await?;
+        let name = format!("{OF_BOX}{}", plain(&self.identity));
+        let annotations = [(NODE, self.node.clone()), (SHARES, write_shares(shares))];
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value));
+        let begun = Instant::now();
+        let mut lease = self.own.take().unwrap_or_else(|| Lease {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                labels: Some([(LABEL.to_owned(), self.class.clone())].into()),
+                ..ObjectMeta::default()
+            },
+            spec: None,
+        });
+        lease.metadata.annotations = Some(annotations.clone().into());
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(LASTS.as_secs() as i32),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        });
+        let options = PostParams::default();
+        let written = match lease.metadata.resource_version {
+            None => self.api.create(&options, &lease).await,
+            Some(_) => self.api.replace(&name, &options, &lease).await,
+        };
+        let written = match written {
+            // An answer was lost: it is there, or of another version.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let there = self.api.get(&name).await?;
+                lease.metadata.resource_version = there.metadata.resource_version;
+                self.api.replace(&name, &options, &lease).await?
+            }
+            // Somebody has cleared it away: the next round makes it anew.
+            written => written?,
+        };
+        (self.own, self.renewed) = (Some(written), begun);
+        Ok(true)
+    }
+
+    /// Hears what boxes share, and settles what follows for this one.
+    async fn settle(&mut self, shares: &Shares) -> Result<(), kube::Error> {
         let labels = ListParams::default().labels(&format!("{LABEL}={}", self.class));
         let leases = self.api.list(&labels).await?.items;
         let is_of = |lease: &&Lease, kind: &str| {
@@ -121,129 +184,120 @@ impl Sharer {
         };
         let boxes: Vec<&Lease> = leases.iter().filter(|lease| is_of(lease, OF_BOX)).collect();
         let members = members(&mut self.seen, &boxes);
-        let holders: BTreeMap<&str, &Lease> = leases
+        let mut holders: BTreeMap<&str, &Lease> = leases
             .iter()
             .filter(|lease| is_of(lease, OF_ADDRESS))
             .map(|lease| (name(lease), lease))
             .collect();
-        let mut held = std::mem::take(&mut self.parting);
-        held.clear();
+        let parting = std::mem::take(&mut self.parting);
+        let mut writes = Vec::new();
+        let mut kept = BTreeSet::new();
         for net in shares.able.keys() {
             let address = name_of(*net, &self.class);
-            let lease = holders.get(&*address).copied();
+            let lease = holders.remove(&*address);
             let holder = lease.and_then(holder);
             let now = self.begun.elapsed();
             match self.decider.decide(*net, &self.identity, holder, &members, now) {
                 Step::Leave => {}
-                Step::Keep => _ = held.insert(*net),
-                Step::Take => {
-                    let who = &self.identity;
-                    if self.write(&address, lease, who).await? {
-                        tracing::info!(address = %net, "taken over: the Lease is ours");
-                        held.insert(*net);
-                    }
-                }
+                Step::Keep => _ = kept.insert(*net),
+                Step::Take => writes.push((*net, address, lease.cloned(), self.identity.clone())),
                 Step::HandOver(other) => {
-                    if self.write(&address, lease, &other).await? {
-                        tracing::info!(address = %net, to = other, "handed over");
-                    }
-                    // It is here until the other one has noticed.
-                    held.insert(*net);
-                    self.parting.insert(*net);
+                    kept.insert(*net);
+                    writes.push((*net, address, lease.cloned(), other));
                 }
             }
         }
-        for lost in self.held.difference(&held) {
+        for lost in self.held.difference(&kept).filter(|net| !parting.contains(net)) {
             tracing::info!(address = %lost, "given up: the Lease is another's");
         }
-        self.held = held;
-        self.clear_away(&boxes).await;
-        Ok(())
+        self.held = kept;
+        // Many at a time, and what is done counts, whatever becomes of the rest.
+        let writes: Vec<_> = writes
+            .into_iter()
+            .map(|(net, address, lease, who)| {
+                let (api, class) = (self.api.clone(), self.class.clone());
+                async move { (net, write(api, class, address, lease, who.clone()).await, who) }
+                    .boxed()
+            })
+            .collect();
+        let done: Vec<_> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let mut failed = Ok(());
+        for (net, written, who) in done {
+            match written {
+                Ok(true) if who == self.identity => {
+                    tracing::info!(address = %net, "taken over: the Lease is ours");
+                    self.held.insert(net);
+                }
+                Ok(true) => {
+                    tracing::info!(address = %net, to = who, "handed over");
+                    self.parting.insert(net);
+                }
+                Ok(false) => {}
+                Err(error) => failed = Err(error),
+            }
+        }
+        let unused = holders.into_values().filter(|lease| holder(lease) == Some(&self.identity));
+        self.clear_away(&boxes, unused.collect()).await;
+        failed
     }
 
-    /// Renews this box's Lease, with what it shares.
-    async fn renew(&mut self, shares: &str) -> Result<(), kube::Error> {
-        let spec = LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: Some(LASTS.as_secs() as i32),
-            renew_time: Some(MicroTime(Timestamp::now())),
-            ..LeaseSpec::default()
-        };
-        let annotations = [(NODE, &*self.node), (SHARES, shares)];
-        let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let mut lease = self.own.take().unwrap_or_else(|| Lease {
-            metadata: ObjectMeta {
-                name: Some(format!("{OF_BOX}{}", plain(&self.identity))),
-                labels: Some([(LABEL.to_owned(), self.class.clone())].into()),
-                ..ObjectMeta::default()
-            },
-            spec: None,
-        });
-        lease.metadata.annotations = Some(annotations.into());
-        lease.spec = Some(spec);
-        let options = PostParams::default();
-        let written = match lease.metadata.resource_version {
-            None => self.api.create(&options, &lease).await,
-            Some(_) => self.api.replace(name(&lease), &options, &lease).await,
-        };
-        self.own = match written {
-            // An answer was lost: it is there, or of another version.
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                Some(self.api.get(name(&lease)).await?)
-            }
-            // Somebody has cleared it away: the next round makes it anew.
-            written => Some(written?),
-        };
-        Ok(())
-    }
-
-    /// Writes who has an address; whether that went through. That somebody else was quicker is no error.
-    async fn write(
-        &self,
-        address: &str,
-        lease: Option<&Lease>,
-        who: &str,
-    ) -> Result<bool, kube::Error> {
-        let before = lease.and_then(|lease| lease.spec.clone()).unwrap_or_default();
-        let transitions = before.lease_transitions.unwrap_or(0);
-        let spec = LeaseSpec {
-            holder_identity: Some(who.to_owned()),
-            acquire_time: Some(MicroTime(Timestamp::now())),
-            lease_transitions: Some(transitions + i32::from(lease.is_some())),
-            ..LeaseSpec::default()
-        };
-        let options = PostParams::default();
-        let written = match lease {
-            // It carries the version that was read: somebody else's change makes it fail.
-            Some(lease) => {
-                let lease = Lease { metadata: lease.metadata.clone(), spec: Some(spec) };
-                self.api.replace(address, &options, &lease).await
-            }
-            None => {
-                let metadata = ObjectMeta {
-                    name: Some(address.to_owned()),
-                    labels: Some([(LABEL.to_owned(), self.class.clone())].into()),
-                    ..ObjectMeta::default()
-                };
-                self.api.create(&options, &Lease { metadata, spec: Some(spec) }).await
-            }
-        };
-        match written {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error),
+    /// Gives back what this box holds: its Lease goes, and others need not wait for its end.
+    async fn leave(&self) {
+        if let Some(own) = &self.own {
+            let options = DeleteParams::default();
+            let gone = self.api.delete(name(own), &options);
+            // Otherwise it ends by itself.
+            let _ = timeout(PATIENCE, gone).await;
         }
     }
 
-    /// Clears away one Lease of a box that is long gone.
-    async fn clear_away(&self, boxes: &[&Lease]) {
+    /// Clears away a Lease of a box that is long gone, and one of ours for an address that nobody shares.
+    async fn clear_away(&self, boxes: &[&Lease], unused: Vec<&Lease>) {
         let is_old = |lease: &&&Lease| {
             self.seen.get(name(lease)).is_some_and(|(_, since)| since.elapsed() > CLEARED)
         };
-        if let Some(lease) = boxes.iter().find(is_old) {
+        for lease in boxes.iter().find(is_old).into_iter().chain(unused.first()) {
             // Another box may do the same; one that is not allowed to leaves it.
             let _ = self.api.delete(name(lease), &DeleteParams::default()).await;
         }
+    }
+}
+
+/// Writes who has an address; whether that went through. That somebody else was quicker is no error.
+async fn write(
+    api: Api<Lease>,
+    class: String,
+    address: String,
+    lease: Option<Lease>,
+    who: String,
+) -> Result<bool, kube::Error> {
+    let before = lease.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+    let transitions = before.lease_transitions.unwrap_or(0);
+    let spec = Some(LeaseSpec {
+        holder_identity: Some(who),
+        acquire_time: Some(MicroTime(Timestamp::now())),
+        lease_transitions: Some(transitions + i32::from(lease.is_some())),
+        ..LeaseSpec::default()
+    });
+    let options = PostParams::default();
+    let written = match lease {
+        // It carries the version that was read: somebody else's change makes it fail.
+        Some(Lease { metadata, .. }) => {
+            api.replace(&address, &options, &Lease { metadata, spec }).await
+        }
+        None => {
+            let metadata = ObjectMeta {
+                name: Some(address),
+                labels: Some([(LABEL.to_owned(), class)].into()),
+                ..ObjectMeta::default()
+            };
+            api.create(&options, &Lease { metadata, spec }).await
+        }
+    };
+    match written {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -17,12 +17,19 @@ const BY_BGP: Duration = Duration::from_secs(2);
 /// and by Leases.
 const BY_LEASE: Duration = Duration::from_secs(3);
 
+/// How long packets come after a route was withdrawn.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
+
 /// The control loop's end of the announcing thread.
 pub(super) struct Announcing {
     handle: Handle,
     /// What it was told of each service last.
     told: HashMap<ServiceKey, Standing>,
-    /// What announcements go by, as far as it matters for the end.
+    /// What announcements go by, if it was not told yet.
+    said: Option<Box<Said>>,
+    /// Addresses that nothing chooses are another's.
+    is_written: bool,
+    /// How long others have to take over.
     withdraw: Duration,
     /// What it says that is not published yet.
     news: Option<Arc<Told>>,
@@ -36,6 +43,8 @@ impl Announcing {
         Self {
             handle,
             told: HashMap::new(),
+            said: None,
+            is_written: false,
             withdraw: Duration::ZERO,
             news: None,
             last: Arc::default(),
@@ -46,11 +55,6 @@ impl Announcing {
     /// Whether there is something to publish.
     pub(super) fn has_news(&self) -> bool {
         self.news.is_some()
-    }
-
-    /// What is to be published.
-    pub(super) fn news(&mut self) -> Option<Arc<Told>> {
-        self.news.take()
     }
 
     /// Takes back everything.
@@ -80,7 +84,28 @@ impl Control {
         let by_lease = if leased { BY_LEASE } else { Duration::ZERO };
         let usual = by_vrrp.max(by_bgp).max(by_lease);
         self.announcing.withdraw = announce.withdraw_delay.unwrap_or(usual);
-        self.announcing.handle.send(AnnounceInput::Said(Box::new(said)));
+        self.announcing.is_written = announce.is_written;
+        // With the services that come with it: what chooses them by their names is not to miss them.
+        self.announcing.said = Some(Box::new(said));
+    }
+
+    /// On which ports stations are told of addresses, if that is to be published. Of an address that is new
+    /// nobody is told until it is known whether it is here: another box may have it.
+    pub(super) fn announcing_news(&mut self) -> Option<Arc<Told>> {
+        if self.announcing.is_written {
+            let new = self.dirty.iter().filter(|key| !self.announcing.told.contains_key(key));
+            let new = new.filter_map(|key| self.services.get(key));
+            let packets = new.filter(|live| live.spec.policy.mode != Mode::Proxy);
+            let nets = packets.flat_map(|live| live.spec.frontends.iter().map(|f| f.net));
+            let unknown: Vec<_> =
+                nets.filter(|net| !self.announcing.last.contains_key(net)).collect();
+            if !unknown.is_empty() {
+                let told = Arc::make_mut(&mut self.announcing.last);
+                told.extend(unknown.into_iter().map(|net| (net, 0)));
+                self.announcing.news = Some(Arc::clone(&self.announcing.last));
+            }
+        }
+        self.announcing.news.take()
     }
 
     /// What is announced has changed.
@@ -96,10 +121,12 @@ impl Control {
     /// Has others take over what is announced here; returns how long that may take.
     pub(super) fn withdraw(&self) -> Duration {
         let wait = self.announcing.withdraw;
-        if !wait.is_zero() {
-            self.announcing.handle.send(AnnounceInput::Drain(true));
+        if wait.is_zero() {
+            return wait;
         }
-        wait
+        self.announcing.handle.send(AnnounceInput::Drain(true));
+        // What is taken back then is on its way for a moment.
+        wait + ON_ITS_WAY
     }
 
     /// Tells of services that were published, and of addresses that connections are accepted at.
@@ -118,8 +145,9 @@ impl Control {
             let gone = self.announcing.told.extract_if(|key, _| !services.contains_key(key));
             changes.extend(gone.map(|(key, _)| (key, None)));
         }
-        if !changes.is_empty() {
-            self.announcing.handle.send(AnnounceInput::Services(changes));
+        let said = self.announcing.said.take();
+        if !changes.is_empty() || said.is_some() {
+            self.announcing.handle.send(AnnounceInput::Services(changes, said));
         }
         let moved = self.listeners.moved();
         if !moved.is_empty() {

@@ -95,7 +95,7 @@ pub(crate) enum Input {
     /// The networks of this machine have changed, or cannot be read.
     Network(Result<News, String>),
     /// What is announced has changed.
-    Announced(Box<Announced>),
+    Announced(Result<Box<Announced>, String>),
     /// A worker has something to say.
     Worker(Event),
     /// Someone asks, or asks for something, and gets the answer through the closure.
@@ -327,7 +327,11 @@ impl Control {
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),
             Input::Network(news) => self.take_network(news),
-            Input::Announced(announced) => self.take_announced(*announced),
+            Input::Announced(Ok(announced)) => self.take_announced(*announced),
+            Input::Announced(Err(why)) => {
+                self.failure.get_or_insert(format!("the announcing thread has ended: {why}"));
+                self.stop = Stop::Done;
+            }
             Input::Worker(event) => self.take_event(event),
             Input::Ask(ask) => ask(self),
             Input::Stop { now } => self.begin_stop(now),
@@ -546,7 +550,7 @@ impl Control {
     pub(crate) fn publish(&mut self) {
         let unchanged = self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty();
         if unchanged && !self.has_new_routes() && !self.announcing.has_news() {
-            return;
+            return self.tell_announcer(&BTreeSet::new(), false);
         }
         let started = Instant::now();
         let current = self.publisher.current();
@@ -554,7 +558,7 @@ impl Control {
         if let Some(routes) = self.new_routes() {
             builder.set_routes(&routes);
         }
-        if let Some(told) = self.announcing.news() {
+        if let Some(told) = self.announcing_news() {
             builder.set_told(&told);
         }
         let has_removed = !self.removed.is_empty();

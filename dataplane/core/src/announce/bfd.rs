@@ -227,7 +227,7 @@ pub struct Outcome {
 }
 
 /// A session with one station: RFC 5880, section 6.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Session {
     settings: Settings,
     /// Our number of it, not zero.
@@ -332,8 +332,11 @@ impl Session {
                 self.polls = true;
                 outcome.change = Some(Ok(()));
             }
-            (State::Up, State::Down) | (State::Up | State::Init, State::AdminDown) => {
-                outcome.change = self.fall(Diagnostic::NeighborDown);
+            (State::Up, State::Down) => outcome.change = self.fall(Diagnostic::NeighborDown),
+            // Somebody has switched it off there: nothing is known of the way (RFC 5882, section 3.2).
+            (State::Up | State::Init, State::AdminDown) => {
+                let fell = self.fall(Diagnostic::NeighborDown);
+                outcome.change = fell.map(|_| Err(Diagnostic::AdminDown));
             }
             _ => {}
         }
@@ -344,6 +347,13 @@ impl Session {
             outcome.send = self.speak(now, chance);
         }
         outcome
+    }
+
+    /// This box stood still: what has come meanwhile was not heard yet.
+    pub fn resume(&mut self, now: Tick) {
+        if self.gone_at.is_some() {
+            self.gone_at = Some(now.plus(self.detection()));
+        }
     }
 
     /// Somebody wants it down, or up again.
@@ -493,6 +503,7 @@ mod tests {
             let outcome = session.hear(&packet(heard, 9), Tick(5), 0);
             assert_eq!(session.state(), want, "{state:?} hears {heard:?}");
             let change = match (state == Up, want == Up) {
+                (true, false) if heard == AdminDown => Some(Err(Diagnostic::AdminDown)),
                 (true, false) => Some(Err(Diagnostic::NeighborDown)),
                 (false, true) => Some(Ok(())),
                 _ => None,
@@ -518,6 +529,11 @@ mod tests {
         session.hear(&quick, Tick(150), 0);
         assert_eq!(session.detection(), Duration::from_millis(300));
         assert!(!session.packet().poll);
+        // Who stood still himself listens first.
+        let mut still = session.clone();
+        still.resume(Tick(2000));
+        assert_eq!(still.turn(Tick(2299), 0).change, None);
+        assert_eq!(still.turn(Tick(2300), 0).change, Some(Err(Diagnostic::Expired)));
         assert_eq!(session.turn(Tick(449), 0).change, None);
         let outcome = session.turn(Tick(450), 0);
         assert_eq!(outcome.change, Some(Err(Diagnostic::Expired)));

@@ -282,6 +282,12 @@ impl Router {
         }
     }
 
+    /// Is set otherwise from now on, but for the priority; who is active stays so.
+    pub fn configure(&mut self, settings: &Settings) {
+        let priority = self.settings.priority;
+        self.settings = Settings { priority, ..settings.clone() };
+    }
+
     /// How long this box may stand still without another one taking over.
     #[must_use]
     pub fn patience(&self) -> Duration {

@@ -257,7 +257,10 @@ impl Session {
     /// It could not be made.
     pub fn refused(&mut self, now: Tick) {
         self.connecting = false;
-        self.try_later(now);
+        // The peer's own connection may have come meanwhile.
+        if self.established().is_none() {
+            self.try_later(now);
+        }
     }
 
     /// The peer has made one.
