@@ -185,6 +185,10 @@ fn messages_that_are_none_end_a_session_and_the_next_is_good() {
         let mut heard = Vec::new();
         let _ = stream.read_to_end(&mut heard);
         assert!(heard.starts_with(&marker), "it begins with its OPEN");
+        // In the end it says why: a NOTIFICATION.
+        let last = heard.windows(16).rposition(|octets| octets == marker).unwrap();
+        let words = &heard[last + 18..];
+        assert!(words.starts_with(&[3]) && words.len() >= 3, "{n}: {words:?}");
     }
     let (mut stream, _) = listener.accept().unwrap();
     stream.write_all(&[&open[..], &keepalive].concat()).unwrap();
@@ -255,8 +259,13 @@ fn routers_may_connect_and_one_connection_stays() {
     let bird = bird(&rack, 1, "connect delay time 1; connect retry time 1;");
     let fairway = rack.fairway("a", &listening(""));
     wait_for("the router is told", || is_told(&fairway, 2));
+    let connections = || {
+        let all = rack.exec("a", "ss -Htn state established ( sport = :179 or dport = :179 )");
+        all.lines().count()
+    };
+    wait_for("one connection stays", || connections() == 1);
     bird.birdc("restart box1");
-    wait_for("the router is told again", || is_told(&fairway, 2));
+    wait_for("the router is told again", || is_told(&fairway, 2) && connections() == 1);
     fairway.apply(&listening(", passive: true"));
     wait_at_most(20 * SECOND, "the router is told again", || is_told(&fairway, 2));
     assert!(bird.birdc("show route").contains(FAR));
@@ -264,4 +273,42 @@ fn routers_may_connect_and_one_connection_stays() {
     let without = listening("").replace("name: router", "name: another");
     fairway.apply(&without.replace("10.81.0.254", "10.81.0.253"));
     wait_for("it is taken back", || !bird.birdc("show route").contains(FAR));
+}
+
+#[test]
+fn routers_of_our_own_system_are_told_over_ipv6_and_keep_routes_while_we_restart() {
+    let Some(rack) = Rack::new(&["a"]) else { return };
+    let _server = rack.server(1);
+    let bird = Peer::bird(
+        &rack,
+        "router",
+        "protocol bgp a { local fd81::fe as 64511; neighbor fd81::1 as 64511; error wait time 1, 1;\n\
+         ipv4 { import all; export none; extended next hop; }; ipv6 { import all; export none; }; }\n",
+    );
+    let document = document(1, ", enableGracefulRestart: true, restartTime: 60s")
+        .replace(
+            "peerAddress: 10.81.0.254, peerASN: 64500",
+            "peerAddress: \"fd81::fe\", peerASN: internal",
+        )
+        .replace("med: 30", "localPref: 300, aggregationLength: 24");
+    let mut fairway = rack.fairway("a", &document);
+    wait_for("the router is told", || is_told(&fairway, 2));
+    let route = bird.birdc("show route for 10.90.0.0/24 all");
+    for want in ["BGP.local_pref: 300", "BGP.next_hop: 10.81.0.1", "from fd81::1"] {
+        assert!(route.contains(want), "{want}\n{route}");
+    }
+    assert!(!route.contains("BGP.med"), "our own system is told no metric\n{route}");
+    // Killed, it is expected back: its routes stay, and those that it does not tell again go.
+    fairway.kill();
+    wait_for("it is missed", || {
+        bird.birdc("show protocols all a").contains("Neighbor graceful restart active")
+    });
+    assert!(bird.birdc("show route").contains("10.90.0.0/24"));
+    fairway.start_again();
+    wait_for("the router is told again", || is_told(&fairway, 2));
+    wait_for("the restart is over", || {
+        !bird.birdc("show protocols all a").contains("Neighbor graceful restart active")
+    });
+    let routes = bird.birdc("show route");
+    assert!(routes.contains("10.90.0.0/24") && routes.contains(FAR_V6), "{routes}");
 }

@@ -268,3 +268,70 @@ fn forwarded_connections_outlive_their_box() {
     let after = fairway_tests::http::ask(&mut stream, "/").unwrap();
     assert_eq!(before, after, "the same connection, on the same backend");
 }
+
+#[test]
+fn an_interface_that_comes_anew_has_its_addresses_again() {
+    let Some(rack) = Rack::new(&["a"]) else { return };
+    let _server = rack.server(1);
+    let document = format!(
+        "announce: {{layer2: [{{name: lan, interfaces: [front]}}]}}\nservices:\n  - name: web\n    addresses: \
+         [{NEAR}, \"{NEAR_V6}\"]\n    ports: [{{port: 80}}]\n    backends: [\"10.82.0.11:8080\"]\n"
+    );
+    let fairway = rack.fairway("a", &document);
+    wait_for("clients are served", || rack.answers(NEAR) && rack.answers(NEAR_V6));
+    // The card is pulled, and put in again.
+    rack.unplug("a", "front");
+    wait_for("it is said", || {
+        fairway.status().unwrap()["troubles"].to_string().contains("there is no interface `front`")
+    });
+    rack.plug("a", "front", 1);
+    rack.exec("a", "ip route add default via 10.81.0.254");
+    rack.exec("a", "ip -6 route add default via fd81::fe");
+    wait_at_most(15 * SECOND, "clients are served", || rack.answers(NEAR) && rack.answers(NEAR_V6));
+    assert!(!fairway.status().unwrap()["troubles"].to_string().contains("front"));
+    // Somebody takes one away.
+    rack.exec("a", &format!("ip address del {NEAR}/32 dev front"));
+    wait_for("it is there again", || rack.with_address(NEAR) == ["a"]);
+}
+
+#[test]
+fn groups_change_without_a_moment_without_their_addresses() {
+    let Some(rack) = Rack::new(&["a", "b", "c"]) else { return };
+    let _server = rack.server(1);
+    // keepalived as the third member, of the lowest priority.
+    let _c = Peer::keepalived(
+        &rack,
+        "c",
+        &format!(
+            "vrrp_instance v {{\n  state BACKUP\n  interface front\n  virtual_router_id 51\n  priority 50\n  \
+             advert_int 0.2\n  virtual_ipaddress {{\n    {NEAR}/32\n  }}\n}}\n"
+        ),
+    );
+    let only = format!(", addresses: [{NEAR}]");
+    let mut a = rack.fairway("a", &document(200, &only));
+    let mut b = rack.fairway("b", &document(150, &only));
+    wait_for("a is active", || states(&a) == ["active"] && rack.with_address(NEAR) == ["a"]);
+    let changes = || a.announced()["groups"][0]["changes"].clone();
+    let before = changes();
+    a.apply(&document(210, &format!("{only}, preemptDelay: 1s, track: {{weight: 10}}")));
+    wait_for("it has another priority", || a.announced()["groups"][0]["priority"] == 210);
+    assert_eq!((states(&a), changes()), (vec!["active".into()], before));
+    // A lower one than another's gives way.
+    a.apply(&document(100, &only));
+    wait_for("b is active", || states(&b) == ["active"] && rack.with_address(NEAR) == ["b"]);
+    // One after the other dies, until keepalived is left.
+    b.kill();
+    wait_for("a is active", || states(&a) == ["active"] && rack.with_address(NEAR) == ["a"]);
+    a.kill();
+    wait_for("keepalived is active", || rack.with_address(NEAR) == ["c"]);
+}
+
+#[test]
+fn a_group_without_a_peer_of_a_family_takes_no_part_in_it() {
+    let Some(rack) = Rack::new(&["a"]) else { return };
+    let a = rack.fairway("a", &document(200, ", unicastPeers: [10.81.0.2]"));
+    wait_for("it is active for IPv4", || states(&a) == ["active"]);
+    assert!(rack.with_address(NEAR_V6).is_empty(), "every box would have it");
+    let troubles = a.announced()["troubles"].to_string();
+    assert!(troubles.contains("`unicastPeers` has no IPv6 address of another"), "{troubles}");
+}

@@ -89,8 +89,13 @@ impl Rack {
         Some(rack)
     }
 
+    /// Takes a host off a segment; its interface is gone.
+    pub fn unplug(&self, host: &str, segment: &str) {
+        self.exec(host, &format!("ip link delete {segment}"));
+    }
+
     /// Puts a host on a segment, as its number `n`.
-    fn plug(&self, host: &str, segment: &str, n: u8) {
+    pub fn plug(&self, host: &str, segment: &str, n: u8) {
         let (here, switch) = (self.name(host), self.name("switch"));
         let port = format!("{}{host}", &segment[..1]);
         run(

@@ -18,8 +18,9 @@ use super::PATIENCE;
 const OURS: AddressProtocol = AddressProtocol::Other(70);
 /// What the kernel says of what is there already.
 const EXISTS: i32 = -17;
-/// The same of what is not there.
+/// The same of an address that is not there, and of an interface.
 const ABSENT: i32 = -99;
+const NO_DEVICE: i32 = -19;
 
 /// Tells by `tell` whenever interfaces or addresses change, until it says that nobody hears. Must be called
 /// within a runtime.
@@ -198,8 +199,11 @@ impl Interfaces {
 
     async fn link(&self, interface: &str) -> Result<LinkMessage, String> {
         let request = self.0.link().get().match_name(interface.to_owned()).execute();
-        let link = std::pin::pin!(request).try_next().await.map_err(|error| words(&error))?;
-        link.ok_or_else(|| format!("there is no interface `{interface}`"))
+        match std::pin::pin!(request).try_next().await {
+            Ok(Some(link)) => Ok(link),
+            Err(error) if code(&error) != Some(NO_DEVICE) => Err(words(&error)),
+            _ => Err(format!("there is no interface `{interface}`")),
+        }
     }
 }
 
