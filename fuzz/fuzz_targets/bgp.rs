@@ -50,7 +50,7 @@ fuzz_target!(|pieces: (bool, Vec<(u16, bool, Vec<u8>)>)| {
         if before == State::Established && session.state() != State::Established {
             assert!(is_down);
         }
-        while session.next().is_some() {}
+        while session.next_update().is_some() {}
         session.turn(now);
         if actions.contains(&Action::Connect) {
             session.connected(hops, now);

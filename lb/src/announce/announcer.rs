@@ -279,10 +279,9 @@ impl Announcer {
             }
             let leaving = self.local.values().filter_map(|at| *at);
             self.segments_due = due.into_iter().chain(leaving).min();
-            let gone = self.local.extract_if(.., |_, at| at.is_some_and(|at| at <= now));
-            if gone.count() > 0 {
-                self.moved = true;
-            }
+            let count = self.local.len();
+            self.local.retain(|_, at| at.is_none_or(|at| at > now));
+            self.moved |= self.local.len() < count;
         }
     }
 

@@ -100,27 +100,13 @@ impl Announcer {
             let family = if key.1 { "IPv4" } else { "IPv6" };
             match action {
                 Action::Advertise(priority) => group.advertise(priority),
-                Action::Take(cause) => {
-                    let cause_words = words(cause);
-                    tracing::info!(
-                        group = name,
-                        family,
-                        addresses,
-                        cause = cause_words,
-                        "taken over"
-                    );
-                    group.note(cause);
-                    self.moved = true;
-                }
-                Action::Release(cause) => {
-                    let cause_words = words(cause);
-                    tracing::info!(
-                        group = name,
-                        family,
-                        addresses,
-                        cause = cause_words,
-                        "given up"
-                    );
+                Action::Take(cause) | Action::Release(cause) => {
+                    let what = match action {
+                        Action::Take(_) => "taken over",
+                        _ => "given up",
+                    };
+                    let why = words(cause);
+                    tracing::info!(group = name, family, addresses, cause = why, "{what}");
                     group.note(cause);
                     self.moved = true;
                 }

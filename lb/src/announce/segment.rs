@@ -411,7 +411,7 @@ impl Segment {
     fn listen(&mut self) {
         let Some(state) = self.state() else { return };
         let is_wanted = state.station.is_some() && !self.held.is_empty();
-        if self.sockets.is_empty() == !is_wanted {
+        if self.sockets.is_empty() != is_wanted {
             return;
         }
         if !is_wanted {

@@ -167,7 +167,7 @@ mod tests {
         spread
     }
 
-    fn of<'a>(nets: &'a [(String, usize)]) -> Vec<(&'a str, usize)> {
+    fn of(nets: &[(String, usize)]) -> Vec<(&str, usize)> {
         nets.iter().map(|(net, able)| (&**net, *able)).collect()
     }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use fairway_config::announce::{BgpPeer, PeerAs, Secret};
+use fairway_config::announce::{BgpPeer, Secret};
 use fairway_core::Tick;
 use fairway_uring::sign;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::bgp::message::{Fault, NextHops};
 use super::bgp::routes::Wanted;
-use super::bgp::session::{self, Action, Session, Settings, Side};
+use super::bgp::session::{Action, Session, Settings, Side};
 use super::run::Event;
 use crate::network::AllAddresses;
 
@@ -86,11 +86,7 @@ impl Speaker {
     pub(crate) fn new(spec: &BgpPeer, events: mpsc::UnboundedSender<Event>) -> Self {
         let settings = Settings {
             own_as: spec.own_as,
-            peer_as: match spec.peer_as {
-                PeerAs::Number(number) => session::PeerAs::Number(number),
-                PeerAs::External => session::PeerAs::External,
-                PeerAs::Internal => session::PeerAs::Internal,
-            },
+            peer_as: spec.peer_as,
             id: spec.router_id.unwrap_or(Ipv4Addr::UNSPECIFIED),
             hold: spec.hold,
             keepalive: spec.keepalive,
@@ -249,7 +245,7 @@ impl Speaker {
             if full {
                 return;
             }
-            let Some((side, octets)) = self.session.next() else { return };
+            let Some((side, octets)) = self.session.next_update() else { return };
             self.send(side, octets);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use fairway_config::announce::PeerAs;
 use fairway_core::Tick;
 
 use super::message::{self, Fault, Heard, Manner, NextHops, Opened, Opening, length, read};
@@ -13,17 +14,6 @@ const OPENING: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// A session that was up for so long counts as good: the next try after it is soon.
 const GOOD: Duration = Duration::from_secs(10);
-
-/// Which numbers a peer may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerAs {
-    /// This one.
-    Number(u32),
-    /// Any but ours.
-    External,
-    /// Ours.
-    Internal,
-}
 
 /// What a session is set to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,13 +220,13 @@ impl Session {
         actions
     }
 
-    /// What is to be told from now on; [`Session::next`] says how.
+    /// What is to be told from now on; [`Session::next_update`] says how.
     pub fn want(&mut self, wanted: Wanted) {
         self.routes.want(wanted);
     }
 
     /// The next message with routes, if there is one: asked for as long as the connection takes more.
-    pub fn next(&mut self) -> Option<(Side, Vec<u8>)> {
+    pub fn next_update(&mut self) -> Option<(Side, Vec<u8>)> {
         let side = self.established()?;
         let manner = self.manner(side)?;
         let peer = self.peer()?;

@@ -218,7 +218,7 @@ impl Pair {
         for _ in 0..10_000 {
             let mut moved = false;
             for end in 0..2 {
-                while let Some((side, octets)) = self.ends[end].next() {
+                while let Some((side, octets)) = self.ends[end].next_update() {
                     self.act(end, vec![Action::Send(side, octets)]);
                     moved = true;
                 }
