@@ -312,3 +312,60 @@ fn routers_of_our_own_system_are_told_over_ipv6_and_keep_routes_while_we_restart
     let routes = bird.birdc("show route");
     assert!(routes.contains("10.90.0.0/24") && routes.contains(FAR_V6), "{routes}");
 }
+
+#[test]
+fn flows_of_three_boxes_go_on_when_one_dies() {
+    let Some(rack) = Rack::new(&["a", "b", "c"]) else { return };
+    // Servers have the address, and answer past the boxes.
+    rack.plug_router_back();
+    rack.exec("servers", "ip route add default via 10.82.0.253");
+    rack.exec("servers", "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.rp_filter=0");
+    rack.exec("router", "sysctl -qw net.ipv4.conf.all.rp_filter=0");
+    rack.exec("servers", &format!("ip address add {FAR}/32 dev lo"));
+    let _server = rack.server_at_80();
+    let _bird = bird(&rack, 3, "");
+    let document = |n: u8| {
+        document(n, "")
+            .replace("vip: {interface: lo}", "packet: {interfaces: [front, back]}")
+            .replace("name: web", "name: web\n    mode: dsr")
+            .replace(&format!(", \"{FAR_V6}\""), "")
+            .replace("\"10.82.0.11:8080\"", "10.82.0.11, 10.82.0.12")
+    };
+    let mut boxes = Vec::from_iter(
+        (1..).zip(["a", "b", "c"]).map(|(n, host)| rack.fairway(host, &document(n))),
+    );
+    let ways =
+        || rack.exec("router", &format!("ip route show {FAR}")).matches("via 10.81.0.").count();
+    wait_for("all are told of", || ways() == 3 && rack.answers(FAR));
+    let at = std::net::SocketAddr::new(FAR.parse().unwrap(), 80);
+    let mut open: Vec<_> =
+        rack.on("client", || (0..30).map(|_| fairway_tests::http::connect(at).unwrap()).collect());
+    let ask = |open: &mut Vec<std::net::TcpStream>| {
+        open.iter_mut()
+            .map(|stream| usize::from(fairway_tests::http::ask(stream, "/").is_ok()))
+            .sum::<usize>()
+    };
+    assert_eq!(ask(&mut open), 30);
+    boxes[1].kill();
+    wait_for("two are left", || ways() == 2);
+    assert_eq!(ask(&mut open), 30, "whoever gets a flow now finds its backend");
+}
+
+#[test]
+fn a_router_may_be_several_hops_away() {
+    let Some(rack) = Rack::new(&["a"]) else { return };
+    let _server = rack.server(1);
+    rack.exec("router", "ip address add 10.99.0.1/32 dev lo");
+    let _bird = Peer::bird(
+        &rack,
+        "router",
+        "protocol bfd { multihop { interval 100 ms; }; accept multihop; }\nprotocol bgp a { local 10.99.0.1 as \
+         64500; neighbor 10.81.0.1 as 64511; multihop 2; bfd on; error wait time 1, 1;\nipv4 { import all; export \
+         none; }; ipv6 { import all; export none; }; }\n",
+    );
+    let document = document(1, ", ebgpMultiHop: true, sourceAddress: 10.81.0.1, bfdProfile: quick")
+        .replace("peerAddress: 10.81.0.254", "peerAddress: 10.99.0.1");
+    let fairway = rack.fairway("a", &document);
+    wait_for("the router is told", || is_told(&fairway, 2));
+    wait_for("BFD is up", || fairway.announced()["peers"][0]["bfd"]["state"] == "up");
+}

@@ -20,7 +20,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Vrrp,
+    /// As RFC 9568 has it by default.
+    SlowVrrp,
     Bgp,
+}
+
+impl Way {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Vrrp => "VRRP, 200 ms",
+            Self::SlowVrrp => "VRRP, 1 s",
+            Self::Bgp => "BGP, BFD 100 ms × 3",
+        }
+    }
 }
 
 /// What happens to box a, and how it is undone.
@@ -55,20 +67,21 @@ pub(crate) fn run(quick: bool) {
         "| boxes share by | mode | box a is | without an answer, ms | both have it, ms | none has it, ms | of {OPEN} \
          connections, ended |\n| --- | --- | --- | --- | --- | --- | --- |"
     );
-    for way in [Way::Vrrp, Way::Bgp] {
-        for mode in ["proxy", "dsr"] {
-            for (happens, words) in ALL {
+    for (way, modes, cases) in [
+        (Way::Vrrp, &["proxy", "dsr"][..], &ALL[..]),
+        (Way::SlowVrrp, &["proxy"], &ALL[..1]),
+        (Way::Bgp, &["proxy", "dsr"], &ALL[..]),
+    ] {
+        for mode in modes {
+            for (happens, words) in cases.iter().copied() {
                 let measured: Vec<Measured> =
                     (0..rounds).filter_map(|_| measure(way, mode, happens)).collect();
                 if measured.is_empty() {
                     return;
                 }
-                let by = match way {
-                    Way::Vrrp => "VRRP, 200 ms",
-                    Way::Bgp => "BGP, BFD 100 ms × 3",
-                };
-                let held = |value: fn(&Measured) -> f64| match (way, mode) {
-                    (Way::Vrrp, "proxy") => cell(&measured, value),
+                let by = way.words();
+                let held = |value: fn(&Measured) -> f64| match (way, *mode) {
+                    (Way::Vrrp | Way::SlowVrrp, "proxy") => cell(&measured, value),
                     _ => "–".into(),
                 };
                 println!(
@@ -107,12 +120,14 @@ fn cell(measured: &[Measured], value: fn(&Measured) -> f64) -> String {
 
 fn document(way: Way, mode: &str, n: u8) -> String {
     let (vip, announce) = match way {
-        Way::Vrrp => {
+        Way::Vrrp | Way::SlowVrrp => {
             let priority = 250 - 50 * n;
+            let interval = if way == Way::Vrrp { "200ms" } else { "1s" };
             (
                 NEAR,
                 format!(
-                    "  vrrp: [{{name: v, interface: front, virtualRouterId: 51, priority: {priority}}}]\n"
+                    "  vrrp: [{{name: v, interface: front, virtualRouterId: 51, priority: {priority}, \
+                     advertInterval: {interval}}}}}]\n"
                 ),
             )
         }
@@ -138,7 +153,7 @@ fn document(way: Way, mode: &str, n: u8) -> String {
 
 fn measure(way: Way, mode: &str, happens: Happens) -> Option<Measured> {
     let rack = Rack::new(&["a", "b"])?;
-    let vip = if way == Way::Vrrp { NEAR } else { FAR };
+    let vip = if way == Way::Bgp { FAR } else { NEAR };
     let direct = mode == "dsr";
     let _servers = match direct {
         false => vec![rack.server(1), rack.server(2)],
@@ -168,7 +183,7 @@ fn measure(way: Way, mode: &str, happens: Happens) -> Option<Measured> {
     let mut a = rack.fairway("a", &document(way, mode, 1));
     let b = rack.fairway("b", &document(way, mode, 2));
     let uses = |host: &'static str| match way {
-        Way::Vrrp => {
+        Way::Vrrp | Way::SlowVrrp => {
             let group = |fairway: &Fairway| fairway.announced()["groups"][0]["state"] == "active";
             rack.at(NEAR) == Some(host) || (host == "b" && group(&b))
         }
@@ -179,7 +194,7 @@ fn measure(way: Way, mode: &str, happens: Happens) -> Option<Measured> {
     };
     let is_well = |a: &Fairway| {
         let watched = |fairway: &Fairway| {
-            way == Way::Vrrp || fairway.announced()["peers"][0]["bfd"]["state"] == "up"
+            way != Way::Bgp || fairway.announced()["peers"][0]["bfd"]["state"] == "up"
         };
         rack.answers(vip) && uses("a") && watched(a) && watched(&b)
     };

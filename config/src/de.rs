@@ -56,7 +56,9 @@ impl de::Error for Error {
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        let near = nearest(field, expected);
+        let ours =
+            FOREIGN_FIELDS.iter().find(|(word, ours)| *word == field && expected.contains(ours));
+        let near = ours.map(|(_, ours)| *ours).or_else(|| nearest(field, expected));
         let hint = match near {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("known here: {}", expected.join(", ")),
@@ -72,6 +74,22 @@ impl de::Error for Error {
         Self::custom(format_args!("`{variant}` is none of: {}{hint}", expected.join(", ")))
     }
 }
+
+/// What keepalived, BIRD and MetalLB call fields of announcements.
+const FOREIGN_FIELDS: [(&str, &str); 12] = [
+    ("virtual_ipaddress", "addresses"),
+    ("virtual_router_id", "virtualRouterId"),
+    ("advert_int", "advertInterval"),
+    ("nopreempt", "preempt"),
+    ("preempt_delay", "preemptDelay"),
+    ("unicast_peer", "unicastPeers"),
+    ("unicast_src_ip", "sourceAddress"),
+    ("track_interface", "track"),
+    ("ipAddressPools", "addressPools"),
+    ("password", "passwordFile"),
+    ("passwordSecret", "passwordFile"),
+    ("neighbor", "peerAddress"),
+];
 
 /// What IPVS and HAProxy call our schedulers.
 const FOREIGN: [(&str, &str); 12] = [

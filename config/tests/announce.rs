@@ -89,7 +89,10 @@ fn errors_say_what_to_mend() {
             peer(", myASN: 1, passwordFile: a, passwordCredential: b"),
             "`passwordFile` or `passwordCredential`: remove one",
         ),
-        (peer(", myASN: 1, password: hush"), "unknown field `password`"),
+        (
+            peer(", myASN: 1, password: hush"),
+            "unknown field `password`; did you mean `passwordFile`?",
+        ),
         (peer(", myASN: 1, passive: true"), "a `passive` session needs `listenPort` of `bgp`"),
         (peer(", myASN: 1, nextHopIPv6: 192.0.2.1"), "`nextHopIPv6` is an IPv6 address"),
         (peer(", myASN: 1, sourceAddress: \"::1\""), "192.0.2.1 cannot be reached from ::1"),

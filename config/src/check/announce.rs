@@ -76,6 +76,13 @@ pub(crate) fn announce(
         .iter()
         .filter_map(|at| bgp_peer(&at.value, bgp, &profiles, around, findings))
         .collect();
+    for (n, at) in bgp.peers.iter().enumerate() {
+        let address = &at.value.peer_address;
+        if bgp.peers[..n].iter().any(|it| it.value.peer_address.value == address.value) {
+            let message = format!("{} is a peer already; one session is enough", address.value.0);
+            findings.add(address.place, message);
+        }
+    }
     let names: BTreeSet<&str> = bgp.peers.iter().map(|at| at.value.name.value.as_str()).collect();
     let advertisements = bgp.advertisements.iter();
     let advertisements =

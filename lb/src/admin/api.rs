@@ -260,7 +260,7 @@ async fn plan(
     if admin.cloud.send(Work::Plan(Arc::clone(&config), answer)).is_err() {
         return Err(stopping());
     }
-    let (mut running, mut desired) = answered.await.map_err(|_| stopping())?;
+    let (mut running, mut desired, announcements) = answered.await.map_err(|_| stopping())?;
     desired.extend(config.services.iter().map(|(key, spec)| (key.clone(), Arc::clone(spec))));
     let (desired, unknown) = admin
         .ask(move |control| {
@@ -279,7 +279,8 @@ async fn plan(
             &running,
             &desired,
         );
-        PlanView { changes, restart: waiting.into_iter().map(Into::into).collect() }
+        let restart = waiting.into_iter().map(Into::into).collect();
+        PlanView { changes, announcements, restart }
     });
     Ok(Json(changes.await?).into_response())
 }
@@ -312,7 +313,10 @@ async fn drain_announced(
 ) -> Response {
     admin.announcer.send(AnnounceInput::Drain(request.drains));
     let message = match request.drains {
-        true => "this box takes back what it announces; its connections go on",
+        true => {
+            "this box takes back what others can take over or be told of; addresses of segments without an \
+             election stay, and so do connections"
+        }
         false => "this box announces again",
     };
     Json(Answer { ok: true, message: message.into(), details: Vec::new() }).into_response()

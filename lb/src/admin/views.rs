@@ -198,6 +198,9 @@ pub(crate) struct BackendView {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PlanView {
     pub(crate) changes: Vec<Change>,
+    /// What changes of announcements, in words.
+    #[serde(default)]
+    pub(crate) announcements: Vec<String>,
     /// Sections that change and take effect at the next start.
     pub(crate) restart: Vec<String>,
 }

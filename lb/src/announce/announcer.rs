@@ -73,7 +73,9 @@ pub(crate) struct Announcer {
     /// Who has which address is to be settled anew.
     pub(super) moved: bool,
     last: Tick,
-    /// The process ends.
+    /// The process is about to end,
+    pub(super) leaves: bool,
+    /// or ends.
     ends: bool,
     /// When segments are due.
     segments_due: Option<Tick>,
@@ -113,6 +115,7 @@ impl Announcer {
             looked_at: Tick(0),
             moved: true,
             last: Tick(0),
+            leaves: false,
             ends: false,
             segments_due: None,
         }
@@ -162,12 +165,17 @@ impl Announcer {
                 self.leased = leased;
             }
             Input::Drain(drains) => {
-                if drains != self.draining.is_some() {
+                if drains != self.draining.is_some() && !self.leaves {
                     let what = if drains { "taken back" } else { "announced again" };
                     tracing::info!("addresses are {what}");
                     self.draining = drains.then_some(now);
                     self.moved = true;
                 }
+            }
+            Input::Leave => {
+                self.leaves = true;
+                self.draining.get_or_insert(now);
+                self.moved = true;
             }
             Input::Sync(_) | Input::View(_) | Input::Stop(_) => {}
         }
@@ -304,8 +312,18 @@ impl Announcer {
                 self.groups.get(&key).is_some_and(Group::is_active)
             }
             (None, Some(on)) => !on.by_lease || self.leased.contains(&net),
-            (None, None) => true,
+            (None, None) => self.is_local(net),
         }
+    }
+
+    /// Whether packets for an address are taken here, as far as that is for others to see to.
+    pub(super) fn is_local(&self, net: IpPrefix) -> bool {
+        let proxied = self.plan.vips.get(&net).is_some_and(|vip| vip.proxied);
+        let fixed = &self.fixed;
+        !proxied
+            || fixed.is_transparent
+            || fixed.vip_interface.is_some()
+            || self.addresses.has(net.address())
     }
 
     /// What this box shares with others by Leases.

@@ -88,9 +88,9 @@ impl Announcer {
             for speaker in peers.filter(|speaker| way_of(speaker) == way) {
                 let peer = &speaker.spec.name;
                 match change {
-                    Ok(()) => tracing::info!(peer, "BFD: the way is well"),
+                    Ok(()) => tracing::info!(peer, "BFD: session up"),
                     Err(Diagnostic::AdminDown) => {
-                        tracing::info!(peer, "BFD: the session is switched off");
+                        tracing::info!(peer, "BFD: session switched off");
                     }
                     Err(why) => {
                         let why = match why {
@@ -100,7 +100,7 @@ impl Announcer {
                             }
                             _ => "the peer says so",
                         };
-                        tracing::warn!(peer, "BFD: the way is gone: {why}");
+                        tracing::warn!(peer, "BFD: session down: {why}");
                         let actions = speaker.session.fail(&Fault::bfd(), now);
                         speaker.act(actions);
                     }

@@ -247,14 +247,26 @@ impl Announcer {
             }));
         }
         for (key, why) in &self.group_troubles {
-            troubles.push(format!("group `{}`: {why}", key.0));
+            let family = if key.1 { "IPv4" } else { "IPv6" };
+            troubles.push(format!("group `{}`, {family}: {why}", key.0));
         }
+        let astray = self.plan.vips.keys().filter(|net| {
+            let elsewhere =
+                self.plan.grouped.contains_key(net) || self.plan.segments.contains_key(net);
+            self.plan.is_advertised(**net) && !elsewhere && !self.is_local(**net)
+        });
+        troubles.extend(astray.map(|net| {
+            format!(
+                "{net} is not told to routers, for it is not an address of this machine: add it to `lo`, or \
+                 have `dataplane.vip.interface: lo` do so"
+            )
+        }));
         for (key, group) in &self.groups {
             troubles.extend(group.trouble.iter().map(|why| format!("group `{}`: {why}", key.0)));
         }
         troubles.extend(self.peer_troubles());
         troubles.extend(self.lease_trouble.clone());
-        if self.draining.is_some() {
+        if self.draining.is_some() && !self.leaves {
             troubles.push(
                 "what is announced was taken back; `fairway announce undrain` announces it again"
                     .into(),

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fairway_config::document::ListenDoc;
 use fairway_config::{Process, ServiceKey};
 use fairway_core::{IpPrefix, Tick, Told as ToldOnPorts};
 use fairway_uring::{Clock, Told};
@@ -48,6 +49,8 @@ pub(crate) enum Input {
     Leased(BTreeSet<IpPrefix>, Option<String>),
     /// Take back what is announced, or announce it again.
     Drain(bool),
+    /// The same for good: this process ends.
+    Leave,
     /// Answers when all before it has been done.
     Sync(std::sync::mpsc::Sender<()>),
     /// How everything stands.
@@ -149,6 +152,7 @@ pub(crate) fn start(
     let fixed = Fixed {
         vip_interface: process.vip_interface.clone(),
         packet_interfaces: process.packet.iter().flat_map(|it| it.interfaces.clone()).collect(),
+        is_transparent: process.listen == ListenDoc::Tproxy,
     };
     std::thread::Builder::new()
         .name("fairway-announce".into())
@@ -171,6 +175,8 @@ pub(crate) struct Fixed {
     pub(crate) vip_interface: Option<String>,
     /// By the numbers of ports.
     pub(crate) packet_interfaces: Vec<String>,
+    /// Connections are taken for addresses that the kernel does not have.
+    pub(crate) is_transparent: bool,
 }
 
 async fn run(
@@ -184,7 +190,7 @@ async fn run(
     let changes = events.clone();
     follow_changes(move || changes.send(Event::Links).is_ok())?;
     let mut announcer = Announcer::new(fixed, kernel, events);
-    let mut told = Announced::default();
+    let mut told = None;
     let mut tell_at = clock.now();
     loop {
         let now = clock.now();
@@ -248,9 +254,8 @@ async fn run(
             });
             let announced = announcer.announced();
             // Whoever has told of something waits for what follows.
-            if (asked && announcer.is_written()) || announced != told {
-                told = announced;
-                tell(Ok(told.clone()));
+            if (asked && announcer.is_written()) || told.as_ref() != Some(&announced) {
+                tell(Ok(told.insert(announced).clone()));
             }
         }
         // Nobody waits any more when the asker has gone.

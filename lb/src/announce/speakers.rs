@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use fairway_config::announce::{BgpPeer, Secret};
-use fairway_core::Tick;
+use fairway_core::{IpPrefix, Tick};
 use fairway_uring::sign;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::bgp::message::{Fault, NextHops};
+use super::bgp::message::{Attributes, Fault, NextHops};
 use super::bgp::routes::Wanted;
 use super::bgp::session::{Action, Session, Settings, Side};
 use super::run::Event;
@@ -29,6 +29,8 @@ const CONNECTING: Duration = Duration::from_secs(5);
 const WRITING: Duration = Duration::from_secs(30);
 /// Octets of routes that wait for a peer to take them.
 const MOST_WAITING: usize = 1 << 16;
+/// Routes that a line of the log names.
+const MOST_LISTED: usize = 8;
 /// Keys of TCP MD5 have so many octets at most.
 const LONGEST_KEY: usize = 80;
 
@@ -149,6 +151,17 @@ impl Speaker {
 
     /// Tells it these routes from now on.
     pub(crate) fn want(&mut self, wanted: Wanted) {
+        let before = self.session.routes().wanted();
+        let is_new = |(net, _): &(&IpPrefix, &Arc<Attributes>)| !before.contains_key(*net);
+        let (peer, new) =
+            (&self.spec.name, listed(wanted.iter().filter(is_new).map(|(net, _)| net)));
+        let gone = listed(before.keys().filter(|net| !wanted.contains_key(*net)));
+        if let Some(routes) = new {
+            tracing::info!(peer, routes, "BGP: routes are told");
+        }
+        if let Some(routes) = gone {
+            tracing::info!(peer, routes, "BGP: routes are withdrawn");
+        }
         self.session.want(wanted);
         self.tell();
     }
@@ -333,6 +346,15 @@ impl Drop for Speaker {
     }
 }
 
+/// The first of some prefixes, and how many more there are; none when there are none.
+fn listed<'p>(nets: impl Iterator<Item = &'p IpPrefix>) -> Option<String> {
+    let nets: Vec<String> = nets.map(ToString::to_string).collect();
+    let more = nets.len().saturating_sub(MOST_LISTED);
+    let first = nets[..nets.len() - more].join(" ");
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!nets.is_empty()).then(|| first + &more)
+}
+
 /// The key that signs a session.
 pub(crate) fn key(secret: &Secret) -> Result<Vec<u8>, String> {
     let path = match secret {
@@ -504,5 +526,34 @@ async fn accept(
         if events.send(Event::Bgp(name, PeerEvent::Accepted(stream))).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_from_files_without_the_end_of_their_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let secret = Secret::File(file.path().into());
+        for (text, want) in [
+            ("hush\n", Ok("hush")),
+            ("hush\r\n", Ok("hush")),
+            (" two words ", Ok(" two words ")),
+            ("\n", Err("is empty")),
+            (&"x".repeat(81), Err("has 81 bytes; TCP MD5 takes 80 at most")),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            match (key(&secret), want) {
+                (Ok(key), Ok(want)) => assert_eq!(key, want.as_bytes()),
+                (Err(why), Err(want)) => assert!(why.ends_with(want), "{why}"),
+                (got, want) => panic!("{text}: {got:?}, not {want:?}"),
+            }
+        }
+        let missing = key(&Secret::File("/no/such/key".into())).unwrap_err();
+        assert!(missing.contains("cannot be read"), "{missing}");
+        let credential = key(&Secret::Credential("tor.key".into())).unwrap_err();
+        assert!(credential.contains("`LoadCredential=tor.key:"), "{credential}");
     }
 }

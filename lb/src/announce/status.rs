@@ -125,11 +125,37 @@ impl Announcer {
         AnnounceView {
             draining: self.draining.is_some(),
             addresses: self.address_views(),
-            groups: self.groups.iter().map(|(key, group)| group_view(key, group)).collect(),
+            groups: self.group_views(),
             peers: self.speakers.values().map(|speaker| self.peer_view(speaker, now)).collect(),
             duplicates: duplicates.collect(),
             troubles: self.troubles(),
         }
+    }
+
+    /// Those that take part, and those that cannot.
+    fn group_views(&self) -> Vec<GroupView> {
+        let mut views: Vec<GroupView> =
+            self.groups.iter().map(|(key, group)| group_view(key, group)).collect();
+        for (key, why) in &self.group_troubles {
+            let specs = &self.said.announce.vrrp;
+            let Some(spec) = specs.iter().find(|spec| spec.name == key.0) else { continue };
+            views.push(GroupView {
+                name: key.0.clone(),
+                family: if key.1 { "IPv4" } else { "IPv6" }.into(),
+                interface: spec.interface.clone(),
+                virtual_router_id: spec.id,
+                state: "stopped".into(),
+                priority: spec.priority,
+                addresses: 0,
+                heard: None,
+                changes: 0,
+                last_change: None,
+                cause: Some(why.clone()),
+                odd_advertisements: 0,
+                trouble: Some(why.clone()),
+            });
+        }
+        views
     }
 
     fn address_views(&self) -> Vec<AddressView> {

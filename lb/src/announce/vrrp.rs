@@ -166,23 +166,27 @@ impl Group {
         if goes {
             return self.router.stop();
         }
-        actions.extend(self.router.set_priority(self.judged(of, lost), now));
+        let (priority, why) = self.judged(of, lost);
+        if priority != self.router.priority() {
+            let (group, before) = (&self.spec.name, self.router.priority());
+            tracing::info!(group, before, priority, "priority changed: {why}");
+        }
+        actions.extend(self.router.set_priority(priority, now));
         actions.extend(self.router.start(now));
         actions.extend(self.router.turn(now));
         actions
     }
 
-    /// Its priority, by what it tracks.
-    fn judged(&self, of: &OfGroup, lost: bool) -> u8 {
-        let unable = match self.spec.track_services {
-            TrackServicesDoc::All => of.failed == of.services,
-            TrackServicesDoc::Any => of.failed > 0,
-            TrackServicesDoc::None => false,
+    /// Its priority, by what it tracks, and why.
+    fn judged(&self, of: &OfGroup, lost: bool) -> (u8, &'static str) {
+        let (all, any) = (of.failed == of.services, of.failed > 0);
+        let why = match self.spec.track_services {
+            _ if lost => "a tracked interface is down",
+            TrackServicesDoc::All if all => "no service has a backend that takes flows",
+            TrackServicesDoc::Any if any => "a service has no backend that takes flows",
+            _ => return (self.spec.priority, "all that is tracked is well"),
         };
-        match unable || lost {
-            true => self.spec.priority.saturating_sub(self.spec.weight).max(1),
-            false => self.spec.priority,
-        }
+        (self.spec.priority.saturating_sub(self.spec.weight).max(1), why)
     }
 
     /// Takes note of a change; in words for people.
@@ -211,6 +215,11 @@ impl Group {
         let hops = if self.spec.peers.is_empty() { told.hops.unwrap_or(0) } else { TTL };
         match Advertisement::parse(bytes, (from, to), hops) {
             Ok(heard) => {
+                // keepalived does not hear a box that has others, and says so; nobody else would.
+                let theirs: BTreeSet<IpAddr> = heard.addresses.iter().copied().collect();
+                if theirs != self.addresses && self.addresses.len() <= FIT_V6 {
+                    self.note_odd("its addresses are not those of this group here", from);
+                }
                 if heard.priority > 0 {
                     self.heard = Some((from, heard.priority));
                 }
@@ -227,7 +236,7 @@ impl Group {
     fn note_odd(&mut self, why: &str, from: IpAddr) {
         if !self.odd.contains_key(why) && self.odd.len() < MOST_ODD {
             let group = &self.spec.name;
-            tracing::warn!(group, %from, "an advertisement of VRRP does not count: {why}");
+            tracing::warn!(group, %from, "an advertisement of VRRP is odd: {why}");
             self.odd.insert(why.into(), 0);
         }
         let place = if self.odd.contains_key(why) { why } else { "other" };
@@ -295,7 +304,7 @@ pub(crate) fn words(cause: Cause) -> &'static str {
         Cause::Preempted => "the active box was of lower priority",
         Cause::Owner => "it is the owner",
         Cause::Outranked => "a box of higher priority is active",
-        Cause::Stopped => "it was stopped, or drained",
+        Cause::Stopped => "it takes no part any more: drained, stopped, or configured otherwise",
         Cause::Stalled => "this box stood still",
     }
 }

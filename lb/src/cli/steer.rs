@@ -76,7 +76,7 @@ pub(super) fn plan(remote: &Remote, config: &Path) -> ExitCode {
     } else {
         print!("{}", table::plan(&plan));
     }
-    let same = plan.changes.is_empty() && plan.restart.is_empty();
+    let same = plan.changes.is_empty() && plan.announcements.is_empty() && plan.restart.is_empty();
     if same { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CHANGES) }
 }
 

@@ -405,6 +405,7 @@ pub(crate) fn plan(plan: &PlanView) -> String {
                 writeln!(out, "    {} open connections would drain", change.connections_drained);
         }
     }
+    plan.announcements.iter().for_each(|words| _ = writeln!(out, "~ {words}"));
     if !plan.restart.is_empty() {
         let _ = writeln!(out, "! wants a restart: {}", plan.restart.join(", "));
     }

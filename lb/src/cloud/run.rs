@@ -31,8 +31,9 @@ pub(crate) enum Work {
     Event(ClusterEvent, Instant),
     /// This box leads, or no longer.
     Lead(bool),
-    /// Somebody asks what a document would change: what is served now, and what would be.
-    Plan(Arc<Config>, oneshot::Sender<(Desired, Desired)>),
+    /// Somebody asks what a document would change: what is served now, what would be, and what of
+    /// announcements.
+    Plan(Arc<Config>, oneshot::Sender<(Desired, Desired, Vec<String>)>),
 }
 
 /// What changes for the control loop.
@@ -105,7 +106,8 @@ pub(crate) async fn run(
             Some(Work::Lead(leads)) => (cloud.lead(leads), None),
             Some(Work::Plan(config, answer)) => {
                 // Nobody waits any more when the caller has gone.
-                let _ = answer.send((cloud.desired(), cloud.would_serve(&config)));
+                let announcements = cloud.would_say(&config.announce, &config.process);
+                let _ = answer.send((cloud.desired(), cloud.would_serve(&config), announcements));
                 continue;
             }
             Some(Work::Event(first, at)) => {

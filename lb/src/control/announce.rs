@@ -124,7 +124,7 @@ impl Control {
         if wait.is_zero() {
             return wait;
         }
-        self.announcing.handle.send(AnnounceInput::Drain(true));
+        self.announcing.handle.send(AnnounceInput::Leave);
         // What is taken back then is on its way for a moment.
         wait + ON_ITS_WAY
     }

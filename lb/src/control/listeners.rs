@@ -46,6 +46,7 @@ pub(crate) struct Listeners {
     tproxy: Option<Tproxy>,
     /// What is known of addresses that are announced.
     announced: Announced,
+    is_told: bool,
     /// Addresses that came into use, or go at a time.
     moved: Vec<(IpAddr, Option<Tick>)>,
     next_key: u64,
@@ -66,6 +67,7 @@ impl Listeners {
             per_address: BTreeMap::new(),
             tproxy,
             announced: Announced::default(),
+            is_told: false,
             moved: Vec::new(),
             next_key: 0,
             budget,
@@ -131,7 +133,8 @@ impl Listeners {
         for socket in failed {
             self.open(socket, workers);
         }
-        if self.tproxy.is_none() {
+        // Before it is known who sees to addresses, none is missed.
+        if self.tproxy.is_none() && self.is_told {
             let unseen = std::mem::take(&mut self.unseen).into_iter();
             let lost = unseen.filter(|ip| !is_local(*ip)).collect::<Vec<_>>();
             self.miss(lost);
@@ -169,7 +172,7 @@ impl Listeners {
     /// What is known of addresses that are announced.
     pub(crate) fn announced(&mut self, announced: Announced) {
         self.missing.retain(|ip| !announced.governed.contains(ip));
-        self.announced = announced;
+        (self.announced, self.is_told) = (announced, true);
         self.show();
     }
 

@@ -80,6 +80,11 @@ pub(crate) struct InterfaceState {
 pub(crate) struct AllAddresses(Vec<(u32, IpAddr)>);
 
 impl AllAddresses {
+    /// Whether an address is on this machine.
+    pub(crate) fn has(&self, ip: IpAddr) -> bool {
+        self.0.iter().any(|(_, at)| *at == ip)
+    }
+
     /// An address of each family on the interface that has `ip`, of use beyond the link.
     pub(crate) fn beside(&self, ip: IpAddr) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let Some((number, _)) = self.0.iter().find(|(_, at)| *at == ip) else {

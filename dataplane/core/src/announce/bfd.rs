@@ -340,12 +340,16 @@ impl Session {
             }
             _ => {}
         }
+        // Whoever changes speaks at once, and from then on as often as its state has it.
+        if self.state != was {
+            outcome.send = self.speak(now, chance);
+        }
         if heard.poll {
             let answer = self.packet();
             outcome.send = Some(Packet { last: true, poll: false, ..answer });
-        } else if self.state != was {
-            outcome.send = self.speak(now, chance);
         }
+        // The other end may want to hear more often than when this was planned.
+        self.speak_at = self.speak_at.min(now.plus(self.interval()));
         outcome
     }
 
@@ -379,7 +383,7 @@ impl Session {
     }
 
     fn speak(&mut self, now: Tick, chance: u32) -> Option<Packet> {
-        let interval = self.min_tx().max(self.their_min_rx);
+        let interval = self.interval();
         // A quarter less, by chance, and a tenth at least where none may be missed (section 6.8.7).
         let least = if self.settings.multiplier == 1 { 10 } else { 0 };
         let less = least + chance % (26 - least);
@@ -388,6 +392,11 @@ impl Session {
         let is_quiet = self.their_min_rx.is_zero()
             || (self.their_demand && self.state == State::Up && !self.polls);
         (!is_quiet).then(|| self.packet())
+    }
+
+    /// The longest time between two words.
+    fn interval(&self) -> Duration {
+        self.min_tx().max(self.their_min_rx)
     }
 
     fn packet(&self) -> Packet {
@@ -568,14 +577,13 @@ mod tests {
     }
 
     proptest! {
-        /// Two ends whose way loses what it likes for a while come up when it is well, and one that is
-        /// left alone notices.
+        /// Two ends whose way loses what it likes for a while come up when it is well, and stay so.
         #[test]
         fn two_ends_find_each_other(losses in prop::collection::vec(any::<bool>(), 0..100), seed: u32) {
             let mut ends = [1, 2].map(|own| Session::new(SETTINGS, own, Tick(0)));
             let mut losses = losses.into_iter();
             let mut chance = seed;
-            let mut rest = None;
+            let (mut rest, mut changed_at) = (None, 0);
             for at in 0..130_000_u64 {
                 let now = Tick(at);
                 if losses.len() == 0 && rest.is_none() {
@@ -586,18 +594,23 @@ mod tests {
                 }
                 for n in 0..2 {
                     chance = chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    let mut send = ends[n].turn(now, chance >> 16).send.map(|packet| (n, packet));
+                    let outcome = ends[n].turn(now, chance >> 16);
+                    changed_at = if outcome.change.is_some() { at } else { changed_at };
+                    let mut send = outcome.send.map(|packet| (n, packet));
                     while let Some((from, packet)) = send.take() {
                         if losses.next().unwrap_or(false) {
                             break;
                         }
                         let read = Packet::parse(&packet.bytes()).unwrap();
-                        let answer = ends[1 - from].hear(&read, now, chance >> 16).send;
-                        send = answer.map(|packet| (1 - from, packet));
+                        let outcome = ends[1 - from].hear(&read, now, chance >> 16);
+                        changed_at = if outcome.change.is_some() { at } else { changed_at };
+                        send = outcome.send.map(|packet| (1 - from, packet));
                     }
                 }
             }
             prop_assert!(ends.iter().all(|end| end.state() == State::Up), "{ends:?}");
+            let rest = rest.unwrap_or(0);
+            prop_assert!(changed_at < rest + 4_000, "they came up at {changed_at}, {rest} the first time");
         }
     }
 }

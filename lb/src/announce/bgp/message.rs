@@ -177,7 +177,7 @@ impl Fault {
         let words = &words.as_bytes()[..words.len().min(128)];
         let value = std::iter::once(words.len() as u8).chain(words.iter().copied()).collect();
         let error = CeaseError::AdministrativeShutdown { value };
-        let why = "it was stopped here".into();
+        let why = format!("it was ended here: {}", String::from_utf8_lossy(words));
         Self { message: BgpNotificationMessage::CeaseError(error), why }
     }
 
@@ -185,7 +185,7 @@ impl Fault {
     #[must_use]
     pub fn bfd() -> Self {
         let error = CeaseError::BfdDown { value: Box::default() };
-        let why = "BFD hears nothing".into();
+        let why = "BFD says that the way is gone".into();
         Self { message: BgpNotificationMessage::CeaseError(error), why }
     }
 

@@ -55,6 +55,12 @@ impl Routes {
         self.changed.extend(self.wanted.keys());
     }
 
+    /// Prefixes that are to be told.
+    #[must_use]
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
     /// Prefixes that the peer has been told.
     #[must_use]
     pub fn told(&self) -> &Wanted {
