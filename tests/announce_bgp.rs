@@ -367,5 +367,12 @@ fn a_router_may_be_several_hops_away() {
         .replace("peerAddress: 10.81.0.254", "peerAddress: 10.99.0.1");
     let fairway = rack.fairway("a", &document);
     wait_for("the router is told", || is_told(&fairway, 2));
+    // BIRD speaks with its system's TTL, and we say so.
+    let told = "TTL of 64, and 254 is least";
+    wait_for("it is said what is in the way", || {
+        fairway.announced()["troubles"].to_string().contains(told)
+    });
+    fairway.apply(&document.replace("transmitInterval: 100ms", "minimumTTL: 64"));
     wait_for("BFD is up", || fairway.announced()["peers"][0]["bfd"]["state"] == "up");
+    assert!(!fairway.announced()["troubles"].to_string().contains("TTL"));
 }

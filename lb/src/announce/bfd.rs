@@ -40,6 +40,8 @@ pub(crate) struct Watched {
     session: Session,
     socket: Option<Socket>,
     pub(crate) trouble: Option<String>,
+    /// Packets come with fewer hops left than they may: this many, and what is least.
+    far: Option<(u8, u8)>,
     pub(crate) changes: u64,
 }
 
@@ -115,6 +117,7 @@ impl Sessions {
                 session: Session::new(settings, number, now),
                 socket: opened.ok(),
                 trouble,
+                far: None,
                 changes: 0,
             };
             self.sessions.insert(*way, watched);
@@ -211,7 +214,15 @@ impl Sessions {
         let found = self.sessions.iter_mut().find(is_meant);
         let Some((way, watched)) = found else { return news };
         let least = if multihop { watched.wanted.minimum_ttl } else { NEAR };
-        if told.hops.is_none_or(|hops| hops < least) {
+        let hops = told.hops.unwrap_or(0);
+        let far = (hops < least).then_some((hops, least));
+        if watched.far != far
+            && let Some(far) = far
+        {
+            tracing::warn!("{}", is_far(way.peer, far));
+        }
+        watched.far = far;
+        if far.is_some() {
             return news;
         }
         let outcome = watched.session.hear(&packet, now, chance);
@@ -222,7 +233,11 @@ impl Sessions {
     /// What keeps sessions from working.
     pub(crate) fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         let deaf = self.ears.values().filter_map(|ear| ear.as_ref().err().cloned());
-        deaf.chain(self.sessions.values().filter_map(|watched| watched.trouble.clone()))
+        let far = self
+            .sessions
+            .iter()
+            .filter_map(|(way, watched)| watched.far.map(|far| is_far(way.peer, far)));
+        deaf.chain(self.sessions.values().filter_map(|watched| watched.trouble.clone())).chain(far)
     }
 
     fn chance(&mut self) -> u32 {
@@ -249,6 +264,17 @@ impl Watched {
         self.trouble =
             sent.err().map(|error| format!("BFD cannot be spoken with {}: {error}", way.peer));
     }
+}
+
+fn is_far(peer: IpAddr, (hops, least): (u8, u8)) -> String {
+    format!(
+        "BFD packets of {peer} do not count: they come with a TTL of {hops}, and {least} is least{}",
+        if least == NEAR {
+            ""
+        } else {
+            "; set minimumTTL of the BFD profile to what its way leaves"
+        }
+    )
 }
 
 fn speaker(way: Way, number: u32) -> io::Result<Socket> {
