@@ -29,14 +29,14 @@ fn services() -> String {
     text
 }
 
-/// A Fairway of a box that watches the API server.
-fn watching(rack: &Rack, api: &ApiServer<'_>, host: &str) -> Fairway {
+/// A Fairway of a box that watches the API server; `more` is the rest of its document.
+fn watching(rack: &Rack, api: &ApiServer<'_>, host: &str, more: &str) -> Fairway {
     let folder = tempfile::tempdir().unwrap();
     api.kubeconfig(folder.path());
     let document = format!(
         "announce: {{nodeName: {host}, bgp: {{myASN: 64511}}}}\nservices: []\nsources: {{kubernetes: {{kubeconfig: \
          kubeconfig, defaultClass: true, target: pod, defaults: {{healthCheck: {{type: tcp, interval: 200ms, \
-         timeout: 300ms, fall: 2, rise: 1}}}}}}}}\n"
+         timeout: 300ms, fall: 2, rise: 1}}}}}}}}\n{more}"
     );
     let text = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
     let (config, token) = (text("kubeconfig"), text("token"));
@@ -67,11 +67,11 @@ fn boxes_share_addresses_by_leases() {
         "apiVersion: fairway.dev/v1alpha1\nkind: L2Advertisement\nmetadata: {name: lan}\nspec: {interfaces: \
          [front], addressPools: [near]}\n",
     );
-    let mut a = watching(&rack, &api, "a");
+    let mut a = watching(&rack, &api, "a", "");
     wait_at_most(20 * SECOND, "one has all", || all_on(&rack, "a"));
     wait_for("clients are served", || (0..SERVICES).all(|n| rack.answers(&address(n))));
     // Another one gets its part, and each address is on one box.
-    let b = watching(&rack, &api, "b");
+    let b = watching(&rack, &api, "b", "");
     let spread = || {
         let holders = holders(&rack);
         let one_each = holders.iter().all(|holders| holders.len() == 1);
@@ -126,7 +126,7 @@ fn routers_are_told_as_objects_say() {
         "protocol bgp a { local 10.81.0.254 as 64500; neighbor 10.81.0.1 as 64511; error wait time 1, 1;\n\
          ipv4 { import all; export none; }; }\n",
     );
-    let fairway = watching(&rack, &api, "a");
+    let fairway = watching(&rack, &api, "a", "dataplane: {vip: {interface: lo}}\n");
     let told = || bird.birdc("show route");
     wait_at_most(20 * SECOND, "the router is told", || {
         told().contains("10.90.0.100/32") && told().contains("10.90.0.101/32")
