@@ -334,4 +334,7 @@ fn a_group_without_a_peer_of_a_family_takes_no_part_in_it() {
     assert!(rack.with_address(NEAR_V6).is_empty(), "every box would have it");
     let troubles = a.announced()["troubles"].to_string();
     assert!(troubles.contains("`unicastPeers` has no IPv6 address of another"), "{troubles}");
+    // Whose addresses come and go with a group, nobody else is told to add them.
+    let log = a.log();
+    assert!(!log.contains("is not an address of this machine"), "{log}");
 }

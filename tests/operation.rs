@@ -177,8 +177,9 @@ fn an_address_may_arrive_later() {
     let server = Nginx::start(&net, 1);
     let text = document(&[&server]).replace("10.77.0.100", "10.77.0.101");
     let fairway = Fairway::start(&net, &text);
-    let log = fairway.log();
-    assert!(log.contains("add it with `ip address add 10.77.0.101/32 dev lo`"), "{log}");
+    wait_for("it is told what to do", || {
+        fairway.log().contains("add it with `ip address add 10.77.0.101/32 dev lo`")
+    });
     assert!(fairway.status().unwrap()["troubles"].to_string().contains("10.77.0.101"));
     net.exec(Host::Lb, "ip address add 10.77.0.101/32 dev lo");
     wait_for("it serves", || serves(&net, ([10, 77, 0, 101], 80).into()).is_some());

@@ -65,7 +65,7 @@ pub(crate) struct Announcer {
     /// The first of all has come.
     pub(super) begun: bool,
     /// The plan is to be made anew, and when it may be.
-    stale: bool,
+    pub(super) stale: bool,
     plan_at: Tick,
     /// Interfaces have changed, and when they are looked at.
     links_at: Option<Tick>,

@@ -202,6 +202,9 @@ impl Announcer {
         if self.fixed.vip_interface.is_some() {
             announced.governed.extend(self.local.keys());
         }
+        if !self.stale {
+            announced.known.extend(self.local.keys());
+        }
         announced.told = Arc::new(self.told());
         for segment in self.segments.values() {
             announced.failed.extend(segment.failed().clone());

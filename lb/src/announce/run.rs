@@ -78,6 +78,8 @@ pub(crate) enum Event {
 pub(crate) struct Announced {
     /// Addresses that are not expected on this machine by themselves.
     pub(crate) governed: BTreeSet<IpAddr>,
+    /// Addresses in use of which `governed` has been decided.
+    pub(crate) known: BTreeSet<IpAddr>,
     /// Those that the kernel refused, and what it said.
     pub(crate) failed: BTreeMap<IpAddr, String>,
     /// On which ports of the packet path stations are told of addresses.

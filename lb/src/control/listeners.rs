@@ -46,7 +46,6 @@ pub(crate) struct Listeners {
     tproxy: Option<Tproxy>,
     /// What is known of addresses that are announced.
     announced: Announced,
-    is_told: bool,
     /// Addresses that came into use, or go at a time.
     moved: Vec<(IpAddr, Option<Tick>)>,
     next_key: u64,
@@ -67,7 +66,6 @@ impl Listeners {
             per_address: BTreeMap::new(),
             tproxy,
             announced: Announced::default(),
-            is_told: false,
             moved: Vec::new(),
             next_key: 0,
             budget,
@@ -134,10 +132,10 @@ impl Listeners {
             self.open(socket, workers);
         }
         // Before it is known who sees to addresses, none is missed.
-        if self.tproxy.is_none() && self.is_told {
-            let unseen = std::mem::take(&mut self.unseen).into_iter();
-            let lost = unseen.filter(|ip| !is_local(*ip)).collect::<Vec<_>>();
-            self.miss(lost);
+        if self.tproxy.is_none() {
+            let known = &self.announced.known;
+            let seen: Vec<_> = self.unseen.extract_if(|ip| known.contains(ip)).collect();
+            self.miss(seen.into_iter().filter(|ip| !is_local(*ip)).collect());
         }
         let missing: Vec<_> = self.missing.iter().copied().filter(|ip| is_local(*ip)).collect();
         for ip in missing {
@@ -156,7 +154,8 @@ impl Listeners {
         if self.tproxy.is_some() {
             return;
         }
-        let lost: Vec<_> = self.addresses.keys().copied().filter(|ip| !is_local(*ip)).collect();
+        let seen = self.addresses.keys().filter(|ip| !self.unseen.contains(ip));
+        let lost = seen.copied().filter(|ip| !is_local(*ip)).collect();
         self.miss(lost);
     }
 
@@ -172,7 +171,7 @@ impl Listeners {
     /// What is known of addresses that are announced.
     pub(crate) fn announced(&mut self, announced: Announced) {
         self.missing.retain(|ip| !announced.governed.contains(ip));
-        (self.announced, self.is_told) = (announced, true);
+        self.announced = announced;
         self.show();
     }
 
