@@ -288,7 +288,9 @@ fn an_interface_that_comes_anew_has_its_addresses_again() {
     rack.exec("a", "ip route add default via 10.81.0.254");
     rack.exec("a", "ip -6 route add default via fd81::fe");
     wait_at_most(15 * SECOND, "clients are served", || rack.answers(NEAR) && rack.answers(NEAR_V6));
-    assert!(!fairway.status().unwrap()["troubles"].to_string().contains("front"));
+    wait_for("nothing is wrong any more", || {
+        !fairway.status().unwrap()["troubles"].to_string().contains("front")
+    });
     // Somebody takes one away.
     rack.exec("a", &format!("ip address del {NEAR}/32 dev front"));
     wait_for("it is there again", || rack.with_address(NEAR) == ["a"]);
