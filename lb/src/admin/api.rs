@@ -315,7 +315,7 @@ async fn drain_announced(
     let message = match request.drains {
         true => {
             "this box takes back what others can take over or be told of; addresses of segments without an \
-             election stay, and so do connections"
+             election stay"
         }
         false => "this box announces again",
     };

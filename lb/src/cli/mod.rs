@@ -255,7 +255,7 @@ enum Command {
 enum Announce {
     /// Addresses, VRRP groups, BGP peers: their state, since when, and why
     Status(Remote),
-    /// Take back what this box announces: others take over, its own connections go on
+    /// Take back what this box announces: others take over while it goes on serving
     Drain(Remote),
     /// Announce again
     Undrain(Remote),
