@@ -1,5 +1,5 @@
-//! Any packet of VRRP and of BFD, and any frame of neighbours, is answered, one that counts says the same when it is written again, and
-//! neither machine stops for what it hears.
+//! Any packet of VRRP and of BFD, and any frame of neighbours, is answered, one that counts says the same when
+//! it is written again, and neither machine stops for what it hears.
 #![no_main]
 
 use std::net::IpAddr;

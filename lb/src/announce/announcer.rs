@@ -252,7 +252,7 @@ impl Announcer {
 
     /// Brings everything to what follows from what is known.
     pub(super) async fn settle(&mut self, now: Tick, at_once: bool) {
-        self.last = now;
+        let before = std::mem::replace(&mut self.last, now);
         if self.stale && (at_once || now >= self.plan_at) {
             self.stale = false;
             self.plan_at = now.plus(PLAN);
@@ -274,10 +274,11 @@ impl Announcer {
         self.watched(news, now);
         self.turn_peers(now);
         let delay = self.said.announce.withdraw_delay.unwrap_or(GRACEFUL);
-        let goes_for_good = self.draining.map(|since| since.plus(delay));
-        if std::mem::take(&mut self.moved) || goes_for_good.is_some_and(|at| at <= now) {
+        let goes_at = self.draining.map(|since| since.plus(delay)).filter(|at| *at <= now);
+        // Once it is gone, it is gone: nothing is placed anew for that.
+        if std::mem::take(&mut self.moved) || goes_at.is_some_and(|at| at > before) {
             self.place(now).await;
-            self.tell_routes(goes_for_good.is_some_and(|at| at <= now));
+            self.tell_routes(goes_at.is_some());
             self.segments_due = Some(now);
         }
         if self.segments_due.is_some_and(|at| at <= now) {
