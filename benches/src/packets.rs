@@ -197,7 +197,7 @@ impl World {
         };
         builder.set_routes(&Arc::new(Routes::new(vec![link], routes, stations.chain(router))));
         let vip = SocketAddr::new(vip, 443);
-        Self { snapshot: builder.finish(), clients: Clients::new(64), vip }
+        Self { snapshot: builder.finish(), clients: Clients::new(64, [1, 2, 3, 4]), vip }
     }
 
     /// The same configuration published anew, as after a change elsewhere.

@@ -145,6 +145,8 @@ pub struct Process {
     pub log_target: Option<LogTarget>,
     /// How long connections may go on after SIGTERM.
     pub shutdown_drain: Duration,
+    /// How long connections may go on in a process that has handed over.
+    pub hand_over_timeout: Duration,
     /// DNS servers for backends' names; empty is those of this machine.
     pub resolvers: Vec<SocketAddr>,
     /// How long one of them may take.
@@ -228,6 +230,7 @@ impl Process {
             log_sample_percent: 0,
             log_target: None,
             shutdown_drain: Duration::ZERO,
+            hand_over_timeout: Duration::ZERO,
             resolvers: Vec::new(),
             resolver_timeout: Duration::ZERO,
             ..p.clone()
@@ -246,7 +249,11 @@ impl Process {
             ("metrics", self.per_backend != other.per_backend),
             ("log", log(self) != log(other)),
             ("resolver", resolver(self) != resolver(other)),
-            ("shutdown", self.shutdown_drain != other.shutdown_drain),
+            (
+                "shutdown",
+                (self.shutdown_drain, self.hand_over_timeout)
+                    != (other.shutdown_drain, other.hand_over_timeout),
+            ),
         ]
         .into_iter()
         .filter_map(|(name, changed)| changed.then_some(name))

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::cloud::Work;
 use crate::control::{Control, Input};
+use crate::manager::Manager;
 use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Quiet time after the last event before files are read.
@@ -40,9 +41,9 @@ pub(crate) struct Outcome {
 }
 
 /// Reads the document at `path` for every reason that comes, and hands it to the control loop,
-/// which serves `running` now.
+/// which serves `running` now; the service manager is told when it has asked.
 pub(crate) async fn run(
-    path: PathBuf,
+    (path, manager): (PathBuf, Manager),
     running: Config,
     mut watcher: Option<Watcher>,
     mut reasons: mpsc::UnboundedReceiver<Reload>,
@@ -54,11 +55,15 @@ pub(crate) async fn run(
     // The problems that were reported last: said once.
     let mut said = Vec::new();
     while let Some(reason) = reasons.recv().await {
-        let mut forced = false;
+        let (mut forced, mut signalled) = (false, false);
         let mut waiting = Vec::new();
         let mut note = |reason| match reason {
             Reload::Changed => {}
-            Reload::Signal => forced = true,
+            Reload::Signal => {
+                forced = true;
+                signalled = true;
+                manager.reloads();
+            }
             Reload::Asked(sender) => {
                 forced = true;
                 waiting.push(sender);
@@ -111,6 +116,13 @@ pub(crate) async fn run(
                 text
             }
         };
+        if signalled {
+            let said = ask(&control, |control| {
+                control.publish();
+                control.in_short()
+            });
+            manager.is_ready(&said.await.unwrap_or_default());
+        }
         if waiting.is_empty() {
             continue;
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{Host, Net, program, wait_for};
@@ -13,6 +14,8 @@ const BESIDE: &str = "# beside another\n";
 pub struct Fairway {
     folder: tempfile::TempDir,
     child: Child,
+    /// Processes that went on in its place, the last of them now.
+    heirs: Vec<u32>,
     namespace: String,
 }
 
@@ -100,7 +103,7 @@ impl Fairway {
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
         let child = run(namespace, folder.path(), words);
-        Self { folder, child, namespace: namespace.into() }
+        Self { folder, child, heirs: Vec::new(), namespace: namespace.into() }
     }
 
     /// Ends it as a crash does, and starts it again as it was.
@@ -160,6 +163,15 @@ impl Fairway {
             .unwrap()
     }
 
+    /// Has another process go on in its place.
+    pub fn upgrade(&mut self) {
+        let output = self.cli(&["upgrade"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let pid = said.split(' ').nth(1).and_then(|pid| pid.parse().ok());
+        self.heirs.push(pid.unwrap_or_else(|| panic!("no process in {said}")));
+    }
+
     fn json(&self, arguments: &[&str]) -> Option<Value> {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--output", "json"]).collect();
         let output = self.cli(&arguments);
@@ -216,9 +228,8 @@ impl Fairway {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.pid() as i32).unwrap(), signal).unwrap();
     }
 
     /// Whether it still runs, and how it ended if not.
@@ -247,8 +258,9 @@ impl Fairway {
         threads.flatten().filter_map(count).collect()
     }
 
+    /// The process that serves.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.heirs.last().copied().unwrap_or(self.child.id())
     }
 
     pub fn namespace(&self) -> &str {
@@ -295,6 +307,12 @@ impl Drop for Fairway {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- fairway's log\n{}", self.log());
+        }
+        for heir in &self.heirs {
+            if let Some(pid) = Pid::from_raw(*heir as i32) {
+                // It may have ended already.
+                let _ = kill_process(pid, Signal::KILL);
+            }
         }
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -103,6 +103,11 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         resolvers: resolvers(document, findings),
         resolver_timeout: findings.time("timeout", document.resolver.timeout.as_ref(), "2s"),
         shutdown_drain: shutdown.map_or(std::time::Duration::from_secs(30), |at| at.value.0),
+        hand_over_timeout: findings.time(
+            "handOverTimeout",
+            document.shutdown.hand_over_timeout.as_ref(),
+            "24h",
+        ),
     }
 }
 

@@ -230,6 +230,9 @@ pub enum ConnectionsDoc {
 pub struct ShutdownDoc {
     /// How long connections may go on after SIGTERM. Default: 30s.
     pub drain_timeout: Option<At<Time>>,
+    /// How long connections may go on in a process that has handed over to another one, as by `fairway
+    /// upgrade`. Default: 24h.
+    pub hand_over_timeout: Option<At<Time>>,
 }
 
 /// Who is asked for backends that are DNS names. Changes need a restart.

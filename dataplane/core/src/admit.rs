@@ -16,10 +16,10 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Room for at least so many clients in each table.
+    /// Room for at least so many clients in each table; four random numbers key who had which backend.
     #[must_use]
-    pub fn new(clients: usize) -> Self {
-        Self { table: ClientTable::new(clients), affinity: AffinityTable::new(clients) }
+    pub fn new(clients: usize, seeds: [u64; 4]) -> Self {
+        Self { table: ClientTable::new(clients), affinity: AffinityTable::new(clients, seeds) }
     }
 }
 

@@ -19,8 +19,20 @@ const PLACES: usize = 7;
 /// Clients and their backends.
 pub struct AffinityTable {
     buckets: Box<[Bucket]>,
+    seeds: [u64; 4],
     hasher: RandomState,
     evicted: Counter,
+}
+
+/// What a table remembers of one client, for a table with the same seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    /// Hash of service and client.
+    pub client: u64,
+    /// The backend that it had.
+    pub backend: BackendId,
+    /// When it had it last.
+    pub used: Tick,
 }
 
 #[repr(align(64))]
@@ -32,7 +44,7 @@ struct Bucket {
 
 #[derive(Default)]
 struct Place {
-    /// Hash of service and client under a key of this process; zero is a free place.
+    /// Hash of service and client under the table's seeds; zero is a free place.
     client: AtomicU64,
     slot: AtomicU32,
     epoch: AtomicU32,
@@ -41,14 +53,43 @@ struct Place {
 }
 
 impl AffinityTable {
-    /// A table for at least `clients` clients, about 32 bytes each.
+    /// A table for at least `clients` clients, about 32 bytes each, keyed by four random numbers.
     #[must_use]
-    pub fn new(clients: usize) -> Self {
+    pub fn new(clients: usize, seeds: [u64; 4]) -> Self {
         let buckets = clients.div_ceil(PLACES).next_power_of_two();
+        let [a, b, c, d] = seeds;
         Self {
             buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-            hasher: RandomState::new(),
+            seeds,
+            hasher: RandomState::with_seeds(a, b, c, d),
             evicted: Counter::default(),
+        }
+    }
+
+    /// What it is keyed by.
+    #[must_use]
+    pub fn seeds(&self) -> [u64; 4] {
+        self.seeds
+    }
+
+    /// Everything that it remembers. What workers add meanwhile may be missing.
+    pub fn remembered(&self) -> impl Iterator<Item = Remembered> {
+        self.buckets.iter().flat_map(|bucket| {
+            let of = |place: &Place| {
+                let epoch = NonZeroU32::new(place.epoch.load(Relaxed))?;
+                let backend = BackendId { slot: place.slot.load(Relaxed), epoch };
+                let used = Tick(place.used.load(Relaxed));
+                Some(Remembered { client: place.client.load(Relaxed), backend, used })
+            };
+            bucket.lock.with(|| bucket.places.each_ref().map(of)).into_iter().flatten()
+        })
+    }
+
+    /// Remembers what a table with the same seeds did.
+    pub fn remember(&self, remembered: Remembered) {
+        let Remembered { client, backend, used } = remembered;
+        if client != 0 {
+            self.put(self.bucket_of(client), client, backend, used);
         }
     }
 
@@ -73,6 +114,10 @@ impl AffinityTable {
     /// Remembers that `client` was given `backend` at `now`.
     pub fn keep(&self, service: ServiceId, client: IpAddr, backend: BackendId, now: Tick) {
         let (bucket, key) = self.place_of(service, client);
+        self.put(bucket, key, backend, now);
+    }
+
+    fn put(&self, bucket: &Bucket, key: u64, backend: BackendId, now: Tick) {
         bucket.lock.with(|| {
             let known = bucket.places.iter().find(|place| place.client.load(Relaxed) == key);
             let oldest = || bucket.places.iter().min_by_key(|place| place.used.load(Relaxed));
@@ -104,7 +149,11 @@ impl AffinityTable {
 
     fn place_of(&self, service: ServiceId, client: IpAddr) -> (&Bucket, u64) {
         let key = self.hasher.hash_one((service, client.to_canonical())).max(1);
-        (&self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)], key)
+        (self.bucket_of(key), key)
+    }
+
+    fn bucket_of(&self, key: u64) -> &Bucket {
+        &self.buckets[(key >> 32) as usize & (self.buckets.len() - 1)]
     }
 }
 
@@ -113,6 +162,7 @@ mod tests {
     use super::*;
 
     const SERVICE: ServiceId = ServiceId(1);
+    const SEEDS: [u64; 4] = [1, 2, 3, 4];
 
     fn backend(slot: u32) -> BackendId {
         BackendId { slot, epoch: NonZeroU32::MIN }
@@ -124,7 +174,7 @@ mod tests {
 
     #[test]
     fn clients_keep_their_backend_until_the_timeout() {
-        let table = AffinityTable::new(100);
+        let table = AffinityTable::new(100, SEEDS);
         let timeout = Duration::from_secs(10);
         table.keep(SERVICE, client(1), backend(5), Tick(1000));
         let at = |service, n, now| table.find(service, client(n), timeout, Tick(now));
@@ -139,7 +189,7 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_the_oldest_go() {
-        let table = AffinityTable::new(PLACES);
+        let table = AffinityTable::new(PLACES, SEEDS);
         for n in 1..=PLACES as u32 + 1 {
             table.keep(SERVICE, client(n), backend(n), Tick(u64::from(n)));
         }
@@ -147,5 +197,21 @@ mod tests {
         assert_eq!(table.find(SERVICE, client(1), timeout, Tick(9)), None, "the oldest went");
         assert_eq!(table.find(SERVICE, client(2), timeout, Tick(9)), Some(backend(2)));
         assert_eq!(table.evicted(), 1);
+    }
+
+    #[test]
+    fn another_table_goes_on_with_what_was_remembered() {
+        let table = AffinityTable::new(100, SEEDS);
+        for n in 0..50 {
+            table.keep(SERVICE, client(n), backend(n), Tick(u64::from(n)));
+        }
+        let next = AffinityTable::new(200, SEEDS);
+        table.remembered().for_each(|it| next.remember(it));
+        let timeout = Duration::from_secs(10);
+        for n in 0..50 {
+            let there = table.find(SERVICE, client(n), timeout, Tick(50));
+            assert_eq!(next.find(SERVICE, client(n), timeout, Tick(50)), there, "{n}");
+        }
+        assert_eq!(next.remembered().count(), table.remembered().count());
     }
 }

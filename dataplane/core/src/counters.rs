@@ -210,6 +210,10 @@ impl Histogram {
     pub const BOUNDS_MS: [f64; 13] =
         [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0, 3000.0];
 
+    /// The same as words.
+    const BOUND_LABELS: [&'static str; 13] =
+        ["0.1", "0.25", "0.5", "1", "2.5", "5", "10", "25", "50", "100", "250", "1000", "3000"];
+
     /// Counts `value`.
     pub fn record(&self, value: Duration) {
         let millis = value.as_secs_f64() * 1e3;
@@ -266,6 +270,20 @@ impl BackendTotals {
         for (sum, count) in self.failures.iter_mut().zip(other.failures) {
             *sum += count;
         }
+    }
+}
+
+impl BackendCounters {
+    /// Every counter with its name and the word for its kind, empty when there is but one: what one
+    /// process tells the next.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &'static str, &Counter)> {
+        let single = [
+            ("connections", "", &self.connections),
+            ("rxBytes", "", &self.rx_bytes),
+            ("txBytes", "", &self.tx_bytes),
+            ("connectMicros", "", &self.connect_us),
+        ];
+        single.into_iter().chain(by_label("failures", FailureCause::LABELS, &self.failures))
     }
 }
 
@@ -350,6 +368,40 @@ pub struct ServiceTotals {
     pub connect_sum_us: u64,
 }
 
+impl ServiceCounters {
+    /// As [`BackendCounters::named`].
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &'static str, &Counter)> {
+        let single = [
+            ("accepted", "", &self.accepted),
+            ("rxBytes", "", &self.rx_bytes),
+            ("txBytes", "", &self.tx_bytes),
+            ("backup", "", &self.backup),
+            ("rxPackets", "", &self.rx_packets),
+            ("txPackets", "", &self.tx_packets),
+            ("rxDatagrams", "", &self.rx_datagrams),
+            ("txDatagrams", "", &self.tx_datagrams),
+            ("connectMicros", "", &self.connect_time.sum_us),
+            ("connectTime", "over", &self.connect_time.over),
+        ];
+        let buckets = Histogram::BOUND_LABELS.iter().zip(&self.connect_time.buckets);
+        single
+            .into_iter()
+            .chain(buckets.map(|(label, counter)| ("connectTime", *label, counter)))
+            .chain(by_label("ends", EndReason::LABELS, &self.ends))
+            .chain(by_label("retries", RetryCause::LABELS, &self.retries))
+            .chain(by_label("limits", LimitKind::LABELS, &self.limits))
+            .chain(by_label("datagramDrops", DatagramDrop::LABELS, &self.datagram_drops))
+    }
+}
+
+fn by_label<'c>(
+    name: &'static str,
+    labels: &'static [&'static str],
+    counters: &'c [Counter],
+) -> impl Iterator<Item = (&'static str, &'static str, &'c Counter)> {
+    labels.iter().zip(counters).map(move |(label, counter)| (name, *label, counter))
+}
+
 impl PerWorker<ServiceCounters> {
     /// Sums the workers' copies.
     #[must_use]
@@ -393,6 +445,20 @@ mod tests {
         assert_eq!(totals.connections, 5);
         assert_eq!(totals.failures[FailureCause::Timeout as usize], 1);
         assert_eq!(counters.iter().count(), 2, "a worker that counted nothing has no copy");
+    }
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own() {
+        let counters = ServiceCounters::default();
+        let names: alloc::collections::BTreeSet<_> =
+            counters.named().map(|(name, label, _)| (name, label)).collect();
+        assert_eq!(names.len(), counters.named().count());
+        // All but the cursor, which is no count.
+        assert_eq!(size_of::<ServiceCounters>() / size_of::<Counter>(), names.len() + 1);
+        let counters = BackendCounters::default();
+        assert_eq!(size_of::<BackendCounters>() / size_of::<Counter>(), counters.named().count());
+        let bounds = Histogram::BOUND_LABELS.iter().map(|label| label.parse::<f64>().unwrap());
+        assert!(bounds.eq(Histogram::BOUNDS_MS));
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub use addr::{
 };
 pub use admission::{Admission, Share, Standing};
 pub use admit::{Admitted, Clients, Entrant, admit};
-pub use affinity::AffinityTable;
+pub use affinity::{AffinityTable, Remembered};
 pub use backend::{Backend, FailureStreak};
 pub use clients::{ClientTable, Refusal};
 pub use counters::{

@@ -92,6 +92,12 @@ pub struct Snapshot {
     told: Arc<Told>,
 }
 
+impl core::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Snapshot({})", self.generation)
+    }
+}
+
 impl Snapshot {
     /// The snapshot without services.
     #[must_use]

@@ -31,7 +31,7 @@ fn packets_reach_the_worker_that_has_their_flow() {
     }
 
     let all = golden::all();
-    let (snapshot, clients) = (golden::snapshot(&all, [None, TAG]), Clients::new(64));
+    let (snapshot, clients) = (golden::snapshot(&all, [None, TAG]), Clients::new(64, [1, 2, 3, 4]));
     let mut regions = [0; WORKERS as usize].map(|_| common::region());
     let engines = (0..)
         .zip(&mut regions)

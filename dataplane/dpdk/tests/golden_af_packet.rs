@@ -72,7 +72,7 @@ fn cards_that_see_to_tags_make_the_same_of_packets() {
         queues.add(pairs.remove(0), None);
     }
     let snapshot = golden::snapshot(&all, [None, TAG]);
-    let clients = Clients::new(64);
+    let clients = Clients::new(64, [1, 2, 3, 4]);
     let mut region = common::region();
     let mut engine = common::engine(&mut region, Steering::ALONE);
     let now = Tick(1000);

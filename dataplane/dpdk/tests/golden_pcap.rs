@@ -58,7 +58,7 @@ fn a_port_makes_of_packets_what_the_engine_does() {
         queues.add(pairs.remove(0), None);
     }
 
-    let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64));
+    let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64, [1, 2, 3, 4]));
     let mut region = common::region();
     let mut engine = common::engine(&mut region, Steering::ALONE);
     let now = Tick(1000);

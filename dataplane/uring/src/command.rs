@@ -1,14 +1,16 @@
 //! What a worker can be told.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use fairway_core::{BackendId, EndReason, Protocol, ServiceId};
+use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot};
 use socket2::Socket;
 
 use crate::ListenerKey;
 use crate::packets::{Capture, PacketPort};
 use crate::report::{ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers};
+use crate::udp::HandedSession;
 
 /// What the control plane asks of a worker.
 #[derive(Debug)]
@@ -66,6 +68,24 @@ pub enum Command {
     Detach(u16),
     /// Close all listeners; connections go on.
     StopAccepting,
+    /// Take no datagrams, and say which sessions there are once nothing is under way: another process
+    /// goes on with them, or [`Command::ResumeDatagrams`] does. What comes waits in the sockets.
+    PauseDatagrams {
+        /// Where to; the worker sends one list.
+        reply: Sender<Vec<HandedSession>>,
+    },
+    /// Go on with sessions of datagrams of a process before this one, whose listeners are here.
+    AdoptDatagrams {
+        /// The sessions.
+        sessions: Vec<HandedSession>,
+        /// Where their services and backends are: the worker may not have seen them yet.
+        snapshot: Arc<Snapshot>,
+    },
+    /// Take datagrams again.
+    ResumeDatagrams,
+    /// Another process has the listeners and the sessions of datagrams: let go of them. What waits to be
+    /// accepted is its own; connections go on here.
+    Leave,
     /// End every connection and the worker.
     Stop,
 }

@@ -48,9 +48,10 @@ pub use report::{
     WorkerStats,
 };
 pub use sys::{
-    Feature, Features, Neighbors, SetupError, Told, neighbors, receive_frame, receive_told, sign,
-    tell_hops,
+    Feature, Features, Neighbors, SetupError, Told, neighbors, passed_descriptors, receive_frame,
+    receive_told, sign, tell_hops,
 };
+pub use udp::HandedSession;
 
 /// The control plane's end of a worker.
 pub struct WorkerHandle {

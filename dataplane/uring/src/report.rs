@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fairway_core::packet::flow::FlowView;
 use fairway_core::packet::{PacketCounters, Unresolved};
@@ -12,6 +12,7 @@ use fairway_core::{
     AddrSet, BackendAddr, BackendId, Clients, Counter, EndReason, FailureCause, Protocol,
     ServiceId, Tick,
 };
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// Numbers that apply to every connection of every worker.
 #[derive(Debug, Clone, Copy)]
@@ -64,27 +65,23 @@ impl ConnectionLog {
     }
 }
 
-/// Time for workers: one origin for all of them.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(Instant);
+/// Time for workers, from the start of this machine: a process that goes on where another one ended
+/// reads the same.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock;
 
 impl Clock {
-    /// A clock that starts now.
+    /// Milliseconds since the machine started, without the time that it slept.
     #[must_use]
-    pub fn start() -> Self {
-        Self(Instant::now())
+    pub fn now(self) -> Tick {
+        Tick(self.micros() / 1000)
     }
 
-    /// Milliseconds since the start.
+    /// Microseconds since then.
     #[must_use]
-    pub fn now(&self) -> Tick {
-        Tick(u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    /// Microseconds since the start.
-    #[must_use]
-    pub fn micros(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX)
+    pub fn micros(self) -> u64 {
+        let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Monotonic);
+        tv_sec.unsigned_abs() * 1_000_000 + tv_nsec.unsigned_abs() / 1000
     }
 }
 
@@ -278,13 +275,19 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What workers with `settings` share; events go to `sink`.
+    /// What workers with `settings` share, with room for so many clients under a key of four random
+    /// numbers; events go to `sink`.
     #[must_use]
-    pub fn new(settings: Settings, clock: Clock, clients: usize, sink: Sink) -> Self {
+    pub fn new(
+        settings: Settings,
+        clock: Clock,
+        (clients, seeds): (usize, [u64; 4]),
+        sink: Sink,
+    ) -> Self {
         Self {
             settings,
             clock,
-            clients: Clients::new(clients),
+            clients: Clients::new(clients, seeds),
             lost_events: AtomicU64::new(0),
             lost_log_lines: AtomicU64::new(0),
             sink,

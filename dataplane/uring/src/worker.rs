@@ -39,8 +39,17 @@ struct Listener {
     socket: Option<Socket>,
     vip: Option<SocketAddr>,
     armed: bool,
-    closing: bool,
+    closing: Option<Farewell>,
     generation: u32,
+}
+
+/// What becomes of those who wait to be accepted when a listener goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    /// They are taken first.
+    Serve,
+    /// Another process has the socket, too, and takes them.
+    Leave,
 }
 
 /// Everything of a worker but its sessions.
@@ -147,6 +156,7 @@ impl<'r> Worker<'r> {
             }
             self.feed_starved(snapshot);
             self.datagrams.feed(&mut self.parts.cx(0, self.now, snapshot));
+            self.datagrams.hand_over();
             if let Some(packets) = &mut self.packets {
                 let Parts { ring, shared, talkers, .. } = &mut self.parts;
                 packets.turn(Turn { ring, snapshot, shared, talkers, now: self.now });
@@ -274,7 +284,7 @@ impl<'r> Worker<'r> {
         let Some(listener) = self.listeners.get_mut(index) else {
             return;
         };
-        if listener.closing && !listener.armed {
+        if listener.closing.is_some() && !listener.armed {
             return self.close_listener(index, snapshot);
         }
         if !listener.armed && !self.paused {
@@ -364,7 +374,7 @@ impl<'r> Worker<'r> {
 
     fn arm_listener(&mut self, index: usize) {
         let listener = &mut self.listeners[index];
-        let Some(socket) = listener.socket.as_ref().filter(|_| !listener.closing) else {
+        let Some(socket) = listener.socket.as_ref().filter(|_| listener.closing.is_none()) else {
             return;
         };
         let token = Token { op: Op::Accept, index: index as u32, generation: listener.generation };
@@ -392,7 +402,7 @@ impl<'r> Worker<'r> {
                 }
                 Command::Listen { key, socket, vip, .. } => self.listen(key, socket, vip),
                 Command::Unlisten { key } => {
-                    self.unlisten(|listener| listener.key == key, snapshot);
+                    self.unlisten(Farewell::Serve, |listener| listener.key == key, snapshot);
                     let cx = &mut self.parts.cx(0, self.now, snapshot);
                     self.datagrams.unlisten(|listener| listener == key, cx);
                 }
@@ -431,9 +441,26 @@ impl<'r> Worker<'r> {
                     }
                 }
                 Command::StopAccepting => {
-                    self.unlisten(|_| true, snapshot);
+                    self.unlisten(Farewell::Serve, |_| true, snapshot);
                     self.datagrams.refuse();
                     self.packets.iter_mut().for_each(Packets::refuse);
+                }
+                Command::PauseDatagrams { reply } => {
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.pause(reply, cx);
+                }
+                Command::AdoptDatagrams { sessions, snapshot } => {
+                    let cx = &mut self.parts.cx(0, self.now, &snapshot);
+                    self.datagrams.adopt(sessions, cx);
+                }
+                Command::ResumeDatagrams => {
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.resume(cx);
+                }
+                Command::Leave => {
+                    self.unlisten(Farewell::Leave, |_| true, snapshot);
+                    let cx = &mut self.parts.cx(0, self.now, snapshot);
+                    self.datagrams.leave(cx);
                 }
                 Command::EndBackends { backends, reason } => {
                     self.end(reason, snapshot, |session| session.is_on(&backends));
@@ -445,7 +472,7 @@ impl<'r> Worker<'r> {
                 }
                 Command::Stop => {
                     self.stopping = true;
-                    self.unlisten(|_| true, snapshot);
+                    self.unlisten(Farewell::Serve, |_| true, snapshot);
                     self.end(EndReason::Shutdown, snapshot, |_| true);
                     let cx = &mut self.parts.cx(0, self.now, snapshot);
                     self.datagrams.end_all(EndReason::Shutdown, cx);
@@ -460,7 +487,7 @@ impl<'r> Worker<'r> {
         let index = vacant.unwrap_or(self.listeners.len());
         let generation = vacant.map_or(0, |index| self.listeners[index].generation + 1);
         let socket = Some(socket);
-        let listener = Listener { key, socket, vip, armed: false, closing: false, generation };
+        let listener = Listener { key, socket, vip, armed: false, closing: None, generation };
         self.parts.stats.listeners.fetch_add(1, Relaxed);
         if vacant.is_some() {
             self.listeners[index] = listener;
@@ -472,16 +499,21 @@ impl<'r> Worker<'r> {
         }
     }
 
-    fn unlisten(&mut self, which: impl Fn(&Listener) -> bool, snapshot: &Snapshot) {
+    fn unlisten(
+        &mut self,
+        farewell: Farewell,
+        which: impl Fn(&Listener) -> bool,
+        snapshot: &Snapshot,
+    ) {
         for index in 0..self.listeners.len() {
             let listener = &mut self.listeners[index];
-            if listener.closing || !which(listener) {
+            if listener.closing.is_some() || !which(listener) {
                 continue;
             }
             let Some(socket) = &listener.socket else {
                 continue;
             };
-            listener.closing = true;
+            listener.closing = Some(farewell);
             if listener.armed {
                 self.parts.ring.cancel(socket.as_fd());
             } else {
@@ -490,13 +522,15 @@ impl<'r> Worker<'r> {
         }
     }
 
-    /// Takes what waits in the listener's queue, then closes it: whoever had connected is served
-    /// while the service is there, and refused when it is gone.
+    /// Takes what waits in the listener's queue, unless another process does, then closes it: whoever
+    /// had connected is served while the service is there, and refused when it is gone.
     fn close_listener(&mut self, index: usize, snapshot: &Snapshot) {
         let listener = &mut self.listeners[index];
         let vip = listener.vip;
+        let serves = listener.closing != Some(Farewell::Leave);
         let Some(socket) = listener.socket.take() else { return };
-        if socket.set_nonblocking(true).is_ok() {
+        // Of a socket that stays with another process, this would be its mode, too.
+        if serves && socket.set_nonblocking(true).is_ok() {
             while let Ok((client, _)) = socket.accept() {
                 self.accepted(client.into(), vip, snapshot);
             }

@@ -431,7 +431,7 @@ fn a_worker_that_panics_says_so() {
         event => sender.send(event).is_ok(),
     });
     let mut proxy = Proxy::start(&[echo()], policy(), &[]);
-    let shared = Arc::new(Shared::new(proxy.shared.settings, Clock::start(), 100, sink));
+    let shared = Arc::new(Shared::new(proxy.shared.settings, Clock, (100, [1, 2, 3, 4]), sink));
     let features = Features::detect(&[]).unwrap();
     let reader = proxy.publisher.reader();
     let mut worker = WorkerHandle::spawn(0, None, shared, reader, features, None).unwrap();

@@ -26,6 +26,7 @@ use super::{metrics_text, packet_metrics};
 use crate::announce::{AnnounceInput, AnnounceView, Handle as Announcer};
 use crate::cloud::Work;
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
+use crate::handover::Giver;
 use crate::reload::{Outcome, Reload};
 use crate::resolver::{Asker, FIRST_ANSWER};
 
@@ -53,6 +54,7 @@ pub(crate) struct Admin {
     pub(crate) fixed: Arc<Fixed>,
     pub(crate) per_backend: PerBackendDoc,
     pub(crate) ready: Arc<AtomicBool>,
+    pub(crate) giver: Arc<Giver>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,6 +158,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/capture", get(capture))
         .route("/v1/talkers", get(talkers))
         .route("/v1/reload", post(reload))
+        .route("/v1/upgrade", post(upgrade))
         .with_state(admin)
 }
 
@@ -423,6 +426,17 @@ async fn reload(State(admin): State<Admin>) -> Result<Response, Response> {
         Answer { ok: false, message, details: problems }
     };
     Ok(Json(answer).into_response())
+}
+
+async fn upgrade(State(admin): State<Admin>) -> Response {
+    let giver = Arc::clone(&admin.giver);
+    let outcome = tokio::task::spawn_blocking(move || giver.hand_over()).await;
+    let outcome = outcome.unwrap_or_else(|error| Err(error.to_string()));
+    let (ok, message) = match outcome {
+        Ok(message) => (true, message),
+        Err(why) => (false, format!("{why}; the process that ran serves on")),
+    };
+    Json(Answer { ok, message, details: Vec::new() }).into_response()
 }
 
 async fn talkers(

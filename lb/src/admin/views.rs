@@ -47,6 +47,9 @@ pub(crate) struct Status {
     /// Those of the packet path.
     #[serde(default)]
     pub(crate) interfaces: Vec<InterfaceView>,
+    /// Processes that have handed over to this one and still have connections.
+    #[serde(default)]
+    pub(crate) before: Vec<BeforeView>,
     /// What the operator's orders make different from the file, in words.
     #[serde(default)]
     pub(crate) orders: Vec<String>,
@@ -65,6 +68,14 @@ pub(crate) struct ConfigView {
     /// Sections that changed and take effect at the next start.
     #[serde(default)]
     pub(crate) waiting_for_restart: Vec<String>,
+}
+
+/// A process that has handed over.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BeforeView {
+    pub(crate) pid: u32,
+    pub(crate) connections: u64,
 }
 
 /// A cluster, in short.
@@ -389,7 +400,7 @@ impl Control {
             }),
         );
         let down = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
-        let listeners_open = self.listeners.sockets(self.workers.len()) as u64;
+        let listeners_open = self.listeners.descriptors() as u64;
         let loaded = self.config.loaded.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let workers = self.workers.iter().enumerate().map(|(worker, handle)| {
             let stats = &handle.stats;
@@ -408,7 +419,7 @@ impl Control {
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            uptime_seconds: self.clock.now().0 / 1000,
+            uptime_seconds: self.clock.now().since(self.began).as_secs(),
             ready: !self.is_stopping(),
             stopping: self.is_stopping(),
             generation: self.publisher.current().generation,
@@ -434,6 +445,11 @@ impl Control {
             uring_features: fixed.features.names().map(Into::into).collect(),
             workers: workers.collect(),
             interfaces: self.interface_views(),
+            before: self
+                .before
+                .iter()
+                .map(|(pid, connections)| BeforeView { pid: *pid, connections: *connections })
+                .collect(),
             orders,
             troubles: self.troubles(),
         }

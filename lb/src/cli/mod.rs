@@ -45,6 +45,7 @@ const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
   fairway drain 10.0.0.1:8080 --wait        take a backend out and wait for its connections
   fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp
                                             where that connection goes, and why
+  fairway upgrade                           run the new version, without a lost connection
   fairway plan fairway.yaml                 what a configuration would change, before it does
 
 Exit codes:
@@ -63,6 +64,9 @@ enum Command {
         /// The document
         #[arg(long, short, default_value = DEFAULT_CONFIG, env = "FAIRWAY_CONFIG")]
         config: PathBuf,
+        /// Go on in place of the process at the other end of the standard input
+        #[arg(long, hide = true)]
+        take_over: bool,
     },
     /// Check a configuration and say everything that is wrong with it
     Check {
@@ -249,6 +253,13 @@ enum Command {
     },
     /// Read the configuration again and say what is wrong with it
     Reload(Remote),
+    /// Start the program that is installed now in place of the one that runs, without a lost connection
+    #[command(after_help = "\
+The new process reads the configuration, takes over what clients dial and serves; the old one keeps its
+connections and ends with the last of them, after `shutdown.handOverTimeout` at the latest. If the new one
+does not come to serve, the old one goes on, and this exits with 1. So do changes of the configuration take
+effect that want a restart.")]
+    Upgrade(Remote),
 }
 
 #[derive(Debug, Subcommand)]
@@ -343,7 +354,7 @@ pub(crate) fn main() -> ExitCode {
         end_quietly();
     }
     match command {
-        Command::Run { config } => crate::run::run(config),
+        Command::Run { config, take_over } => crate::run::run(config, take_over),
         Command::Check { config, path, output } => {
             check::check(path.as_deref().unwrap_or(&config), output.output)
         }
@@ -427,6 +438,7 @@ pub(crate) fn main() -> ExitCode {
             steer::talkers(&remote, service.as_deref(), by, top)
         }
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
+        Command::Upgrade(remote) => client::order(&remote, "/v1/upgrade", &(), EXIT_FAILURE),
     }
 }
 

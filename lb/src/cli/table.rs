@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::status_line;
 use crate::admin::explain::Explanation;
 use crate::admin::views::{
-    BackendView, ConnectionView, FlowView, PlanView, ServiceView, Status, TalkerView,
+    BackendView, BeforeView, ConnectionView, FlowView, PlanView, ServiceView, Status, TalkerView,
 };
 use crate::cloud::{CloudServiceView, CloudView, PoolView};
 use crate::control::Generation;
@@ -109,6 +109,9 @@ pub(crate) fn status(status: &Status) -> String {
     };
     row("generation", format!("{}{in_use}", status.generation));
     row("config", status.config.path.clone());
+    for BeforeView { pid, connections } in &status.before {
+        row("before", format!("process {pid} has {connections} connections that go on there"));
+    }
     row("services", status.services.to_string());
     if let Some(cluster) = &status.cluster {
         let of = |(kind, count): (&String, &usize)| format!("{count} of {kind}");

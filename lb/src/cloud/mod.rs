@@ -49,7 +49,7 @@ use fairway_core::Mode;
 use self::allocate::{Assigned, Reserved};
 pub(crate) use self::routes::Routes;
 pub(crate) use self::run::{CloudNews, Work};
-pub(crate) use self::start::{Begun, start};
+pub(crate) use self::start::{Begun, identity, start};
 pub(crate) use self::state::StateFile;
 use self::status::Todo;
 pub(crate) use self::view::{CloudServiceView, CloudView, PoolView};

@@ -12,6 +12,7 @@ use super::shares;
 use super::{Cloud, CloudView, Outcome, Routes, StateFile, Work, controller, lease, state};
 use crate::announce::{Handle as Announcer, Said};
 use crate::control::Input;
+use crate::handover::Gate;
 use crate::resolver::Asker;
 
 /// Where the Lease of those who serve a cluster is.
@@ -27,15 +28,16 @@ pub(crate) struct Begun {
     pub(crate) said: Option<Box<Said>>,
 }
 
-/// Starts the cloud's part, which works on what its mailbox gets. Fails when there is no way to the API server that is named; that it does not
+/// Starts the cloud's part, which works on what its mailbox gets, and tells the API server as `identity`
+/// while the gate is open. Fails when there is no way to the API server that is named; that it does not
 /// answer is no failure.
 pub(crate) fn start(
     runtime: &Handle,
     config: &Config,
-    control: Sender<Input>,
-    asker: Asker,
+    (control, asker): (Sender<Input>, Asker),
     (works, receiver): (mpsc::UnboundedSender<Work>, mpsc::UnboundedReceiver<Work>),
     announcer: &Announcer,
+    (identity, gate): (Option<String>, &Gate),
 ) -> Result<Begun, String> {
     let folder = &config.process.state_directory;
     // With an API server, Services themselves say what they have.
@@ -43,7 +45,7 @@ pub(crate) fn start(
     let mut cloud = Cloud::new(config, state);
     cloud.look_at_routes(Routes::default());
     let mut neighbours = Neighbours { control, asker, todos: None, saved: None };
-    if let Some(api) = &config.process.api {
+    if let (Some(api), Some(identity)) = (&config.process.api, identity) {
         let saved = folder.join("cluster.json");
         if let Some(cluster) = state::recall(&saved) {
             cloud.recall(cluster);
@@ -66,11 +68,11 @@ pub(crate) fn start(
                 }
             }
         });
-        let identity = identity();
         let (leads, led) = watch::channel(false);
         let (todos, todo) = mpsc::unbounded_channel();
         neighbours.todos = Some(todos);
-        runtime.spawn(controller::run(client.clone(), identity.clone(), todo, led));
+        let controller = controller::run(client.clone(), identity.clone(), todo, led);
+        runtime.spawn(gate.clone().within(controller));
         // As names of objects are written.
         let class = config.cluster.rules.class.to_ascii_lowercase();
         let class = class.replace('/', ".").replace('_', "-");
@@ -78,19 +80,21 @@ pub(crate) fn start(
         let node = config.announce.node_name.clone().unwrap_or_else(node_name);
         let shared = (SHARES_NAMESPACE.to_owned(), class);
         let own = (identity.clone(), node);
-        runtime.spawn(shares::run(client.clone(), shared, own, announcer.clone()));
-        runtime.spawn(lease::run(client, lease, identity, works.clone(), leads));
+        let sharing = shares::run(client.clone(), shared, own, announcer.clone());
+        runtime.spawn(gate.clone().within(sharing));
+        let leading = lease::run(client, lease, identity, works.clone(), leads);
+        runtime.spawn(gate.clone().within(leading));
     }
     let Outcome { change, .. } = cloud.document(config);
     let said = cloud.said().map(Box::new);
     let view = cloud.news();
-    runtime.spawn(run(cloud, receiver, neighbours));
+    runtime.spawn(gate.clone().until_closed(run(cloud, receiver, neighbours)));
     Ok(Begun { change, view, said })
 }
 
 /// Who this box is, among those that would lead: its name, and something that another process of it has
-/// not.
-fn identity() -> String {
+/// not, unless it goes on in its place.
+pub(crate) fn identity() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let nanos = since.map_or(0, |since| since.as_nanos());
     format!("{}_{:x}_{:x}", node_name(), std::process::id(), nanos)

@@ -8,6 +8,7 @@ use fairway_core::{BackendId, EndReason, Frontend, Mode, ServiceId};
 use fairway_uring::Command;
 
 use super::live::{Replaced, followed_at};
+use super::memory::ServiceMemory;
 use super::retire::Retired;
 use super::{Answers, Checked, Control, Live, LiveBackend, Relisten};
 use crate::health::CheckTarget;
@@ -43,13 +44,13 @@ impl Control {
             let backends = previous.spec.backends.clone();
             spec = Arc::new(ServiceSpec { backends, ..ServiceSpec::clone(&spec) });
         }
-        let id = previous.as_ref().map_or_else(
-            || {
-                self.next_service += 1;
-                ServiceId(self.next_service)
-            },
-            |live| live.id,
-        );
+        // Only a service that is new here is one of before.
+        let memory = if previous.is_none() { self.memory.take(&key) } else { None };
+        let known = previous.as_ref().map(|live| live.id);
+        let id = known.or(memory.as_ref().map(ServiceMemory::id)).unwrap_or_else(|| {
+            self.next_service += 1;
+            ServiceId(self.next_service)
+        });
         let old_targets: Vec<_> = previous.iter().flat_map(Live::targets).collect();
         let old_listened =
             previous.as_ref().map_or_else(Vec::new, |live| listened(&live.spec).to_vec());
@@ -64,8 +65,9 @@ impl Control {
         let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
         let (ids, checked) = (&mut self.ids, &self.checked);
         let health = |target: &CheckTarget| checked.get(target).map(|checked| checked.down.clone());
-        let built =
-            Live::build(id, Arc::clone(&spec), previous, ids, (self.workers.len(), now), health);
+        let copies = self.workers.len() + 1;
+        let before = (previous, memory.as_ref());
+        let built = Live::build(id, Arc::clone(&spec), before, ids, (copies, now), health);
         let Replaced { mut live, retired, rebuilt } = match built {
             Ok(replaced) => replaced,
             // `config` has refused both kinds of it.
@@ -74,6 +76,9 @@ impl Control {
                 return;
             }
         };
+        if let Some(memory) = &memory {
+            self.recall(&key, &mut live, memory);
+        }
         // Who joins others begins slowly; a service that is new has nobody else to serve.
         if !known.is_empty() {
             live.start_slowly(now, |live| !known.contains(&live.backend.id) && live.down.is_none());

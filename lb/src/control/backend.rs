@@ -44,9 +44,9 @@ pub(crate) struct Ejection {
     /// What its traffic showed.
     pub(crate) cause: Option<Box<str>>,
     /// Ejections in a row.
-    times: u32,
+    pub(super) times: u32,
     /// When the last one ended.
-    ended: Tick,
+    pub(super) ended: Tick,
 }
 
 impl Ejection {

@@ -14,6 +14,11 @@ pub(crate) struct Ids {
 }
 
 impl Ids {
+    /// Never gives out these ids: others know them.
+    pub(crate) fn reserve(&mut self, ids: impl Iterator<Item = BackendId>) {
+        self.next = ids.map(|id| id.slot + 1).fold(self.next, u32::max);
+    }
+
     /// A new backend under a new id.
     pub(crate) fn create(&mut self, addr: BackendAddr, workers: usize) -> Arc<Backend> {
         let (slot, epoch) = self.free.pop().unwrap_or_else(|| {

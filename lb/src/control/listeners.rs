@@ -3,14 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use fairway_core::{Frontend, Protocol, Tick};
-use fairway_uring::{Command, ListenerKey, WorkerHandle, open_listener, probe};
+use fairway_uring::{Command, ListenError, ListenerKey, WorkerHandle, open_listener, probe};
+use socket2::Socket;
 
 use super::system::run;
 use super::tproxy::Tproxy;
 use crate::announce::Announced;
+use crate::handover::{Inherited, listener_name};
+use crate::manager::Manager;
 
 /// From one try to the next.
 const RETRY_MS: u64 = 250;
@@ -18,13 +22,14 @@ const RETRY_MS: u64 = 250;
 const VERIFY: Duration = Duration::from_secs(5);
 
 /// A protocol, an address and a port.
-type Socket = (Protocol, SocketAddr);
+type Place = (Protocol, SocketAddr);
 
 /// How one address and port is listened on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Listening {
-    /// Every worker accepts.
-    Open(ListenerKey),
+#[derive(Debug)]
+enum Listening {
+    /// Every worker accepts on its own of these sockets, and on more where there were more workers
+    /// before. They are here, too, for the next process.
+    Open(ListenerKey, Vec<Socket>),
     /// The kernel refused; the next try is soon.
     Failed(String),
 }
@@ -42,13 +47,16 @@ const LONGEST_LINGER: Duration = Duration::from_secs(24 * 3600);
 
 /// The listeners of all workers.
 pub(crate) struct Listeners {
-    per_address: BTreeMap<Socket, Listening>,
+    per_address: BTreeMap<Place, Listening>,
     tproxy: Option<Tproxy>,
     /// What is known of addresses that are announced.
     announced: Announced,
     /// Addresses that came into use, or go at a time.
     moved: Vec<(IpAddr, Option<Tick>)>,
     next_key: u64,
+    /// Sockets of a process before this one.
+    inherited: Inherited,
+    manager: Manager,
     /// Most listening sockets.
     budget: usize,
     retry_at: Tick,
@@ -61,10 +69,19 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    pub(crate) fn new(tproxy: Option<Tproxy>, budget: usize) -> Self {
+    /// Nothing is listened on yet; sockets that are `inherited` are taken before others are opened, and
+    /// `manager` keeps all of them for the next process.
+    pub(crate) fn new(
+        tproxy: Option<Tproxy>,
+        budget: usize,
+        inherited: Inherited,
+        manager: Manager,
+    ) -> Self {
         Self {
             per_address: BTreeMap::new(),
             tproxy,
+            inherited,
+            manager,
             announced: Announced::default(),
             moved: Vec::new(),
             next_key: 0,
@@ -79,7 +96,7 @@ impl Listeners {
 
     /// Opens nothing: for measuring the control loop alone.
     pub(crate) fn detached() -> Self {
-        Self::new(Some(Tproxy::detached()), 0)
+        Self::new(Some(Tproxy::detached()), 0, Inherited::default(), Manager::default())
     }
 
     /// Makes the changes, each from some frontends to others; what is in both stays as it is,
@@ -101,13 +118,14 @@ impl Listeners {
             self.use_address(frontend.ip());
         }
         if let Some(tproxy) = &mut self.tproxy {
+            tproxy.serve(workers);
             tproxy.change(&removed, &added);
         } else {
-            for socket in removed.iter().flat_map(sockets) {
-                self.close(socket, workers);
+            for place in removed.iter().flat_map(places) {
+                self.close(place, workers);
             }
-            for socket in added.iter().flat_map(sockets) {
-                self.open(socket, workers);
+            for place in added.iter().flat_map(places) {
+                self.open(place, workers);
             }
         }
         for frontend in &removed {
@@ -124,12 +142,12 @@ impl Listeners {
             return;
         }
         self.retry_at = Tick(now.0 + RETRY_MS);
-        let failed = |(socket, state): (&Socket, &Listening)| {
-            matches!(state, Listening::Failed(_)).then_some(*socket)
+        let failed = |(place, state): (&Place, &Listening)| {
+            matches!(state, Listening::Failed(_)).then_some(*place)
         };
         let failed: Vec<_> = self.per_address.iter().filter_map(failed).collect();
-        for socket in failed {
-            self.open(socket, workers);
+        for place in failed {
+            self.open(place, workers);
         }
         // Before it is known who sees to addresses, none is missed.
         if self.tproxy.is_none() {
@@ -208,8 +226,8 @@ impl Listeners {
             if let Some(why) = self.announced.failed.get(&frontend.ip()) {
                 troubles.push(format!("{} cannot be added: {why}", frontend.ip()));
             }
-            for socket in sockets(frontend) {
-                if let Some(Listening::Failed(why)) = self.per_address.get(&socket) {
+            for place in places(frontend) {
+                if let Some(Listening::Failed(why)) = self.per_address.get(&place) {
                     troubles.push(why.clone());
                 }
             }
@@ -224,16 +242,47 @@ impl Listeners {
         troubles
     }
 
-    /// Listening sockets of all workers.
-    pub(crate) fn sockets(&self, workers: usize) -> usize {
-        let open = |state: &&Listening| matches!(state, Listening::Open(_));
-        let transparent = self.tproxy.as_ref().map_or(0, Tproxy::sockets);
-        self.per_address.values().filter(open).count() * workers + transparent
+    /// Descriptors of listening sockets: each is open in a worker and here.
+    pub(crate) fn descriptors(&self) -> usize {
+        let open = |state: &Listening| match state {
+            Listening::Open(_, sockets) => 2 * sockets.len(),
+            Listening::Failed(_) => 0,
+        };
+        let transparent = self.tproxy.as_ref().map_or(0, Tproxy::descriptors);
+        self.per_address.values().map(open).sum::<usize>() + transparent
+    }
+
+    /// All sockets, by the names under which the next process finds them.
+    pub(crate) fn to_hand_over(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let mut all = Vec::new();
+        for ((protocol, addr), state) in &self.per_address {
+            if let Listening::Open(_, sockets) = state {
+                let name = listener_name(*protocol, *addr);
+                all.extend(sockets.iter().map(|socket| (name.clone(), socket.as_fd())));
+            }
+        }
+        all.extend(self.tproxy.iter().flat_map(Tproxy::to_hand_over));
+        all
+    }
+
+    /// The first services are served: what a process before this one listened on besides is closed.
+    pub(crate) fn begun(&mut self, workers: &[WorkerHandle]) {
+        self.tproxy.iter_mut().for_each(|tproxy| tproxy.serve(workers));
+        let left = std::mem::take(&mut self.inherited);
+        for name in left.left() {
+            self.manager.forget(name);
+        }
     }
 
     /// Whether connections arrive at transparent sockets.
     pub(crate) fn is_transparent(&self) -> bool {
         self.tproxy.is_some()
+    }
+
+    /// Another process has all sockets: nothing is opened or closed any more.
+    pub(crate) fn leave(&mut self) {
+        self.per_address.clear();
+        self.tproxy.iter_mut().for_each(Tproxy::leave);
     }
 
     /// Takes away what the process leaves in the kernel.
@@ -265,33 +314,30 @@ impl Listeners {
         self.moved.push((ip, Some(gone_at)));
     }
 
-    fn open(&mut self, socket: Socket, workers: &[WorkerHandle]) {
-        let (protocol, addr) = socket;
-        let again = self.per_address.contains_key(&socket);
-        let sockets = if self.sockets(workers.len()) + workers.len() > self.budget {
+    fn open(&mut self, place: Place, workers: &[WorkerHandle]) {
+        let (protocol, addr) = place;
+        let again = self.per_address.contains_key(&place);
+        let name = listener_name(protocol, addr);
+        let inherited = self.inherited.sockets(&name, Some(addr));
+        let wanted = workers.len().max(inherited.len());
+        let state = if self.descriptors() + 2 * wanted > self.budget {
             Err(format!(
                 "no descriptors left to listen on {addr}: {} are for listeners; raise \
                  LimitNOFILE= of the service, or use `dataplane.listen: tproxy`",
                 self.budget
             ))
         } else {
-            // With SO_REUSEPORT alone, a second Fairway would quietly share the port.
-            let free = probe(addr, protocol);
-            let opened: Result<Vec<_>, _> =
-                free.and_then(|()| workers.iter().map(|_| open_listener(addr, protocol)).collect());
-            opened.map_err(|error| error.to_string())
+            let next = ListenerKey(self.next_key + 1);
+            listen(next, place, inherited, workers).map_err(|error| error.to_string())
         };
-        let state = match sockets {
+        let state = match state {
             Ok(sockets) => {
                 self.next_key += 1;
-                let key = ListenerKey(self.next_key);
-                for (worker, socket) in workers.iter().zip(sockets) {
-                    worker.send(Command::Listen { key, socket, protocol, vip: Some(addr) });
-                }
+                self.manager.keep(&name, &sockets);
                 if again {
                     tracing::info!(%addr, "listening after all");
                 }
-                Listening::Open(key)
+                Listening::Open(ListenerKey(self.next_key), sockets)
             }
             Err(why) => {
                 if !again {
@@ -300,11 +346,12 @@ impl Listeners {
                 Listening::Failed(why)
             }
         };
-        self.per_address.insert(socket, state);
+        self.per_address.insert(place, state);
     }
 
-    fn close(&mut self, socket: Socket, workers: &[WorkerHandle]) {
-        if let Some(Listening::Open(key)) = self.per_address.remove(&socket) {
+    fn close(&mut self, place: Place, workers: &[WorkerHandle]) {
+        if let Some(Listening::Open(key, _)) = self.per_address.remove(&place) {
+            self.manager.forget(&listener_name(place.0, place.1));
             for worker in workers {
                 worker.send(Command::Unlisten { key });
             }
@@ -312,7 +359,43 @@ impl Listeners {
     }
 }
 
-fn sockets(frontend: &Frontend) -> impl Iterator<Item = Socket> + use<> {
+/// Has every worker listen in a place, on the sockets that are there already and on new ones; returns
+/// copies of all.
+fn listen(
+    key: ListenerKey,
+    (protocol, addr): Place,
+    mut sockets: Vec<Socket>,
+    workers: &[WorkerHandle],
+) -> Result<Vec<Socket>, ListenError> {
+    if sockets.is_empty() {
+        // With SO_REUSEPORT alone, a second Fairway would quietly share the port.
+        probe(addr, protocol)?;
+    }
+    while sockets.len() < workers.len() {
+        sockets.push(open_listener(addr, protocol)?);
+    }
+    give(key, protocol, Some(addr), &sockets, workers)
+        .map_err(|error| ListenError::Resources { addr, error })?;
+    Ok(sockets)
+}
+
+/// Gives each worker its copies of sockets: the same workers the same sockets, in each process.
+pub(super) fn give(
+    key: ListenerKey,
+    protocol: Protocol,
+    vip: Option<SocketAddr>,
+    sockets: &[Socket],
+    workers: &[WorkerHandle],
+) -> std::io::Result<()> {
+    let copies: Vec<Socket> =
+        sockets.iter().map(Socket::try_clone).collect::<std::io::Result<_>>()?;
+    for (worker, socket) in workers.iter().cycle().zip(copies) {
+        worker.send(Command::Listen { key, socket, protocol, vip });
+    }
+    Ok(())
+}
+
+fn places(frontend: &Frontend) -> impl Iterator<Item = Place> + use<> {
     let (ip, protocol) = (frontend.ip(), frontend.protocol);
     frontend.ports.iter().map(move |port| (protocol, SocketAddr::new(ip, port)))
 }

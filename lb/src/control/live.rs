@@ -16,6 +16,7 @@ use fairway_core::{
 
 use super::backend::LiveBackend;
 use super::ids::Ids;
+use super::memory::ServiceMemory;
 use super::orders::Orders;
 use super::outlier::{Sample, Verdict, judge, most_ejected};
 use super::ramp::Ramp;
@@ -82,13 +83,15 @@ impl Live {
     ///
     /// The pools are shared when they would come out the same. `health` tells how an address
     /// stands that is checked already; a backend whose check is new keeps the standing that it
-    /// had, and a new one has that of its check's `initialState`. Costs the building of the tables.
+    /// had, and a new one has that of its check's `initialState`, or what another process remembers of
+    /// it. The last of the `copies` of each counter is the control loop's. Costs the building of the
+    /// tables.
     pub(crate) fn build(
         id: ServiceId,
         spec: Arc<ServiceSpec>,
-        previous: Option<Self>,
+        (previous, memory): (Option<Self>, Option<&ServiceMemory>),
         ids: &mut Ids,
-        (workers, now): (usize, Tick),
+        (copies, now): (usize, Tick),
         health: impl Fn(&CheckTarget) -> Option<Option<Box<str>>>,
     ) -> Result<Replaced, BuildError> {
         let panic = previous.as_ref().is_some_and(|live| live.panic);
@@ -106,7 +109,7 @@ impl Live {
                 let same = live.spec.policy.scheduler == spec.policy.scheduler;
                 (live.state, if same { live.groups } else { Vec::new() })
             }
-            None => (ServiceState::new(workers), Vec::new()),
+            None => (ServiceState::new(copies), Vec::new()),
         };
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
@@ -114,10 +117,15 @@ impl Live {
         let backends = spec.backends.iter().map(|spec| match known.remove(&spec.addr) {
             Some(live) => live.described_by(spec),
             None => {
-                let backend = ids.create(spec.addr, workers);
+                let known = memory.and_then(|memory| memory.backend(spec.addr));
+                let backend = match known {
+                    Some(known) => Backend::new(known.id(), spec.addr, copies),
+                    None => ids.create(spec.addr, copies),
+                };
                 let mut live = LiveBackend::new(spec, backend, protocol);
                 live.down.clone_from(&unchecked);
                 live.orders = absent.remove(&spec.addr).unwrap_or_default();
+                known.iter().for_each(|known| known.bring_back(&mut live, copies - 1));
                 live
             }
         });
@@ -311,6 +319,11 @@ impl Live {
         live.ejection.cause = Some(cause.into());
         live.backend.transitions.inc();
         Some(length)
+    }
+
+    /// What its counters say now is no traffic of this window.
+    pub(super) fn count_from_here(&mut self) {
+        self.accepted = self.state.counters.totals().accepted;
     }
 
     /// Judges the backends by the window that ends now, when one does: who is an outlier, and why.

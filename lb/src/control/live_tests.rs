@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::memory::BackendMemory;
 use crate::control::orders::Since;
 use std::path::Path;
 
@@ -19,7 +20,7 @@ fn backends(list: &str) -> Arc<ServiceSpec> {
 }
 
 fn build(previous: Option<Live>, spec: Arc<ServiceSpec>, ids: &mut Ids) -> Replaced {
-    Live::build(ServiceId(0), spec, previous, ids, (1, Tick(0)), |_| None).unwrap()
+    Live::build(ServiceId(0), spec, (previous, None), ids, (2, Tick(0)), |_| None).unwrap()
 }
 
 fn admitted(live: &mut Live) -> Vec<String> {
@@ -273,4 +274,42 @@ fn lasting_orders_outlive_a_gap_in_what_dns_says() {
     let live = build(Some(live), backends("10.0.0.2"), &mut ids).live;
     let live = build(Some(live), backends("10.0.0.1"), &mut ids).live;
     assert!(live.backends[0].orders.ejected.is_none(), "the document took it out");
+}
+
+#[test]
+fn what_another_process_knew_holds() {
+    let mut ids = Ids::default();
+    let live = build(None, backends("10.0.0.1, 10.0.0.2"), &mut ids).live;
+    let (id, addr) = (live.backends[0].backend.id, live.backends[0].backend.addr);
+    let memory = serde_json::json!({
+        "id": 7,
+        "counts": {"accepted ": 5, "ends client_closed": 4, "of another version": 3},
+        "backends": [{
+            "ip": addr.ip(), "port": addr.port(), "slot": 40, "epoch": 3,
+            "counts": {"connections ": 2}, "down": "refused", "streak": 2,
+            "ejection": {"until": 9000, "cause": "failures", "times": 2, "ended": 10},
+            "orders": {"drained": [5, true], "percent": [30, [6, false]]},
+        }, {"ip": "10.0.0.9", "port": null, "slot": 41, "epoch": 1}],
+    });
+    let memory: ServiceMemory = serde_json::from_value(memory).unwrap();
+    let mut ids = Ids::default();
+    ids.reserve(memory.backends.iter().map(BackendMemory::id));
+    let before = (None, Some(&memory));
+    let built = Live::build(
+        memory.id(),
+        backends("10.0.0.1, 10.0.0.2"),
+        before,
+        &mut ids,
+        (2, Tick(0)),
+        |_| None,
+    );
+    let live = built.unwrap().live;
+    let (known, new) = (&live.backends[0], &live.backends[1]);
+    assert_ne!(known.backend.id, id, "it has the number that it had there");
+    assert_eq!((known.backend.id.slot, known.backend.id.epoch.get()), (40, 3));
+    assert_eq!(new.backend.id.slot, 42, "nobody else has a number that was known");
+    assert_eq!(known.backend.counters.totals().connections, 2);
+    assert_eq!((known.ejection.until, known.backend.streak.len()), (Some(Tick(9000)), 2));
+    assert_eq!(known.orders.percent.map(|(percent, _)| percent), Some(30));
+    assert!(known.standing().draining && known.standing().ejected && !new.standing().draining);
 }

@@ -9,10 +9,12 @@ mod backend;
 mod cluster;
 mod events;
 mod fence;
+mod handover;
 mod history;
 mod ids;
 mod listeners;
 mod live;
+mod memory;
 mod names;
 mod nft;
 mod orders;
@@ -50,8 +52,10 @@ use self::names::Named;
 use self::retire::Retiring;
 use crate::announce::{Announced, Handle as Announcer};
 use crate::cloud::{CloudNews, CloudView};
+use crate::handover::Left;
 use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, Checker, HealthEvent};
+use crate::manager::Manager;
 use crate::network::News;
 use crate::resolver::{NameAddress, NameEvent, Resolver};
 
@@ -59,6 +63,7 @@ pub(crate) use self::backend::LiveBackend;
 pub(crate) use self::history::{Generation, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::Live;
+pub(crate) use self::memory::{LateCounts, Memory};
 pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::packets::{InterfaceView, PacketPath};
 pub(crate) use self::plan::{Change, plan};
@@ -71,6 +76,8 @@ const BATCH: usize = 4096;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often it is said what the end waits for.
 const TELL: Duration = Duration::from_secs(5);
+/// The same of a process that has handed over: nobody waits for it.
+const TELL_RARELY: Duration = Duration::from_secs(600);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -99,6 +106,8 @@ pub(crate) enum Input {
     Announced(Result<Box<Announced>, String>),
     /// A worker has something to say.
     Worker(Event),
+    /// What is left of a process before this one.
+    Before(Left),
     /// Someone asks, or asks for something, and gets the answer through the closure.
     Ask(Box<dyn FnOnce(&mut Control) + Send>),
     /// Stop: first accepting, then, after the drain, everything.
@@ -135,6 +144,8 @@ pub(crate) struct Watchers {
 /// The loop's state.
 pub(crate) struct Control {
     pub(crate) clock: Clock,
+    /// When this process began.
+    pub(crate) began: Tick,
     pub(crate) process: Process,
     pub(crate) config: ConfigState,
     pub(crate) desired: Desired,
@@ -179,6 +190,15 @@ pub(crate) struct Control {
     stop: Stop,
     /// Why a worker ended that should not have.
     failure: Option<String>,
+    manager: Manager,
+    /// When the manager is to hear of us, and how far workers were the last time.
+    alive_at: Tick,
+    turns: Vec<u64>,
+    /// What a process before this one knew of services that have not come yet.
+    memory: Memory,
+    /// Processes before this one that still have connections, and how many.
+    pub(crate) before: BTreeMap<u32, u64>,
+    handing: handover::Handing,
 }
 
 /// The standing of a checked address, and whose it is.
@@ -197,21 +217,24 @@ enum Stop {
     Withdrawing(Tick),
     /// Accepts nothing; ends what is left at the time.
     Draining(Tick),
+    /// Another process has taken over; the same.
+    Left(Tick),
     Done,
 }
 
 impl Control {
     pub(crate) fn new(
-        clock: Clock,
         process: Process,
         path: PathBuf,
         publisher: Publisher,
         workers: Vec<WorkerHandle>,
-        (listeners, packets, announcer): (Listeners, Option<PacketPath>, Announcer),
+        (packets, announcer): (Option<PacketPath>, Announcer),
         Watchers { checker, resolver }: Watchers,
+        manager: Manager,
     ) -> Self {
         Self {
-            clock,
+            clock: Clock,
+            began: Clock.now(),
             process,
             config: ConfigState {
                 path,
@@ -228,7 +251,7 @@ impl Control {
             ids: Ids::default(),
             publisher,
             workers,
-            listeners,
+            listeners: Listeners::detached(),
             packets,
             announcing: Announcing::new(announcer),
             checker,
@@ -250,11 +273,24 @@ impl Control {
             rolled_back: None,
             stop: Stop::Running,
             failure: None,
+            manager,
+            alive_at: Tick(0),
+            turns: Vec::new(),
+            memory: Memory::default(),
+            before: BTreeMap::new(),
+            handing: handover::Handing::default(),
         }
     }
 
-    /// Starts to serve what `config` says.
-    pub(crate) fn begin(&mut self, config: Config, names: &Answers, news: CloudNews) {
+    /// Starts to serve what `config` says, by `listeners`.
+    pub(crate) fn begin(
+        &mut self,
+        listeners: Listeners,
+        config: Config,
+        names: &Answers,
+        news: CloudNews,
+    ) {
+        self.listeners = listeners;
         let change = ChangeSet::between(&self.desired, &config.services);
         self.desired = config.services;
         self.history.push(self.desired.clone(), self.config.path.display().to_string());
@@ -263,9 +299,25 @@ impl Control {
         self.publish();
         self.begin_announcing();
         self.listeners.tend(self.clock.now(), &self.workers);
+        self.listeners.begun(&self.workers);
         self.tend_packets(self.clock.now());
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
         tracing::info!(services = self.services.len(), "serving");
+    }
+
+    /// The workers.
+    pub(crate) fn workers(&self) -> &[WorkerHandle] {
+        &self.workers
+    }
+
+    /// What it does, in a few words.
+    pub(crate) fn in_short(&self) -> String {
+        let troubles = self.config.problems.len();
+        let words = format!("serving {} services", self.services.len());
+        match troubles {
+            0 => words,
+            _ => format!("{words}; the newest configuration is not applied: {troubles} errors"),
+        }
     }
 
     /// Waits until every worker serves what was published, for a second at most.
@@ -298,6 +350,10 @@ impl Control {
         }
         for worker in &mut self.workers {
             worker.join();
+        }
+        if self.handing.is_over() {
+            // The next process has all that is seen outside.
+            return self.failure.map_or(Ok(()), Err);
         }
         self.announcing.stop();
         self.listeners.clean_up();
@@ -334,6 +390,7 @@ impl Control {
                 self.stop = Stop::Done;
             }
             Input::Worker(event) => self.take_event(event),
+            Input::Before(left) => self.take_before(&left),
             Input::Ask(ask) => ask(self),
             Input::Stop { now } => self.begin_stop(now),
         }
@@ -370,6 +427,13 @@ impl Control {
     }
 
     fn begin_stop(&mut self, now: bool) {
+        if let Stop::Left(_) = self.stop
+            && !now
+        {
+            self.stop = Stop::Draining(self.clock.now().plus(self.process.shutdown_drain));
+            return;
+        }
+        self.manager.stops();
         if now || self.stop != Stop::Running {
             tracing::info!("stopping now");
             self.stop = Stop::Done;
@@ -398,11 +462,6 @@ impl Control {
             worker.send(Command::StopAccepting);
         }
         self.stop = Stop::Draining(self.clock.now().plus(drain));
-    }
-
-    /// Connections of all workers.
-    pub(crate) fn connections(&self) -> u64 {
-        self.workers.iter().map(|worker| worker.stats.connections.load(Relaxed)).sum()
     }
 
     /// Flows of packet services that the end of the process would break.
@@ -524,8 +583,11 @@ impl Control {
         self.tend_packets(now);
         self.publisher.collect();
         self.stop_accepting();
+        self.tend_heir(now);
+        self.tend_watchdog(now);
         if self.is_stopping() && now >= self.told_at {
-            self.told_at = now.plus(TELL);
+            let rarely = matches!(self.stop, Stop::Left(_));
+            self.told_at = now.plus(if rarely { TELL_RARELY } else { TELL });
             let (left, listeners) = (self.connections(), self.listeners_are_quiet());
             tracing::info!(
                 connections = left,

@@ -7,11 +7,16 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use fairway_core::{Frontend, Protocol, Tick};
-use fairway_uring::{Command, ListenError, ListenerKey, WorkerHandle, open_transparent};
+use fairway_uring::{ListenError, ListenerKey, WorkerHandle, open_transparent};
+use socket2::Socket;
 
+use super::listeners::give;
 use super::system::run;
+use crate::handover::Inherited;
+use crate::manager::Manager;
 
 /// Name of the nftables table.
 const TABLE: &str = "fairway";
@@ -22,12 +27,23 @@ const ROUTES: &str = "26231";
 const RETRY_MS: u64 = 1000;
 /// From one look whether our table is still there to the next.
 const VERIFY_MS: u64 = 5000;
+/// The name of the sockets for TCP over IPv4.
+const NAME_TCP4: &str = "tproxy-tcp4";
 
 /// Ports of our sockets of one family.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ports {
     tcp: u16,
     udp: u16,
+}
+
+/// Sockets of a protocol and family.
+struct Opened {
+    /// The name under which the next process finds them.
+    name: &'static str,
+    key: ListenerKey,
+    protocol: Protocol,
+    sockets: Vec<Socket>,
 }
 
 /// The nftables side of transparent listening.
@@ -41,25 +57,37 @@ pub(crate) struct Tproxy {
     trouble: Option<String>,
     retry_at: Tick,
     verify_at: Tick,
-    sockets: usize,
+    /// Copies of what workers accept on.
+    sockets: Vec<Opened>,
+    /// Workers have them.
+    given: bool,
+    /// The table is one of a process before this one: right for its services, and replaced once ours are
+    /// known.
+    stale: bool,
+    /// The next process has the table.
+    left: bool,
 }
 
 impl Tproxy {
-    /// Opens the sockets, has the workers accept on them, and makes table, rules and routes.
-    pub(crate) fn start(workers: &[WorkerHandle]) -> Result<Self, String> {
-        let (v4, mut sockets) = listen(false, workers).map_err(|error| error.to_string())?;
-        let v6 = match listen(true, workers) {
-            Ok((port, more)) => {
-                sockets += more;
-                Some(port)
-            }
-            Err(error) => {
-                tracing::warn!("no transparent IPv6: {error}");
-                None
-            }
-        };
-        let mut tproxy = Self { ports: (v4, v6), sockets, ..Self::detached() };
-        tproxy.rebuild()?;
+    /// Opens the sockets of so many workers, or takes those that are inherited, and makes table, rules and
+    /// routes. Workers accept once something is served. `manager` keeps the sockets for the next process.
+    pub(crate) fn start(
+        workers: usize,
+        inherited: &mut Inherited,
+        manager: &Manager,
+    ) -> Result<Self, String> {
+        let mut sockets = Vec::new();
+        let stale = inherited.has(NAME_TCP4);
+        let mut open = |ipv6| open(ipv6, workers, inherited, &mut sockets);
+        let v4 = open(false).map_err(|error| error.to_string())?;
+        let v6 = open(true).map_err(|error| tracing::warn!("no transparent IPv6: {error}")).ok();
+        for Opened { name, sockets, .. } in &sockets {
+            manager.keep(name, sockets);
+        }
+        let mut tproxy = Self { ports: (v4, v6), sockets, stale, ..Self::detached() };
+        if !stale {
+            tproxy.rebuild()?;
+        }
         tproxy.trouble = None;
         tproxy.retry_at = Tick(0);
         tproxy.verify_at = Tick(VERIFY_MS);
@@ -75,8 +103,17 @@ impl Tproxy {
             trouble: Some("detached".into()),
             retry_at: Tick(u64::MAX),
             verify_at: Tick(u64::MAX),
-            sockets: 0,
+            sockets: Vec::new(),
+            given: false,
+            stale: false,
+            left: false,
         }
+    }
+
+    /// Leaves table, rules and routes to the next process.
+    pub(crate) fn leave(&mut self) {
+        self.left = true;
+        (self.retry_at, self.verify_at) = (Tick(u64::MAX), Tick(u64::MAX));
     }
 
     pub(crate) fn change(&mut self, removed: &[Frontend], added: &[Frontend]) {
@@ -86,6 +123,20 @@ impl Tproxy {
         self.wanted.extend(added);
         elements(&mut self.pending, "delete", removed.iter());
         elements(&mut self.pending, "add", added.iter());
+    }
+
+    /// Has the workers accept: what is served is published.
+    pub(crate) fn serve(&mut self, workers: &[WorkerHandle]) {
+        if std::mem::replace(&mut self.given, true) {
+            return;
+        }
+        for Opened { key, protocol, sockets, .. } in &self.sockets {
+            if let Err(error) = give(*key, *protocol, None, sockets, workers) {
+                tracing::error!(
+                    "no descriptors to listen: {error}; raise LimitNOFILE= of the service"
+                );
+            }
+        }
     }
 
     /// Applies the gathered changes as one transaction; makes everything anew when they do not
@@ -101,7 +152,7 @@ impl Tproxy {
         if lost {
             tracing::warn!("our nftables table is gone; making it again");
         }
-        if self.trouble.is_none() && !lost {
+        if self.trouble.is_none() && !lost && !self.stale {
             if self.pending.is_empty() {
                 return;
             }
@@ -144,11 +195,12 @@ impl Tproxy {
             run("ip", &route, "")?;
         }
         self.pending.clear();
+        self.stale = false;
         Ok(())
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
-        self.trouble.is_some() || !self.pending.is_empty()
+        self.trouble.is_some() || !self.pending.is_empty() || self.stale
     }
 
     pub(crate) fn trouble(&self) -> Option<&str> {
@@ -157,15 +209,25 @@ impl Tproxy {
 
     /// Whether addresses of this family are served at all.
     pub(crate) fn serves(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() || self.ports.1.is_some() || self.sockets == 0
+        ip.is_ipv4() || self.ports.1.is_some() || self.sockets.is_empty()
     }
 
-    pub(crate) fn sockets(&self) -> usize {
-        self.sockets
+    /// Descriptors of its sockets, each in a worker and here.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.sockets.iter().map(|opened| 2 * opened.sockets.len()).sum()
+    }
+
+    /// Its sockets, by the names under which the next process finds them.
+    pub(crate) fn to_hand_over(&self) -> impl Iterator<Item = (String, BorrowedFd<'_>)> {
+        self.sockets.iter().flat_map(|Opened { name, sockets, .. }| {
+            sockets.iter().map(|socket| ((*name).to_owned(), socket.as_fd()))
+        })
     }
 
     pub(crate) fn clean_up(&mut self) {
-        forget();
+        if !self.left {
+            forget();
+        }
     }
 }
 
@@ -183,19 +245,33 @@ fn elements<'f>(text: &mut String, verb: &str, frontends: impl Iterator<Item = &
 }
 
 /// A socket for each worker and protocol; those of one protocol on the port that the first gets.
-fn listen(ipv6: bool, workers: &[WorkerHandle]) -> Result<(Ports, usize), ListenError> {
+fn open(
+    ipv6: bool,
+    workers: usize,
+    inherited: &mut Inherited,
+    all: &mut Vec<Opened>,
+) -> Result<Ports, ListenError> {
     let mut ports = Ports::default();
     for (protocol, port) in [(Protocol::Tcp, &mut ports.tcp), (Protocol::Udp, &mut ports.udp)] {
-        for worker in workers {
-            let socket = open_transparent(ipv6, *port, protocol)?;
-            if let Some(addr) = socket.local_addr().ok().and_then(|addr| addr.as_socket()) {
-                *port = addr.port();
+        let name = match (protocol, ipv6) {
+            (Protocol::Tcp, false) => NAME_TCP4,
+            (Protocol::Tcp, true) => "tproxy-tcp6",
+            (_, false) => "tproxy-udp4",
+            (_, true) => "tproxy-udp6",
+        };
+        let mut sockets = inherited.sockets(name, None);
+        loop {
+            let first = sockets.first().and_then(|first| first.local_addr().ok()?.as_socket());
+            *port = first.map_or(*port, |addr| addr.port());
+            if sockets.len() >= workers {
+                break;
             }
-            let key = ListenerKey(u64::MAX - u64::from(ipv6) - 2 * u64::from(protocol.number()));
-            worker.send(Command::Listen { key, socket, protocol, vip: None });
+            sockets.push(open_transparent(ipv6, *port, protocol)?);
         }
+        let key = ListenerKey(u64::MAX - u64::from(ipv6) - 2 * u64::from(protocol.number()));
+        all.push(Opened { name, key, protocol, sockets });
     }
-    Ok((ports, 2 * workers.len()))
+    Ok(ports)
 }
 
 /// Takes away what an earlier process may have left. What is not there is no error.

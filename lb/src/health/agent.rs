@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use fairway_core::agent_line::{Admin, AgentError, AgentReport, parse};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -28,7 +29,8 @@ pub(crate) async fn ask(addr: SocketAddr, send: &[u8]) -> Result<AgentReport, St
 }
 
 /// What an agent's lines have come to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct AgentState {
     /// Part of the weight, in hundredths.
     pub(crate) percent: Option<u32>,

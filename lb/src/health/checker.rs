@@ -109,6 +109,11 @@ impl Checker {
         }
     }
 
+    /// Ends all checks: another process makes them.
+    pub(crate) fn stop(&mut self) {
+        self.running.drain().for_each(|(_, (abort, _))| abort.abort());
+    }
+
     /// Number of different checks.
     #[must_use]
     pub(crate) fn len(&self) -> usize {

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::{control, cpu};
 use crate::cloud::{Cloud, CloudNews};
-use crate::control::{Answers, Control, Input};
+use crate::control::{Answers, Control, Input, Listeners};
 
 /// What a cluster costs, in CPU time of one thread.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub fn cluster_scale(services: usize, endpoints: usize, changes: usize) -> Clust
     let changed: Vec<EndpointSlice> = slices.iter().take(64).cloned().collect();
     let mut control = control(&config);
     let mut cloud = Cloud::new(&config, None);
-    control.begin(config.clone(), &Answers::new(), CloudNews::default());
+    control.begin(Listeners::detached(), config.clone(), &Answers::new(), CloudNews::default());
     let take = |control: &mut Control, cloud: &mut Cloud, events: Vec<ClusterEvent>| {
         let change = cloud.events(events.into_iter()).change;
         let view = cloud.news();

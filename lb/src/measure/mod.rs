@@ -11,13 +11,13 @@ use std::time::Duration;
 use fairway_config::{ChangeSet, Config, ServiceSpec, load_text};
 use fairway_core::publish::Publisher;
 use fairway_core::{BackendAddr, Weight};
-use fairway_uring::Clock;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::announce::Handle;
 use crate::cloud::CloudNews;
 use crate::control::{Answers, Control, Listeners, Watchers};
 use crate::health::Checker;
+use crate::manager::Manager;
 use crate::resolver::Resolver;
 
 pub use cluster::{ClusterScale, cluster_scale};
@@ -68,7 +68,7 @@ pub fn scale(document: &str, changes: usize) -> Scale {
     let specs: Vec<Arc<ServiceSpec>> = config.services.values().cloned().collect();
     let mut control = control(&config);
     let start = cpu();
-    control.begin(config, &Answers::new(), CloudNews::default());
+    control.begin(Listeners::detached(), config, &Answers::new(), CloudNews::default());
     let load = cpu().saturating_sub(start);
     let changes = (0..changes).map(|n| {
         let spec = &specs[n * 7919 % specs.len()];
@@ -85,16 +85,16 @@ fn control(config: &Config) -> Control {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
     let runtime = runtime.unwrap_or_else(|error| panic!("{error}"));
     Control::new(
-        Clock::start(),
         config.process.clone(),
         "scale.yaml".into(),
         Publisher::new(),
         Vec::new(),
-        (Listeners::detached(), None, Handle::detached()),
+        (None, Handle::detached()),
         Watchers {
             checker: Checker::new(runtime.handle().clone(), 1, |_| {}),
             resolver: Resolver::new(runtime.handle().clone(), Vec::new(), Duration::ZERO, |_| {}),
         },
+        Manager::default(),
     )
 }
 

@@ -102,6 +102,11 @@ impl Resolver {
         self.running.insert(query.clone(), (task.abort_handle(), 1));
     }
 
+    /// Asks for nothing more: another process does.
+    pub(crate) fn stop(&mut self) {
+        self.running.drain().for_each(|(_, (abort, _))| abort.abort());
+    }
+
     /// Takes a user of `query` away; true when it was the last one, which ends the asking.
     pub(crate) fn remove(&mut self, query: &Query) -> bool {
         let Some((abort, users)) = self.running.get_mut(query) else { return false };

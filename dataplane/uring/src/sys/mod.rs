@@ -12,6 +12,7 @@ mod memory;
 mod messages;
 mod options;
 mod packet;
+mod passed;
 mod probe;
 mod ring;
 
@@ -25,5 +26,6 @@ pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination
 pub(crate) use packet::{
     After, Divider, HEADROOM, Receiver, Sender, interface_number, packet_sender,
 };
+pub use passed::passed_descriptors;
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};

@@ -9,6 +9,7 @@
 mod ages;
 mod carry;
 mod flow;
+mod handing;
 mod session;
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use fairway_core::{BackendId, EndReason, Tick};
 use socket2::Socket;
 
 use self::ages::Ages;
+pub use self::handing::HandedSession;
+use self::handing::Handing;
 use self::session::{Session, prepare};
 use crate::ListenerKey;
 use crate::listen::open_reply;
@@ -64,6 +67,7 @@ pub(crate) struct Datagrams {
     starved: Vec<Token>,
     /// No new sessions: the process is stopping.
     refusing: bool,
+    handing: Handing,
 }
 
 impl Datagrams {
@@ -79,6 +83,7 @@ impl Datagrams {
             wheel: Wheel::new(now),
             starved: Vec::new(),
             refusing: false,
+            handing: Handing::default(),
         }
     }
 
@@ -186,7 +191,7 @@ impl Datagrams {
 
     /// Receives that found no buffer try again, once there are some.
     pub(crate) fn feed(&mut self, cx: &mut Cx<'_>) {
-        if self.starved.is_empty() || cx.ring.lacks_datagram_buffers() {
+        if self.starved.is_empty() || self.handing.is_paused() || cx.ring.lacks_datagram_buffers() {
             return;
         }
         for token in std::mem::take(&mut self.starved) {
@@ -212,7 +217,7 @@ impl Datagrams {
 
     fn receive_clients(&mut self, index: usize, cx: &mut Cx<'_>) {
         let Some(listener) = self.listeners.get_mut(index) else { return };
-        if listener.receiving || listener.end.is_closing() {
+        if listener.receiving || listener.end.is_closing() || self.handing.is_paused() {
             return;
         }
         let op = Op::DatagramIn;
@@ -225,7 +230,11 @@ impl Datagrams {
 
     fn receive_replies(&mut self, index: u32, cx: &mut Cx<'_>) {
         let Some(session) = self.sessions.get_mut(index as usize) else { return };
-        if session.receiving || session.failed || session.end.is_closing() {
+        if session.receiving
+            || session.failed
+            || session.end.is_closing()
+            || self.handing.is_paused()
+        {
             return;
         }
         let token = Token { op: Op::DatagramReply, index, generation: session.generation };

@@ -6,7 +6,7 @@ use crate::packet::golden::{self, Golden, Step};
 #[test]
 fn every_mode_makes_of_packets_what_it_is_to_make() {
     let all = golden::all();
-    let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64));
+    let (snapshot, clients) = (golden::snapshot(&all, [None; 2]), Clients::new(64, [1, 2, 3, 4]));
     let shape = Shape { ipv4: 256, ipv6: 256 };
     let mut region = HeapRegion::new(shape.bytes());
     let flows = FlowTable::open(region.bytes(), shape, [1, 2], false).unwrap();

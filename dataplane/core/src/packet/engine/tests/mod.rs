@@ -93,7 +93,7 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             snapshot: Snapshot::empty(),
-            clients: Clients::new(64),
+            clients: Clients::new(64, [1, 2, 3, 4]),
             now: Tick(1000),
             services: Vec::new(),
             slots: 0,

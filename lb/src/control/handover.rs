@@ -1,0 +1,193 @@
+//! The control loop's part in going from one process to the next: [`crate::handover`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crossbeam_channel::unbounded;
+use fairway_core::Tick;
+use fairway_uring::{Command, HandedSession};
+
+use super::{Control, LateCounts, Stop};
+use crate::handover::{Handed, Heir, Left};
+
+/// How long workers may take to end what is under way.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the next process hears what is left of this one.
+const TELL: Duration = Duration::from_secs(1);
+
+/// What was handed over, and who has it now.
+#[derive(Default)]
+pub(super) struct Handing {
+    /// What was counted when it was told last.
+    told: BTreeMap<String, LateCounts>,
+    heir: Option<Heir>,
+    tell_at: Tick,
+    /// Who asked for it has the answer by then.
+    end_at: Tick,
+}
+
+impl Handing {
+    /// Another process has taken over.
+    pub(super) fn is_over(&self) -> bool {
+        self.heir.is_some()
+    }
+}
+
+impl Control {
+    /// Whether another process may go on in place of this one; else why not.
+    pub(crate) fn can_hand_over(&mut self) -> Result<(), String> {
+        if self.is_stopping() {
+            return Err("this process is ending".into());
+        }
+        match self.rolled_back {
+            Some(generation) => Err(format!(
+                "generation {generation} was rolled back to, and a new process would serve what the file \
+                 says; mend the file, or read it again with `fairway reload`"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives everything away; nobody receives datagrams until [`Control::go_on`], or in the next process.
+    pub(crate) fn hand_over(&mut self) -> Result<Handed, String> {
+        self.can_hand_over()?;
+        self.publish();
+        let sessions = match self.pause() {
+            Ok(sessions) => sessions,
+            Err(why) => {
+                self.go_on();
+                return Err(why);
+            }
+        };
+        self.handing.told.clear();
+        let mut told = std::mem::take(&mut self.handing.told);
+        self.late_counts(&mut told);
+        self.handing.told = told;
+        let mut named = Vec::new();
+        for (name, socket) in self.listeners.to_hand_over() {
+            match socket.try_clone_to_owned() {
+                Ok(socket) => named.push((name, socket)),
+                Err(error) => {
+                    self.go_on();
+                    return Err(format!("no descriptors left: {error}; raise LimitNOFILE="));
+                }
+            }
+        }
+        let generation = self.publisher.current().generation;
+        Ok(Handed { memory: self.memory(), generation, named, sessions })
+    }
+
+    fn pause(&self) -> Result<Vec<Vec<HandedSession>>, String> {
+        let ask = |worker: &fairway_uring::WorkerHandle| {
+            let (reply, sessions) = unbounded();
+            worker.send(Command::PauseDatagrams { reply });
+            sessions
+        };
+        let asked: Vec<_> = self.workers.iter().map(ask).collect();
+        let late = |_| format!("a worker did not stand still within {PATIENCE:?}");
+        asked.iter().map(|sessions| sessions.recv_timeout(PATIENCE).map_err(late)).collect()
+    }
+
+    /// Goes on as if nothing had been handed over.
+    pub(crate) fn go_on(&mut self) {
+        for worker in &self.workers {
+            worker.send(Command::ResumeDatagrams);
+        }
+    }
+
+    /// Another process serves: this one keeps its connections and ends with the last of them.
+    pub(crate) fn leave(&mut self, heir: Heir) {
+        let connections = self.connections();
+        let longest = self.process.hand_over_timeout;
+        tracing::info!(connections, ?longest, "another process serves; connections go on here");
+        for worker in &self.workers {
+            worker.send(Command::Leave);
+        }
+        self.listeners.leave();
+        self.checker.stop();
+        self.resolver.stop();
+        self.handing.heir = Some(heir);
+        self.handing.end_at = self.clock.now().plus(TELL);
+        self.stop = Stop::Left(self.clock.now().plus(longest));
+    }
+
+    /// Tells the next process what is left here, now and then; ends when nothing is.
+    pub(super) fn tend_heir(&mut self, now: Tick) {
+        let Stop::Left(until) = self.stop else { return };
+        let left = self.connections();
+        let done = self.listeners_are_quiet() && left == 0 && now >= self.handing.end_at;
+        let over = now >= until || done;
+        if over || now >= self.handing.tell_at {
+            self.handing.tell_at = now.plus(TELL);
+            let mut told = std::mem::take(&mut self.handing.told);
+            let counts = self.late_counts(&mut told);
+            self.handing.told = told;
+            if let Some(heir) = &self.handing.heir {
+                heir.tell(left, counts);
+            }
+        }
+        if over {
+            self.stop = Stop::Done;
+        }
+    }
+
+    /// What is left of a process before this one.
+    pub(super) fn take_before(&mut self, left: &Left) {
+        self.count_late(&left.counts);
+        match left.connections {
+            0 => {
+                if self.before.remove(&left.pid).is_some() {
+                    tracing::info!(pid = left.pid, "the process before has ended");
+                }
+            }
+            connections => _ = self.before.insert(left.pid, connections),
+        }
+        metrics::gauge!("fairway_processes_draining").set(self.before.len() as f64);
+        let connections: u64 = self.before.values().sum();
+        metrics::gauge!("fairway_connections_draining").set(connections as f64);
+    }
+
+    /// Takes no datagrams yet: the sessions of the process before come first.
+    pub(crate) fn await_sessions(&self) {
+        // Nobody has any yet.
+        let _ = self.pause();
+    }
+
+    /// Goes on with sessions of the process before, by its workers.
+    pub(crate) fn adopt(&self, sessions: Vec<Vec<HandedSession>>) {
+        for (worker, sessions) in self.workers.iter().cycle().zip(sessions) {
+            let snapshot = self.publisher.current();
+            worker.send(Command::AdoptDatagrams { sessions, snapshot });
+        }
+        for worker in &self.workers {
+            worker.send(Command::ResumeDatagrams);
+        }
+    }
+
+    /// Says that all is well, when the service manager wants to hear it and every worker has turned since
+    /// the last time.
+    pub(super) fn tend_watchdog(&mut self, now: Tick) {
+        let Some(every) = self.manager.watchdog() else { return };
+        if now < self.alive_at {
+            return;
+        }
+        let turns: Vec<u64> =
+            self.workers.iter().map(|worker| worker.stats.batches.get()).collect();
+        let stuck = turns.iter().zip(&self.turns).position(|(now, before)| now == before);
+        match stuck {
+            // It is asked again soon: the manager waits for twice as long.
+            Some(worker) => tracing::warn!(worker, "a worker has not turned for {every:?}"),
+            None => self.manager.is_alive(),
+        }
+        self.turns = turns;
+        self.alive_at = now.plus(every / 2);
+        // Those who sleep turn, too.
+        self.workers.iter().for_each(fairway_uring::WorkerHandle::wake);
+    }
+
+    /// Connections of this process.
+    pub(crate) fn connections(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.stats.connections.load(Relaxed)).sum()
+    }
+}
