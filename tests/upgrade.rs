@@ -224,3 +224,79 @@ fn a_new_process_that_cannot_serve_changes_nothing() {
     assert!(net.on(Host::Lb, || get(([127, 0, 0, 1], 9199).into(), "/readyz")).is_ok());
     assert_eq!(net.on(Host::Client, || get(VIP, "/").unwrap()), "s1");
 }
+
+#[test]
+fn a_killed_process_leaves_its_listeners_to_the_next() {
+    let Some(net) = Net::new() else { return };
+    let one = Nginx::start(&net, 1);
+    let mut text = document(&[&one], "");
+    for n in 1..100 {
+        text += &format!(
+            "  - {{name: more{n}, addresses: [{VIP4}], ports: [{{port: {}}}], backends: [\"{}\"]}}\n",
+            2000 + n,
+            one.addr
+        );
+    }
+    let mut fairway = Fairway::start_managed(&net, &text);
+    // Each worker's sockets of a hundred services and two addresses of one of them.
+    let workers = fairway.status().unwrap()["workers"].as_array().unwrap().len();
+    wait_for("all sockets are kept", || {
+        fairway.told().contains(&format!("KEPT {}\n", 101 * workers))
+    });
+    let outcome = Outcome::default();
+    let refused = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let _stop = outcome.stopper();
+        for _ in 0..4 {
+            let (outcome, refused) = (&outcome, &refused);
+            let client = move || {
+                while !outcome.stop.load(Relaxed) {
+                    outcome.requests.fetch_add(1, Relaxed);
+                    match get(VIP, "/kib") {
+                        Ok(_) => {}
+                        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                            refused.fetch_add(1, Relaxed);
+                        }
+                        // It was in the hands of the process that was killed.
+                        Err(_) => _ = outcome.failed.fetch_add(1, Relaxed),
+                    }
+                }
+            };
+            let net = &net;
+            scope.spawn(move || net.on(Host::Client, client));
+        }
+        for n in 1..=5 {
+            let before = outcome.requests();
+            wait_for("some requests more", || outcome.requests() > before + 50);
+            let (pid, killed) = (fairway.pid(), std::time::Instant::now());
+            fairway.signal(rustix::process::Signal::KILL);
+            wait_for("it is ready again", || fairway.told().matches("READY").count() > n);
+            println!("ready again after {:?}", killed.elapsed());
+            assert_ne!(fairway.pid(), pid);
+        }
+    });
+    assert_eq!(refused.load(Relaxed), 0, "of {} requests", outcome.requests());
+    assert!(outcome.failed() <= 5 * 4, "{} failed", outcome.failed());
+
+    // What goes with a reload is kept no longer; the next process is the main one, and is told of.
+    fairway.apply(&document(&[&one], ""));
+    wait_for("the rest is let go", || fairway.told().ends_with(&format!("KEPT {}\n", 2 * workers)));
+    fairway.signal(rustix::process::Signal::HUP);
+    wait_for("a reload has a beginning and an end", || {
+        let told = fairway.told();
+        told.rfind("RELOADING").is_some_and(|at| told[at..].contains("READY"))
+    });
+    let pid = fairway.pid();
+    fairway.upgrade();
+    assert_ne!(fairway.pid(), pid);
+    let main = format!("MAINPID {}\n", fairway.pid());
+    wait_for("the next process speaks", || {
+        let told = fairway.told();
+        told.rfind(&main).is_some_and(|at| told[at..].contains("READY"))
+    });
+    wait_for("it says that it is alive", || {
+        let told = fairway.told();
+        told.rfind("MAINPID").is_some_and(|at| told[at..].contains("WATCHDOG"))
+    });
+    assert_eq!(net.on(Host::Client, || get(VIP, "/").unwrap()), "s1");
+}

@@ -17,6 +17,8 @@ pub struct Fairway {
     /// Processes that went on in its place, the last of them now.
     heirs: Vec<u32>,
     namespace: String,
+    /// Of a service manager, when there is one: it is the child then.
+    manager: Option<tempfile::TempDir>,
 }
 
 impl Fairway {
@@ -103,7 +105,24 @@ impl Fairway {
         let config = folder.path().join("fairway.yaml");
         std::fs::write(&config, whole(folder.path(), document)).unwrap();
         let child = run(namespace, folder.path(), words);
-        Self { folder, child, heirs: Vec::new(), namespace: namespace.into() }
+        Self { folder, child, heirs: Vec::new(), namespace: namespace.into(), manager: None }
+    }
+
+    /// As [`Fairway::start`], by a stand-in for a service manager.
+    pub fn start_managed(net: &Net, document: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let manager = folder.path().join("manager.py");
+        std::fs::write(&manager, include_str!("manager.py")).unwrap();
+        let (manager, notify) = (manager.display().to_string(), folder.path().join("notify"));
+        let words = ["python3", &manager, &notify.display().to_string()];
+        let mut fairway = Self::spawn(net, document, &words);
+        fairway.manager = Some(folder);
+        fairway.ready(document)
+    }
+
+    /// What its manager was told.
+    pub fn told(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("out")).unwrap()
     }
 
     /// Ends it as a crash does, and starts it again as it was.
@@ -260,6 +279,14 @@ impl Fairway {
 
     /// The process that serves.
     pub fn pid(&self) -> u32 {
+        if self.manager.is_some() {
+            let told = self.told();
+            let of = |line: &str| {
+                let pid = line.strip_prefix("STARTED ").or(line.strip_prefix("MAINPID "));
+                pid.and_then(|pid| pid.parse().ok())
+            };
+            return told.lines().rev().find_map(of).unwrap();
+        }
         self.heirs.last().copied().unwrap_or(self.child.id())
     }
 
@@ -279,7 +306,7 @@ fn run(namespace: &str, folder: &Path, words: &[&str]) -> Child {
         .arg("--config")
         .arg(folder.join("fairway.yaml"))
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(std::fs::File::create(folder.join("out")).unwrap())
         .stderr(log.unwrap())
         .spawn()
         .unwrap()
@@ -314,7 +341,14 @@ impl Drop for Fairway {
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
-        let _ = self.child.kill();
+        if self.manager.is_some() {
+            // It ends with what it has started.
+            if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        } else {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }

@@ -57,6 +57,11 @@ impl Announcing {
         self.news.is_some()
     }
 
+    /// Whether the document says anything of announcements.
+    pub(super) fn is_written(&self) -> bool {
+        self.is_written
+    }
+
     /// Takes back everything.
     pub(super) fn stop(&self) {
         self.handle.stop();

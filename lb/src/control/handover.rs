@@ -40,6 +40,12 @@ impl Control {
         if self.is_stopping() {
             return Err("this process is ending".into());
         }
+        if self.packets.is_some() || self.announcing.is_written() {
+            return Err(
+                "packet services and announcements cannot be handed over yet; restart instead"
+                    .into(),
+            );
+        }
         match self.rolled_back {
             Some(generation) => Err(format!(
                 "generation {generation} was rolled back to, and a new process would serve what the file \
