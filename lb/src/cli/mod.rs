@@ -3,14 +3,15 @@
 mod announced;
 mod check;
 mod client;
+mod reference;
 mod steer;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -81,6 +82,19 @@ enum Command {
     },
     /// Print the JSON Schema of the configuration
     Schema,
+    /// Print the reference of the configuration, as Markdown
+    Reference,
+    /// Print what completes this program's words in a shell: `fairway completion bash`
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Manual {
+        /// Where
+        folder: PathBuf,
+    },
     /// See Fairway work: three backends, a load, a failure, on loopback
     Demo {
         /// Stop after this many seconds, 3 or more; default: at Ctrl-C
@@ -362,6 +376,16 @@ pub(crate) fn main() -> ExitCode {
             println!("{:#}", fairway_config::schema());
             ExitCode::SUCCESS
         }
+        Command::Reference => {
+            print!("{}", reference::markdown());
+            ExitCode::SUCCESS
+        }
+        Command::Completion { shell } => {
+            let mut out = std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "fairway", &mut out);
+            ExitCode::SUCCESS
+        }
+        Command::Manual { folder } => manual(&folder),
         Command::Demo { seconds } => crate::demo::demo(seconds.map(Duration::from_secs)),
         Command::Status(remote) => show(&remote, "/v1/status", table::status),
         Command::Services { service, remote } => {
@@ -439,6 +463,21 @@ pub(crate) fn main() -> ExitCode {
         }
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
         Command::Upgrade(remote) => client::order(&remote, "/v1/upgrade", &(), EXIT_FAILURE),
+    }
+}
+
+/// Writes fairway(1), a page for each of its commands, and fairway.yaml(5).
+fn manual(folder: &Path) -> ExitCode {
+    let write = || -> std::io::Result<()> {
+        clap_mangen::generate_to(Cli::command(), folder)?;
+        std::fs::write(folder.join("fairway.yaml.5"), reference::manual())
+    };
+    match write() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fairway: {}: {error}", folder.display());
+            ExitCode::from(EXIT_FAILURE)
+        }
     }
 }
 
