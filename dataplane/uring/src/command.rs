@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
+use fairway_core::packet::Adopted;
 use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot};
 use socket2::Socket;
 
 use crate::ListenerKey;
-use crate::packets::{Capture, PacketPort};
+use crate::packets::{Capture, LeftFlows, PacketPort};
 use crate::report::{ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers};
 use crate::udp::HandedSession;
 
@@ -66,6 +67,25 @@ pub enum Command {
     Attach(PacketPort),
     /// Let go of the interface with this number.
     Detach(u16),
+    /// Have packets wait until [`Command::CarryPackets`].
+    HoldPackets,
+    /// Carry packets, and first take over flows that were left.
+    CarryPackets {
+        /// The flows.
+        left: Option<LeftFlows>,
+        /// Where to say what became of them.
+        reply: Sender<Adopted>,
+    },
+    /// Carry the packets that came before a time, nanoseconds since 1970, and no others; say when that is
+    /// done.
+    EndPackets {
+        /// The time.
+        until: u64,
+        /// Where to.
+        reply: Sender<()>,
+    },
+    /// Carry packets again.
+    ResumePackets,
     /// Close all listeners; connections go on.
     StopAccepting,
     /// Take no datagrams, and say which sessions there are once nothing is under way: another process

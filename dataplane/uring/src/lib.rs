@@ -39,8 +39,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 pub use command::Command;
 pub use listen::{ListenError, ListenerKey, open_listener, open_transparent, probe};
 pub use packets::{
-    Capture, CaptureFilter, Captured, Inboxes, PacketPort, PacketSetup, Polled, PortControl,
-    PortError, open_port, send_frames,
+    Capture, CaptureFilter, Captured, Inboxes, LeftFlows, PacketPort, PacketSetup, Polled,
+    PortControl, PortError, open_port, send_frames,
 };
 pub use report::{
     Carried, Clock, ConnectionFilter, ConnectionLog, ConnectionRecord, Event, OpenConnection,
@@ -48,8 +48,8 @@ pub use report::{
     WorkerStats,
 };
 pub use sys::{
-    Feature, Features, Neighbors, SetupError, Told, neighbors, passed_descriptors, receive_frame,
-    receive_told, sign, tell_hops,
+    Feature, Features, Neighbors, SetupError, Told, flow_memory, neighbors, passed_descriptors,
+    receive_frame, receive_told, sign, tell_hops,
 };
 pub use udp::HandedSession;
 

@@ -440,6 +440,24 @@ impl<'r> Worker<'r> {
                         packets.detach(number, &mut self.parts.ring);
                     }
                 }
+                Command::HoldPackets => self.packets.iter_mut().for_each(Packets::hold),
+                Command::CarryPackets { left, reply } => {
+                    let Parts { ring, shared, talkers, .. } = &mut self.parts;
+                    let turn = Turn { ring, snapshot, shared, talkers, now: self.now };
+                    let adopted = self.packets.as_mut().map(|it| it.begin(left.as_ref(), &turn));
+                    // Nobody waits any more when that took too long.
+                    let _ = reply.send(adopted.unwrap_or_default());
+                }
+                Command::EndPackets { until, reply } => {
+                    let Parts { ring, shared, talkers, .. } = &mut self.parts;
+                    let turn = Turn { ring, snapshot, shared, talkers, now: self.now };
+                    if let Some(packets) = &mut self.packets {
+                        packets.end(until, turn);
+                    }
+                    // As above.
+                    let _ = reply.send(());
+                }
+                Command::ResumePackets => self.packets.iter_mut().for_each(Packets::go_on),
                 Command::StopAccepting => {
                     self.unlisten(Farewell::Serve, |_| true, snapshot);
                     self.datagrams.refuse();

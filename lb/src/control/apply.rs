@@ -60,7 +60,7 @@ impl Control {
             let transparent = live.spec.policy.source.transparent;
             listened(&live.spec) == listened(&spec) && transparent == spec.policy.source.transparent
         });
-        let known: HashSet<BackendId> =
+        let known_ids: HashSet<BackendId> =
             previous.iter().flat_map(Live::all).map(|live| live.backend.id).collect();
         let (drain, now) = (spec.policy.drain_timeout, self.clock.now());
         let (ids, checked) = (&mut self.ids, &self.checked);
@@ -76,12 +76,18 @@ impl Control {
                 return;
             }
         };
+        if let Some(log) = &mut self.id_log {
+            let new = live.all().map(|live| &live.backend).filter(|it| !known_ids.contains(&it.id));
+            log.note(&key, id, new.map(|backend| (backend.addr, backend.id)));
+        }
         if let Some(memory) = &memory {
             self.recall(&key, &mut live, memory);
         }
         // Who joins others begins slowly; a service that is new has nobody else to serve.
-        if !known.is_empty() {
-            live.start_slowly(now, |live| !known.contains(&live.backend.id) && live.down.is_none());
+        if !known_ids.is_empty() {
+            live.start_slowly(now, |live| {
+                !known_ids.contains(&live.backend.id) && live.down.is_none()
+            });
         }
         if live.is_starting() {
             self.starting.insert(key.clone());

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use fairway_config::ServiceSpec;
 use fairway_core::{Frontend, IpPrefix, Mode, PortRange, Protocol, Tick};
@@ -297,6 +298,23 @@ impl Fence {
     /// What is wrong, in words.
     pub(super) fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         self.trouble.iter().chain(&self.wanted.troubles).cloned()
+    }
+
+    /// Goes on with the `nft` of a process before this one, and its table.
+    pub(super) fn inherit(&mut self, mut pipes: Vec<OwnedFd>) {
+        if let (Some(stdout), Some(stdin)) = (pipes.pop(), pipes.pop()) {
+            self.nft = Some(Nft::of(stdin, stdout));
+        }
+    }
+
+    /// The pipes of its `nft`, for the next process.
+    pub(super) fn pipes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.nft.iter().flat_map(Nft::pipes)
+    }
+
+    /// Leaves the table to the next process.
+    pub(super) fn leave(&mut self) {
+        self.nft.take().into_iter().for_each(Nft::leave);
     }
 
     /// Takes the table away.

@@ -40,11 +40,9 @@ impl Control {
         if self.is_stopping() {
             return Err("this process is ending".into());
         }
-        if self.packets.is_some() || self.announcing.is_written() {
-            return Err(
-                "packet services and announcements cannot be handed over yet; restart instead"
-                    .into(),
-            );
+        if self.has_cards() || self.announcing.is_written() {
+            let why = "cards of DPDK and announcements cannot be handed over yet; restart instead";
+            return Err(why.into());
         }
         match self.rolled_back {
             Some(generation) => Err(format!(
@@ -59,8 +57,9 @@ impl Control {
     pub(crate) fn hand_over(&mut self) -> Result<Handed, String> {
         self.can_hand_over()?;
         self.publish();
-        let sessions = match self.pause() {
-            Ok(sessions) => sessions,
+        let standing = self.pause().and_then(|sessions| Ok((sessions, self.end_packets()?)));
+        let (sessions, packets_until) = match standing {
+            Ok(standing) => standing,
             Err(why) => {
                 self.go_on();
                 return Err(why);
@@ -71,7 +70,8 @@ impl Control {
         self.late_counts(&mut told);
         self.handing.told = told;
         let mut named = Vec::new();
-        for (name, socket) in self.listeners.to_hand_over() {
+        let packets = self.packets_to_hand_over();
+        for (name, socket) in self.listeners.to_hand_over().into_iter().chain(packets) {
             match socket.try_clone_to_owned() {
                 Ok(socket) => named.push((name, socket)),
                 Err(error) => {
@@ -81,7 +81,7 @@ impl Control {
             }
         }
         let generation = self.publisher.current().generation;
-        Ok(Handed { memory: self.memory(), generation, named, sessions })
+        Ok(Handed { memory: self.memory(), generation, packets_until, named, sessions })
     }
 
     fn pause(&self) -> Result<Vec<Vec<HandedSession>>, String> {
@@ -99,6 +99,7 @@ impl Control {
     pub(crate) fn go_on(&mut self) {
         for worker in &self.workers {
             worker.send(Command::ResumeDatagrams);
+            worker.send(Command::ResumePackets);
         }
     }
 
@@ -111,6 +112,7 @@ impl Control {
             worker.send(Command::Leave);
         }
         self.listeners.leave();
+        self.leave_packets();
         self.checker.stop();
         self.resolver.stop();
         self.handing.heir = Some(heir);
@@ -154,10 +156,11 @@ impl Control {
         metrics::gauge!("fairway_connections_draining").set(connections as f64);
     }
 
-    /// Takes no datagrams yet: the sessions of the process before come first.
+    /// Takes no datagrams and packets yet: sessions and flows of the process before come first.
     pub(crate) fn await_sessions(&self) {
         // Nobody has any yet.
         let _ = self.pause();
+        self.hold_packets();
     }
 
     /// Goes on with sessions of the process before, by its workers.

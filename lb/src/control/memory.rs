@@ -67,6 +67,9 @@ pub(crate) struct BackendMemory {
     orders: OrdersMemory,
     /// When it came, of one that begins slowly.
     since: Option<u64>,
+    /// How it stands is not known.
+    #[serde(default)]
+    numbers_only: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -109,6 +112,25 @@ impl ServiceMemory {
         ServiceId(self.id)
     }
 
+    /// Knows the number of a backend, and nothing else of it.
+    pub(super) fn know(&mut self, addr: BackendAddr, id: BackendId) {
+        self.backends.push(BackendMemory {
+            ip: addr.ip(),
+            port: addr.port(),
+            slot: id.slot,
+            epoch: id.epoch,
+            counts: Counts::new(),
+            transitions: 0,
+            streak: 0,
+            down: None,
+            agent: AgentState::default(),
+            ejection: EjectionMemory::default(),
+            orders: OrdersMemory::default(),
+            since: None,
+            numbers_only: true,
+        });
+    }
+
     pub(super) fn backend(&self, addr: BackendAddr) -> Option<&BackendMemory> {
         self.backends.iter().find(|it| (it.ip, it.port) == (addr.ip(), addr.port()))
     }
@@ -125,6 +147,9 @@ impl BackendMemory {
         add(live.backend.counters.of(worker).named(), &self.counts);
         live.seen = live.backend.counters.totals();
         live.backend.transitions.add(self.transitions);
+        if self.numbers_only {
+            return;
+        }
         live.down.clone_from(&self.down);
         live.agent.clone_from(&self.agent);
         live.ejection = (&self.ejection).into();
@@ -151,6 +176,7 @@ impl BackendMemory {
             ejection: (&live.ejection).into(),
             orders: (&live.orders).into(),
             since: live.ramp.map(|ramp| ramp.since.0),
+            numbers_only: false,
         }
     }
 }

@@ -11,6 +11,7 @@ mod events;
 mod fence;
 mod handover;
 mod history;
+mod id_log;
 mod ids;
 mod listeners;
 mod live;
@@ -47,6 +48,7 @@ use fairway_uring::{
 
 use self::announce::Announcing;
 use self::events::eject;
+use self::id_log::IdLog;
 use self::ids::Ids;
 use self::names::Named;
 use self::retire::Retiring;
@@ -196,6 +198,8 @@ pub(crate) struct Control {
     turns: Vec<u64>,
     /// What a process before this one knew of services that have not come yet.
     memory: Memory,
+    /// Numbers that are given, where flows go by them.
+    id_log: Option<IdLog>,
     /// Processes before this one that still have connections, and how many.
     pub(crate) before: BTreeMap<u32, u64>,
     handing: handover::Handing,
@@ -277,6 +281,7 @@ impl Control {
             alive_at: Tick(0),
             turns: Vec::new(),
             memory: Memory::default(),
+            id_log: None,
             before: BTreeMap::new(),
             handing: handover::Handing::default(),
         }
@@ -301,6 +306,7 @@ impl Control {
         self.listeners.tend(self.clock.now(), &self.workers);
         self.listeners.begun(&self.workers);
         self.tend_packets(self.clock.now());
+        self.carry_packets();
         metrics::gauge!("fairway_config_last_reload_successful").set(1.0);
         tracing::info!(services = self.services.len(), "serving");
     }

@@ -2,12 +2,12 @@
 //! they go with it, however this process ends (nftables' `flags owner`, Linux 5.12).
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, unbounded};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// How long it may take over a set of rules.
@@ -15,9 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The process.
 pub(super) struct Nft {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
+    /// None when a process before this one has started it.
+    child: Option<Child>,
+    stdin: File,
+    stdout: File,
+    /// What it has said of a line that is not at its end.
+    rest: String,
     /// Sets of rules that it was given.
     count: u64,
 }
@@ -36,20 +39,67 @@ impl Nft {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err("`nft` has no pipes".into());
         };
-        let (sender, lines) = unbounded();
-        std::thread::Builder::new()
-            .name("nft".into())
-            .spawn(move || {
-                let mut words = BufReader::new(stdout).lines().map_while(Result::ok);
-                while words.next().is_some_and(|line| sender.send(line).is_ok()) {}
-            })
-            .map_err(missing)?;
-        Ok(Self { child, stdin, lines, count: 0 })
+        let mut nft = Self::of(stdin.into(), stdout.into());
+        nft.child = Some(child);
+        Ok(nft)
+    }
+
+    /// One that was started before, by its pipes.
+    pub(super) fn of(stdin: OwnedFd, stdout: OwnedFd) -> Self {
+        Self {
+            child: None,
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            rest: String::new(),
+            count: 0,
+        }
+    }
+
+    /// Its pipes, for the next process.
+    pub(super) fn pipes(&self) -> [BorrowedFd<'_>; 2] {
+        [self.stdin.as_fd(), self.stdout.as_fd()]
+    }
+
+    /// Leaves it to another process.
+    pub(super) fn leave(mut self) {
+        // It is not waited for: who started it may end before it.
+        drop(self.child.take());
     }
 
     /// Whether it has ended, and its tables with it.
     pub(super) fn is_gone(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        match &mut self.child {
+            Some(child) => !matches!(child.try_wait(), Ok(None)),
+            None => {
+                let mut ends = [PollFd::new(&self.stdin, PollFlags::empty())];
+                poll(&mut ends, Some(&Duration::ZERO.try_into().unwrap_or_default())).is_ok()
+                    && ends[0].revents().contains(PollFlags::ERR)
+            }
+        }
+    }
+
+    /// Its next line, if that comes in time.
+    fn line(&mut self, until: Instant) -> Option<String> {
+        loop {
+            if let Some((line, rest)) = self.rest.split_once('\n') {
+                let line = line.to_owned();
+                self.rest = rest.to_owned();
+                return Some(line);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let mut ends = [PollFd::new(&self.stdout, PollFlags::IN)];
+            let ready = poll(&mut ends, Some(&left.try_into().ok()?));
+            match ready {
+                Ok(1..) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                _ => return None,
+            }
+            let mut bytes = [0; 4096];
+            match self.stdout.read(&mut bytes) {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.rest += &String::from_utf8_lossy(&bytes[..n]),
+            }
+        }
     }
 
     /// Applies a set of rules as a whole, or says why not.
@@ -60,14 +110,14 @@ impl Nft {
         file.write_all(rules.as_bytes()).map_err(failed)?;
         self.count += 1;
         // It says nothing of success: what it cannot know ends its words.
-        let end = format!("fairway-end-{}", self.count);
+        let end = format!("fairway-end-{}-{}", std::process::id(), self.count);
         let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
         writeln!(self.stdin, "include \"{path}\"\n{end}").map_err(failed)?;
         self.stdin.flush().map_err(failed)?;
         let until = Instant::now() + PATIENCE;
         let mut said: Vec<String> = Vec::new();
         loop {
-            let Ok(line) = self.lines.recv_deadline(until) else {
+            let Some(line) = self.line(until) else {
                 return Err(match self.is_gone() {
                     true => format!("it has ended; it said: {}", said.join(" ")),
                     false => format!("it has not answered within {} s", PATIENCE.as_secs()),
@@ -88,7 +138,10 @@ impl Nft {
 
 impl Drop for Nft {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // One of another process's goes with its pipe.
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }

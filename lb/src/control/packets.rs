@@ -3,21 +3,33 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::unbounded;
 use fairway_config::PacketPath as Configured;
-use fairway_core::packet::{DropReason, Routes, Unresolved};
+use fairway_core::packet::{Adopted, DropReason, Routes, Unresolved};
 use fairway_core::{IpPrefix, Mode, Tick};
-use fairway_uring::{Command, PortControl, WorkerHandle, open_port};
+use fairway_uring::{Clock, Command, LeftFlows, PortControl, WorkerHandle, open_port};
 
 use super::Control;
 use super::fence::{Fence, Hidden, forwards};
+use super::id_log::{self, IdLog};
 use serde::{Deserialize, Serialize};
 
 use crate::dpdk::Cards;
+use crate::handover::Inherited;
 use crate::network::{Device, News, Watch};
 
+/// Begins the names of memory for flows; how long the machine ran when that was made ends them.
+const FLOWS: &str = "flows-";
+/// The name of the pipes of the fence's `nft`.
+const FENCE: &str = "fence";
+/// How long they may take to stand still.
+const ENDS: Duration = Duration::from_secs(2);
+/// How long workers may take over the flows that were left.
+const ADOPTS: Duration = Duration::from_secs(30);
 /// How often cards are looked at, and whether ports have run out.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long it is told that ports have run out.
@@ -65,6 +77,13 @@ pub(crate) struct PacketPath {
     /// New flows for which no port of ours was free, and until when that is told.
     without_port: (u64, Option<Tick>),
     fence: Fence,
+    /// Memory of flows that a process before this one has left, its names, and until when it carried
+    /// packets.
+    left: Option<(Vec<OwnedFd>, Vec<String>, u64)>,
+    /// Memory of the workers' flows.
+    memory: Vec<OwnedFd>,
+    /// Under which the service manager keeps that.
+    kept: String,
     /// Addresses of this machine.
     local: BTreeSet<IpAddr>,
     /// Next hops that are not published yet.
@@ -75,12 +94,14 @@ pub(crate) struct PacketPath {
 }
 
 impl PacketPath {
-    /// Opens the interfaces that are there; an error when none of them can be.
+    /// Opens the interfaces that are there; an error when none of them can be. The workers' flows are in
+    /// `memory`.
     pub(crate) fn new(
         configured: &Configured,
         (watch, news): (Watch, News),
         cards: Cards,
         workers: &[WorkerHandle],
+        memory: Vec<OwnedFd>,
     ) -> Result<Self, String> {
         let port = |name: &String| Port {
             name: name.clone(),
@@ -97,6 +118,9 @@ impl PacketPath {
             look_at: Tick(0),
             without_port: (0, None),
             fence: Fence::default(),
+            left: None,
+            memory,
+            kept: format!("{FLOWS}{}", Clock.micros()),
             local: BTreeSet::new(),
             routes: None,
             changed: true,
@@ -272,6 +296,7 @@ impl Control {
 
     /// Services have changed.
     pub(super) fn packets_changed(&mut self) {
+        self.tend_id_log();
         if let Some(packets) = &mut self.packets {
             packets.changed = true;
         }
@@ -315,6 +340,118 @@ impl Control {
         let backends: BTreeSet<IpAddr> = backends.collect();
         packets.watch.keep(backends.into_iter().collect());
         self.show_packets();
+    }
+
+    /// Has packets that come wait: the process before this one is to stand still, and then they are ours.
+    pub(crate) fn hold_packets(&self) {
+        for worker in &self.workers {
+            worker.send(Command::HoldPackets);
+        }
+    }
+
+    /// Takes what a process before this one had of the packet path; what came before `until` was carried
+    /// there.
+    pub(crate) fn inherit_packets(&mut self, inherited: &mut Inherited, until: u64) {
+        let Some(packets) = &mut self.packets else { return };
+        packets.fence.inherit(inherited.take(FENCE));
+        let (memory, mut names) = inherited.newest(FLOWS);
+        let (mut ids, more) = inherited.newest(id_log::prefix());
+        names.extend(more);
+        packets.left = Some((memory, names, until));
+        match IdLog::begin() {
+            Ok(log) => self.id_log = Some(log),
+            Err(why) => tracing::error!("{why}"),
+        }
+        // One that has given everything away has said more.
+        if until == 0
+            && let Some(ids) = ids.pop()
+        {
+            self.remember(IdLog::read(ids), 0);
+        }
+    }
+
+    /// Numbers that are given no more are not written down for ever.
+    fn tend_id_log(&mut self) {
+        if !self.id_log.as_ref().is_some_and(IdLog::may_be_long) {
+            return;
+        }
+        let given = self.services.values().map(|live| 1 + live.all().count()).sum();
+        let Some(log) = self.id_log.as_mut().filter(|log| log.is_long(given)) else { return };
+        log.clear();
+        for (key, live) in &self.services {
+            log.note(key, live.id, live.all().map(|it| (it.backend.addr, it.backend.id)));
+        }
+    }
+
+    /// Carries packets, and goes on with flows that were left. What is served is published.
+    pub(super) fn carry_packets(&mut self) {
+        let Some(packets) = &mut self.packets else { return };
+        let (memory, names, until) = packets.left.take().unwrap_or_default();
+        let had = !memory.is_empty();
+        let snapshot = self.publisher.current();
+        let left = had.then(|| LeftFlows { memory: Arc::new(memory), until, snapshot });
+        let (reply, adopted) = unbounded();
+        for worker in &self.workers {
+            worker.send(Command::CarryPackets { left: left.clone(), reply: reply.clone() });
+        }
+        drop(reply);
+        self.manager.keep(&packets.kept, &packets.memory);
+        if let Some(log) = &self.id_log {
+            self.manager.keep(log.name(), &[log.file()]);
+        }
+        names.iter().for_each(|name| self.manager.forget(name));
+        if had {
+            let end = Instant::now() + ADOPTS;
+            let mut all = Adopted::default();
+            while let Ok(Adopted { taken, dropped }) = adopted.recv_deadline(end) {
+                all.taken += taken;
+                all.dropped += dropped;
+            }
+            let Adopted { taken, dropped } = all;
+            tracing::info!(flows = taken, dropped, "flows of the process before go on");
+        }
+    }
+
+    /// Has workers end what came before now, and carry nothing from then on; returns when that is.
+    pub(super) fn end_packets(&self) -> Result<u64, String> {
+        if self.packets.is_none() {
+            return Ok(0);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let (reply, done) = unbounded();
+        for worker in &self.workers {
+            worker.send(Command::EndPackets { until, reply: reply.clone() });
+        }
+        drop(reply);
+        for _ in &self.workers {
+            done.recv_timeout(ENDS).map_err(|_| "a worker did not stand still".to_owned())?;
+        }
+        Ok(until)
+    }
+
+    /// Descriptors of the packet path, for the next process.
+    pub(super) fn packets_to_hand_over(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let Some(packets) = &self.packets else { return Vec::new() };
+        let memory = packets.memory.iter().map(|it| (packets.kept.clone(), it.as_fd()));
+        let pipes = packets.fence.pipes().map(|pipe| (FENCE.to_owned(), pipe));
+        memory.chain(pipes).collect()
+    }
+
+    /// Another process carries packets.
+    pub(super) fn leave_packets(&mut self) {
+        let Some(mut packets) = self.packets.take() else { return };
+        packets.fence.leave();
+        for number in 0..packets.ports.len() {
+            for worker in &self.workers {
+                worker.send(Command::Detach(number as u16));
+            }
+        }
+    }
+
+    /// Whether packets come by cards that one process alone can have.
+    pub(super) fn has_cards(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.polled)
     }
 
     /// Whether any interface carries packets.

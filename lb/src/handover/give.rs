@@ -27,6 +27,8 @@ const TAKES_OVER: Duration = Duration::from_secs(5);
 pub(crate) struct Handed {
     pub(crate) memory: Memory,
     pub(crate) generation: u64,
+    /// Until when packets were carried here, nanoseconds since 1970.
+    pub(crate) packets_until: u64,
     pub(crate) named: Vec<(String, OwnedFd)>,
     /// By worker.
     pub(crate) sessions: Vec<Vec<HandedSession>>,
@@ -124,7 +126,8 @@ impl Giver {
 
     /// Gives everything away.
     fn bequeath(&self, channel: &Channel) -> Result<(), String> {
-        let Handed { memory, generation, mut named, sessions } = self.ask(Control::hand_over)??;
+        let Handed { memory, generation, packets_until, mut named, sessions } =
+            self.ask(Control::hand_over)??;
         let owns_socket = {
             let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
             named.extend(doors.copies().map_err(|error| error.to_string())?);
@@ -144,6 +147,7 @@ impl Giver {
             memory,
             affinity: affinity.map(plain).collect(),
             generation,
+            packets_until,
             owns_socket,
         };
         let mut descriptors = Vec::new();

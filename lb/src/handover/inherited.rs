@@ -30,6 +30,17 @@ impl Inherited {
         self.0.remove(name).unwrap_or_default()
     }
 
+    /// What is there under the last of the names that begin so, by the number that ends them; and all of
+    /// these names.
+    pub(crate) fn newest(&mut self, prefix: &str) -> (Vec<OwnedFd>, Vec<String>) {
+        let number = |name: &String| name.strip_prefix(prefix)?.parse::<u64>().ok();
+        let mut names: Vec<String> =
+            self.0.keys().filter(|name| number(name).is_some()).cloned().collect();
+        names.sort_by_key(number);
+        let mut all: Vec<_> = names.iter().map(|name| self.take(name)).collect();
+        (all.pop().unwrap_or_default(), names)
+    }
+
     /// Sockets that receive what comes to `addr`, or to any address that nftables hands to them.
     pub(crate) fn sockets(&mut self, name: &str, addr: Option<SocketAddr>) -> Vec<Socket> {
         let fits = |socket: &Socket| {

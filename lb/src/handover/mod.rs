@@ -93,6 +93,8 @@ pub(crate) struct Estate {
     pub(crate) affinity: Vec<(u64, u32, NonZeroU32, u64)>,
     /// The number of the snapshot that was served last.
     pub(crate) generation: u64,
+    /// Until when packets were carried there, nanoseconds since 1970.
+    pub(crate) packets_until: u64,
     /// The socket's file is ours to remove.
     pub(crate) owns_socket: bool,
 }

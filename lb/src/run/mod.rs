@@ -185,6 +185,7 @@ fn prepare(
         None => crate::dpdk::Started::default(),
     };
     let mut polled = dpdk.polled.into_iter();
+    let mut memory = Vec::new();
     for worker in 0..count {
         let cpu = cpus.get(worker).copied();
         let reader = publisher.reader();
@@ -199,7 +200,8 @@ fn prepare(
                 steering((worker, count), dpdk.toeplitz.as_ref()),
                 &inboxes,
                 polled.next(),
-            ),
+                &mut memory,
+            )?,
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
@@ -222,7 +224,7 @@ fn prepare(
                 let _ = network.send(Input::Network(news));
             });
             let (watch, news) = watch?;
-            Some(PacketPath::new(configured, (watch, news), dpdk.cards, &workers)?)
+            Some(PacketPath::new(configured, (watch, news), dpdk.cards, &workers, memory)?)
         }
         None => None,
     };
@@ -334,6 +336,7 @@ impl Prepared {
         let process = control.process.clone();
         let mut owned = false;
         let mut sessions = Vec::new();
+        let mut until = 0;
         if let Some(before) = &before {
             control.await_sessions();
             let (mut estate, descriptors) = before.take()?;
@@ -342,8 +345,10 @@ impl Prepared {
             let named;
             (named, sessions) = estate.split(descriptors);
             inherited.add(named);
+            until = estate.packets_until;
             control.remember(estate.memory, estate.generation);
         }
+        control.inherit_packets(&mut inherited, until);
         let giver = Arc::clone(&admin.giver);
         let left = inherited.take(BEFORE);
         let opened = match &before {

@@ -1,12 +1,15 @@
 //! From the document to what workers are made with.
 
 use std::hash::BuildHasher;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fairway_config::Process;
 use fairway_config::document::{ConnectionsDoc, ListenDoc, UringFeature};
 use fairway_core::packet::{Steering, Toeplitz, flow::Shape};
-use fairway_uring::{ConnectionLog, Feature, Inboxes, PacketSetup, PacketStats, Polled, Settings};
+use fairway_uring::{
+    ConnectionLog, Feature, Inboxes, PacketSetup, PacketStats, Polled, Settings, flow_memory,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::admin::views::Budgets;
@@ -107,23 +110,30 @@ pub(super) fn steering(
     }
 }
 
-/// What the packet path of a worker is made with; none when the document names no interfaces.
+/// What the packet path of a worker is made with; none when the document names no interfaces. A copy of
+/// the memory for its flows goes to `memory`.
 pub(super) fn packet_setup(
     process: &Process,
     steering: Steering,
     inboxes: &Arc<Inboxes>,
     polled: Option<Polled>,
-) -> Option<PacketSetup> {
-    let configured = process.packet.as_ref()?;
+    memory: &mut Vec<OwnedFd>,
+) -> Result<Option<PacketSetup>, String> {
+    let Some(configured) = &process.packet else { return Ok(None) };
     let random = std::collections::hash_map::RandomState::new();
-    Some(PacketSetup {
-        flows: Shape { ipv4: configured.flows, ipv6: configured.flows_ipv6 },
+    let flows = Shape { ipv4: configured.flows, ipv6: configured.flows_ipv6 };
+    let failed = |error: std::io::Error| format!("no memory for flows: {error}");
+    let own = flow_memory(flows.bytes(), configured.dpdk.is_some()).map_err(failed)?;
+    memory.push(own.try_clone().map_err(failed)?);
+    Ok(Some(PacketSetup {
+        flows,
         seeds: [0_u8, 1].map(|n| random.hash_one(n)),
+        memory: own,
         steering,
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
         inboxes: Arc::clone(inboxes),
         polled,
-    })
+    }))
 }
 
 pub(super) fn settings(process: &Process, budgets: &Budgets, workers: usize) -> Settings {

@@ -32,7 +32,7 @@ mod tunnel;
 mod waiting;
 
 pub use counters::PacketCounters;
-pub use engine::{BURST, BackendFailure, Context, Engine, Verdict};
+pub use engine::{Adopted, BURST, BackendFailure, Context, Engine, Verdict};
 pub use frame::{Frame, TransportChecksum, VlanTag};
 pub use head::Head;
 pub use held::EndedFlow;

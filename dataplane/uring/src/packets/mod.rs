@@ -14,7 +14,7 @@ mod sending;
 mod way;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -22,7 +22,8 @@ use std::time::Duration;
 use crossbeam_channel::Sender as Reply;
 use fairway_core::packet::flow::{FlowTable, Shape};
 use fairway_core::packet::{
-    BURST, Context, EndedFlow, Engine, Frame, Segments, Steering, TransportChecksum, protocol,
+    Adopted, BURST, Context, EndedFlow, Engine, Frame, Segments, Steering, TransportChecksum,
+    protocol,
 };
 use fairway_core::{BackendId, EndReason, Snapshot, Tick};
 
@@ -39,7 +40,7 @@ use crate::report::{
     Carried, ConnectionFilter, ConnectionRecord, Event, OpenFlow, PacketStats, Shared,
 };
 use crate::session::{Heaviest, note_talker};
-use crate::sys::{After, HEADROOM, Receiver, Region, Ring, Sender};
+use crate::sys::{After, HEADROOM, Receiver, Region, Ring, Sender, Span};
 use crate::token::{Op, Token};
 
 /// Bursts of a port that are worked on before others have their turn.
@@ -60,6 +61,8 @@ pub struct PacketSetup {
     pub flows: Shape,
     /// Keys of the flow table: two random numbers.
     pub seeds: [u64; 2],
+    /// Memory for the flows, of [`flow_memory`](crate::flow_memory).
+    pub memory: OwnedFd,
     /// Its place among the workers.
     pub steering: Steering,
     /// What it shows of itself.
@@ -73,8 +76,30 @@ pub struct PacketSetup {
 impl PacketSetup {
     /// Memory for the flows.
     pub(crate) fn region(&self) -> io::Result<Region> {
-        Region::new(self.flows.bytes())
+        Region::shared(self.memory.as_fd())
     }
+}
+
+/// Flows that a process before this one has left.
+#[derive(Debug, Clone)]
+pub struct LeftFlows {
+    /// The memory of each of its workers.
+    pub memory: Arc<Vec<OwnedFd>>,
+    /// Packets that came before then were carried there: nanoseconds since 1970.
+    pub until: u64,
+    /// Services and backends, under the numbers that they had there.
+    pub snapshot: Arc<Snapshot>,
+}
+
+/// Where the packet path of a worker is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What comes is another process's, or nobody's.
+    Early,
+    /// What comes waits.
+    Holding,
+    /// Packets are carried.
+    Carrying,
 }
 
 /// One interface, as a worker has it.
@@ -101,6 +126,9 @@ pub(crate) struct Packets<'r> {
     passed_polled: bool,
     rest: Rest,
     way: Way,
+    stage: Stage,
+    /// The frames that are this process's.
+    span: Span,
 }
 
 /// What a turn of the packet path needs of its worker.
@@ -119,7 +147,7 @@ impl<'r> Packets<'r> {
         region: &'r mut Region,
         shared: &Shared,
     ) -> Result<Self, SetupError> {
-        let PacketSetup { flows, seeds, steering, stats, inboxes, mut polled } = setup;
+        let PacketSetup { flows, seeds, steering, stats, inboxes, mut polled, .. } = setup;
         polled.iter_mut().for_each(|polled| polled.ports.enter());
         let (polled, waker) = polled.map(|Polled { ports, waker }| (ports, waker)).unzip();
         stats.room.store(u64::from(flows.ipv4) + u64::from(flows.ipv6), Relaxed);
@@ -147,12 +175,15 @@ impl<'r> Packets<'r> {
                 captures: Vec::new(),
                 worker,
             },
+            stage: Stage::Early,
+            span: Span::NEVER,
         })
     }
 
     /// Takes an interface over, in place of the one that had its number.
     pub(crate) fn attach(&mut self, port: PacketPort, ring: &mut Ring) {
-        let PacketPort { number, receiver, sender } = port;
+        let PacketPort { number, mut receiver, sender } = port;
+        receiver.set_span(self.span);
         self.detach(number, ring);
         let place = usize::from(number);
         if place < self.ports.len() {
@@ -170,6 +201,61 @@ impl<'r> Packets<'r> {
         }
         if let Some(sender) = self.way.senders.get_mut(place) {
             *sender = None;
+        }
+    }
+
+    /// Has what comes wait, until it is said from when on it is ours.
+    pub(crate) fn hold(&mut self) {
+        self.stage = Stage::Holding;
+    }
+
+    /// Carries packets, those that come and those that wait; first of all takes over the flows that were
+    /// left, if some were.
+    pub(crate) fn begin(&mut self, left: Option<&LeftFlows>, turn: &Turn<'_>) -> Adopted {
+        let mut all = Adopted::default();
+        for memory in left.iter().flat_map(|left| left.memory.iter()) {
+            // What cannot be read is as if it were not there: its flows begin anew.
+            let Ok(mut region) = Region::copy(memory.as_fd()) else { continue };
+            let Some(table) = FlowTable::left(region.bytes()) else { continue };
+            let snapshot = left.map_or(turn.snapshot, |left| &left.snapshot);
+            let cx = context_in(snapshot, turn.shared, turn.now, &mut self.random);
+            let adopted = self.engine.adopt(&table, &cx);
+            all.taken += adopted.taken;
+            all.dropped += adopted.dropped;
+        }
+        self.stage = Stage::Carrying;
+        self.set_span(Span { from: left.map_or(0, |left| left.until), ..Span::EVER });
+        all
+    }
+
+    /// Carries what came before `until`, nanoseconds since 1970, and nothing from then on: that waits for
+    /// another process, or for [`Self::go_on`].
+    pub(crate) fn end(&mut self, until: u64, mut turn: Turn<'_>) {
+        self.set_span(Span { from: self.span.from, until });
+        for number in 0..self.ports.len() {
+            while self.ports[number].as_ref().is_some_and(|port| port.ready) {
+                self.receive(number, &mut turn);
+            }
+        }
+        self.take_passed(&turn);
+        self.tell(&mut turn);
+        turn.ring.flush();
+        self.engine.show();
+        self.stage = Stage::Holding;
+    }
+
+    /// Carries packets again.
+    pub(crate) fn go_on(&mut self) {
+        self.stage = Stage::Carrying;
+        self.set_span(Span { from: self.span.from, ..Span::EVER });
+    }
+
+    fn set_span(&mut self, span: Span) {
+        self.span = span;
+        for port in self.ports.iter_mut().flatten() {
+            port.receiver.set_span(span);
+            // What waits is looked at.
+            port.ready = true;
         }
     }
 
@@ -221,8 +307,14 @@ impl<'r> Packets<'r> {
 
     /// Works on what has come and on what is due; tells the kernel of what is to go.
     pub(crate) fn turn(&mut self, mut turn: Turn<'_>) {
+        if self.stage == Stage::Holding {
+            return;
+        }
         for number in 0..self.ports.len() {
             self.receive(number, &mut turn);
+        }
+        if self.stage == Stage::Early {
+            return self.poll_ports(&mut turn);
         }
         self.poll(&mut turn);
         self.take_passed(&turn);
@@ -231,14 +323,7 @@ impl<'r> Packets<'r> {
         self.note_ended(&mut turn);
         let Turn { snapshot, now, .. } = turn;
         self.listings.retain_mut(|listing| !listing.go_on(&self.engine, snapshot, now));
-        for (index, port) in self.ports.iter_mut().enumerate() {
-            let Some(port) = port else { continue };
-            if !port.ready && !port.polled {
-                port.polled = true;
-                let token = Token { op: Op::FramesReady, index: index as u32, generation: 0 };
-                turn.ring.poll(port.receiver.as_fd(), libc::POLLIN, token.pack());
-            }
-        }
+        self.poll_ports(&mut turn);
         if !self.passed_polled && self.steering.workers > 1 {
             self.passed_polled = true;
             let token = Token { op: Op::FramesPassed, index: 0, generation: 0 };
@@ -250,8 +335,23 @@ impl<'r> Packets<'r> {
         self.way.stats.open.store(self.engine.open_flows(), Relaxed);
     }
 
+    /// Has the kernel say when frames come by ports that have none.
+    fn poll_ports(&mut self, turn: &mut Turn<'_>) {
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            let Some(port) = port else { continue };
+            if !port.ready && !port.polled {
+                port.polled = true;
+                let token = Token { op: Op::FramesReady, index: index as u32, generation: 0 };
+                turn.ring.poll(port.receiver.as_fd(), libc::POLLIN, token.pack());
+            }
+        }
+    }
+
     /// How long nothing is to be done unless a frame comes; none is for ever.
     pub(crate) fn sleep(&self, now: Tick) -> Option<Duration> {
+        if self.stage == Stage::Holding {
+            return None;
+        }
         if self.passed
             || !self.listings.is_empty()
             || self.ports.iter().flatten().any(|port| port.ready)
@@ -445,11 +545,19 @@ impl<'r> Packets<'r> {
 }
 
 fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {
+    context_in(turn.snapshot, turn.shared, turn.now, random)
+}
+
+fn context_in<'a>(
+    snapshot: &'a Snapshot,
+    shared: &'a Shared,
+    now: Tick,
+    random: &mut u64,
+) -> Context<'a> {
     // xorshift64: no secret hangs on it.
     *random ^= *random << 13;
     *random ^= *random >> 7;
     *random ^= *random << 17;
-    let Turn { snapshot, shared, now, .. } = *turn;
     let micros = shared.clock.micros();
     Context { snapshot, clients: &shared.clients, now, micros, random: *random }
 }

@@ -20,11 +20,12 @@ pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
 pub use link::{Neighbors, Told, neighbors, receive_frame, receive_told, sign, tell_hops};
 pub(crate) use memory::Region;
+pub use memory::flow_memory;
 #[cfg(feature = "bench")]
 pub(crate) use messages::Messages;
 pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
 pub(crate) use packet::{
-    After, Divider, HEADROOM, Receiver, Sender, interface_number, packet_sender,
+    After, Divider, HEADROOM, Receiver, Sender, Span, interface_number, packet_sender,
 };
 pub use passed::passed_descriptors;
 pub use probe::{Feature, Features, SetupError};

@@ -68,6 +68,28 @@ pub(crate) struct Receiver {
     large: Box<[u8]>,
     /// Frames that were cut short as neither slot nor queue had room.
     pub(crate) cut: u64,
+    /// The frames that are this process's, by when they came.
+    span: Span,
+}
+
+/// From when to when frames are ours: nanoseconds since 1970, by the clock that the kernel stamps them by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Those before are another process's, and passed over.
+    pub(crate) from: u64,
+    /// From then on they are, and stay where they are.
+    pub(crate) until: u64,
+}
+
+impl Span {
+    /// All.
+    pub(crate) const EVER: Self = Self { from: 0, until: u64::MAX };
+    /// None: they are passed over.
+    pub(crate) const NEVER: Self = Self { from: u64::MAX, until: u64::MAX };
+
+    fn of(header: &tpacket2_hdr) -> u64 {
+        u64::from(header.tp_sec) * 1_000_000_000 + u64::from(header.tp_nsec)
+    }
 }
 
 /// A socket that sends frames.
@@ -243,7 +265,12 @@ impl Receiver {
             joined = Some(Group(word as u16));
         }
         let large = vec![0; OFFLOADS + LARGEST].into();
-        Ok((Self { slots, socket, taken: 0, large, cut: 0 }, joined))
+        Ok((Self { slots, socket, taken: 0, large, cut: 0, span: Span::EVER }, joined))
+    }
+
+    /// Takes these frames alone from now on.
+    pub(crate) fn set_span(&mut self, span: Span) {
+        self.span = span;
     }
 
     /// Takes the next frames that were sent to this machine; those not taken up are skipped.
@@ -264,11 +291,19 @@ impl Receiver {
             let header: tpacket2_hdr = unsafe { slot.cast().read() };
             let start = usize::from(header.tp_mac);
             let end = start + header.tp_snaplen as usize;
+            let came = Span::of(&header);
+            if came >= self.span.until {
+                return (count, After::Nothing);
+            }
             // Whoever it is for, what lies in the queue leaves it with its slot.
             if status & libc::TP_STATUS_COPY != 0 {
                 return (count, After::Large);
             }
-            if !is_for_us(self.packet_kind(index)) || end > self.slots.size || start < OFFLOADS {
+            if !is_for_us(self.packet_kind(index))
+                || end > self.slots.size
+                || start < OFFLOADS
+                || came < self.span.from
+            {
                 self.taken += 1;
                 continue;
             }
@@ -314,7 +349,7 @@ impl Receiver {
         let slot = self.slots.start(index);
         // SAFETY: the slot is ours until we give it back, and begins with this header.
         let header: tpacket2_hdr = unsafe { slot.cast().read() };
-        let for_us = is_for_us(self.packet_kind(index));
+        let for_us = is_for_us(self.packet_kind(index)) && Span::of(&header) >= self.span.from;
         let start = usize::from(header.tp_mac);
         let length = header.tp_snaplen as usize;
         let whole = header.tp_len == header.tp_snaplen;

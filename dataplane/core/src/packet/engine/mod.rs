@@ -1,6 +1,7 @@
 //! The route of a packet: parse, find its flow, decide, rewrite. Each stage goes over the whole
 //! burst, so that what one packet waits for is fetched while others are worked on.
 
+mod adopt;
 mod answer;
 mod begin;
 mod cut;
@@ -14,6 +15,7 @@ mod retry;
 mod send;
 mod split;
 
+pub use adopt::Adopted;
 use begin::Newcomer;
 use cut::Cutting;
 use fast::{Burst, Look};
@@ -155,6 +157,11 @@ impl<'r> Engine<'r> {
     #[must_use]
     pub fn backend_of(&self, handle: Handle) -> Option<BackendAddr> {
         self.held.backend(self.flows.flow(handle).id).map(|backend| backend.addr)
+    }
+
+    /// Shows what was counted: others are to know now.
+    pub fn show(&mut self) {
+        self.held.show(self.worker);
     }
 
     /// Decides what becomes of each of `frames`, and changes them accordingly; `verdicts` has a

@@ -169,6 +169,83 @@ fn another_process_goes_on_with_what_is_there() {
     assert_eq!(astray, Some(RegionError::Misaligned));
 }
 
+#[test]
+fn flows_go_into_a_table_of_another_shape() {
+    let mut region = HeapRegion::new(SHAPE.bytes());
+    let mut table = FlowTable::open(region.bytes(), SHAPE, SEEDS, false).unwrap();
+    for n in 0..40 {
+        let handle = put(&mut table, n, Tick(0), 10 + u64::from(n)).unwrap();
+        table.note(handle, State::Established, Tick((10 + u64::from(n)) * SECOND), u64::from(n));
+    }
+    let left = FlowTable::left(region.bytes()).unwrap();
+    let shape = Shape { ipv4: 100, ipv6: 50 };
+    let mut other = HeapRegion::new(shape.bytes());
+    let mut next = FlowTable::open(other.bytes(), shape, [5, 6], false).unwrap();
+    let now = Tick(20 * SECOND);
+    let mut told = 0;
+    let wanted = |view: &FlowView| (view.flow.service != ServiceId(0)).then_some(());
+    let count = next.import(&left, now, wanted, |_, ()| told += 1);
+    for n in 0..40 {
+        let flow = flow(n, n.is_multiple_of(5));
+        let there = n > 10 && n % 3 != 0;
+        let found = find(&next, flow.forward());
+        assert_eq!(found.is_some(), there, "{n}");
+        assert_eq!(find(&next, flow.reply()).is_some(), there, "{n}");
+        if let Some(found) = found {
+            let view = next.view(found.handle);
+            assert_eq!((view.flow, view.bytes), (flow, u64::from(n)));
+            assert_eq!(view.state, State::Established);
+        }
+    }
+    assert_eq!((next.len(), told), (count, count));
+    // They expire where they are now.
+    assert!(next.turn(Tick(200 * SECOND), usize::MAX, |_, _| {}) && next.is_empty());
+}
+
+#[test]
+fn nothing_of_what_was_left_is_trusted() {
+    assert!(FlowTable::left(&mut [0; 100]).is_none());
+    let mut region = HeapRegion::new(SHAPE.bytes());
+    assert!(FlowTable::left(region.bytes()).is_none(), "nothing is there");
+    let mut table = FlowTable::open(region.bytes(), SHAPE, SEEDS, false).unwrap();
+    put(&mut table, 1, Tick(0), 60).unwrap();
+    region.bytes()[8] += 1;
+    assert!(FlowTable::left(region.bytes()).is_none(), "another version");
+    region.bytes()[8] -= 1;
+    assert!(FlowTable::left(region.bytes()).is_some());
+    assert!(
+        FlowTable::left(&mut region.bytes()[..SHAPE.bytes() - 64]).is_none(),
+        "a part is missing"
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_table_in_any_state_is_imported_without_harm(
+        noise in prop::collection::vec((0_usize..1 << 20, any::<u8>()), 0..2000),
+    ) {
+        let mut region = HeapRegion::new(SHAPE.bytes());
+        let mut table = FlowTable::open(region.bytes(), SHAPE, SEEDS, false).unwrap();
+        for n in 0..60 {
+            put(&mut table, n, Tick(0), 60);
+        }
+        // Everything but the header may be anything.
+        let bytes = region.bytes();
+        for (at, byte) in noise {
+            let at = 64 + at % (SHAPE.bytes() - 64);
+            bytes[at] = byte;
+        }
+        let left = FlowTable::left(bytes).unwrap();
+        let shape = Shape { ipv4: 80, ipv6: 80 };
+        let mut other = HeapRegion::new(shape.bytes());
+        let mut next = FlowTable::open(other.bytes(), shape, [5, 6], false).unwrap();
+        let count = next.import(&left, Tick(SECOND), |_| Some(()), |_, ()| {});
+        prop_assert_eq!(next.len(), count);
+        next.turn(Tick(100 * SECOND), usize::MAX, |_, _| {});
+        next.turn(Tick(1_000_000 * SECOND), usize::MAX, |_, _| {});
+    }
+}
+
 /// What may be done with a table.
 #[derive(Debug, Clone)]
 enum Act {

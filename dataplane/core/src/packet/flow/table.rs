@@ -163,6 +163,52 @@ impl<'r> FlowTable<'r> {
         Ok(table)
     }
 
+    /// The table that another process has left in `region`, whatever its shape; None when there is none of
+    /// this version. Nothing of it is trusted: see [`FlowTable::import`].
+    #[must_use]
+    pub fn left(region: &'r mut [u8]) -> Option<Self> {
+        let (header, _) = Header::ref_from_prefix(region).ok()?;
+        let Header { magic, version, cells4, cells6, seeds, .. } = *header;
+        let shape = Shape { ipv4: cells4, ipv6: cells6 };
+        let fits = shape.ipv4 < MOST && shape.ipv6 < MOST && header.buckets == shape.buckets();
+        if magic != MAGIC || version != VERSION || !fits {
+            return None;
+        }
+        // It is of this shape: nothing of it is cleared.
+        Self::open(region, shape, seeds, true).ok()
+    }
+
+    /// Takes over the flows of a table that another process has left, perhaps in the middle of a change:
+    /// its cells alone are read. `wanted` has something for each that is wanted, which `taken` gets when
+    /// there was room for it; returns how many came.
+    pub fn import<T>(
+        &mut self,
+        left: &FlowTable<'_>,
+        now: Tick,
+        mut wanted: impl FnMut(&FlowView) -> Option<T>,
+        mut taken: impl FnMut(&FlowView, T),
+    ) -> usize {
+        let mut count = 0;
+        for handle in (0..left.cells()).filter_map(|n| left.at(n)) {
+            let view = left.view(handle);
+            if view.flow.mode == Mode::Proxy || view.expires <= now {
+                continue;
+            }
+            let Some(thing) = wanted(&view) else { continue };
+            let Some(place) = self.insert(&view.flow, now, view.expires, |_, _| {}) else {
+                continue;
+            };
+            let (from, to) = (*left.common(handle.0), self.common_mut(place.0));
+            (to.state, to.flags, to.bytes, to.began) =
+                (from.state, from.flags, from.bytes, from.began);
+            // It is asked anew whether its backend is good.
+            to.generation = 0;
+            taken(&view, thing);
+            count += 1;
+        }
+        count
+    }
+
     fn clear(&mut self, shape: Shape, seeds: [u64; 2]) {
         let empty = Bucket { tags: [0; WAYS], overflowed: 0, places: [NONE; WAYS], unused: 0 };
         self.buckets.fill(empty);
