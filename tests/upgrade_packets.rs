@@ -79,7 +79,7 @@ fn flows_go_on_through_upgrades_under_load() {
 fn flows_outlive_a_process_that_is_killed() {
     let Some(net) = net() else { return };
     let (document, _servers) = both(&net, "");
-    let mut fairway = Fairway::start_managed(&net, &document);
+    let fairway = Fairway::start_managed(&net, &document);
     let mut streams = open(&net);
     for n in 1..=3 {
         wait_for("flows and numbers are kept", || fairway.told().contains("KEPT"));
