@@ -103,6 +103,9 @@ pub enum Command {
     },
     /// Take datagrams again.
     ResumeDatagrams,
+    /// Look for connections that wait: another process has stopped to accept on the same sockets, and the
+    /// kernel may have told it alone of the last ones.
+    LookForClients,
     /// Another process has the listeners and the sessions of datagrams: let go of them. What waits to be
     /// accepted is its own; connections go on here.
     Leave,

@@ -475,6 +475,8 @@ impl<'r> Worker<'r> {
                     let cx = &mut self.parts.cx(0, self.now, snapshot);
                     self.datagrams.resume(cx);
                 }
+                // They are armed again at once, and look first.
+                Command::LookForClients => self.disarm_listeners(),
                 Command::Leave => {
                     self.unlisten(Farewell::Leave, |_| true, snapshot);
                     let cx = &mut self.parts.cx(0, self.now, snapshot);

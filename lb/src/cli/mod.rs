@@ -3,6 +3,7 @@
 mod announced;
 mod check;
 mod client;
+mod import;
 mod reference;
 mod steer;
 mod table;
@@ -46,6 +47,8 @@ const DEFAULT_SOCKET: &str = "/run/fairway/admin.sock";
   fairway drain 10.0.0.1:8080 --wait        take a backend out and wait for its connections
   fairway explain 203.0.113.7:4711 192.0.2.10:443/tcp
                                             where that connection goes, and why
+  fairway import haproxy haproxy.cfg > fairway.yaml
+                                            begin with what another balancer was set to
   fairway upgrade                           run the new version, without a lost connection
   fairway plan fairway.yaml                 what a configuration would change, before it does
 
@@ -79,6 +82,17 @@ enum Command {
         path: Option<PathBuf>,
         #[command(flatten)]
         output: Output,
+    },
+    /// Make a document of another balancer's configuration, and say what could not be carried over
+    Import {
+        /// Whose it is
+        #[arg(value_enum)]
+        origin: import::Origin,
+        /// The file; `-` is the standard input
+        file: PathBuf,
+        /// With haproxy: what clients dial where it says `*`
+        #[arg(long, value_name = "ADDRESS")]
+        address: Vec<std::net::IpAddr>,
     },
     /// Print the JSON Schema of the configuration
     Schema,
@@ -372,6 +386,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Check { config, path, output } => {
             check::check(path.as_deref().unwrap_or(&config), output.output)
         }
+        Command::Import { origin, file, address } => import::import(origin, &file, &address),
         Command::Schema => {
             println!("{:#}", fairway_config::schema());
             ExitCode::SUCCESS

@@ -23,6 +23,8 @@ pub(super) struct Handing {
     told: BTreeMap<String, LateCounts>,
     heir: Option<Heir>,
     tell_at: Tick,
+    /// It was told that nothing is accepted here.
+    quiet: bool,
     /// Who asked for it has the answer by then.
     end_at: Tick,
 }
@@ -124,15 +126,17 @@ impl Control {
     pub(super) fn tend_heir(&mut self, now: Tick) {
         let Stop::Left(until) = self.stop else { return };
         let left = self.connections();
-        let done = self.listeners_are_quiet() && left == 0 && now >= self.handing.end_at;
+        let quiet = self.listeners_are_quiet();
+        let done = quiet && left == 0 && now >= self.handing.end_at;
         let over = now >= until || done;
-        if over || now >= self.handing.tell_at {
+        if over || now >= self.handing.tell_at || quiet != self.handing.quiet {
+            self.handing.quiet = quiet;
             self.handing.tell_at = now.plus(TELL);
             let mut told = std::mem::take(&mut self.handing.told);
             let counts = self.late_counts(&mut told);
             self.handing.told = told;
             if let Some(heir) = &self.handing.heir {
-                heir.tell(left, counts);
+                heir.tell(left, quiet, counts);
             }
         }
         if over {
@@ -143,6 +147,11 @@ impl Control {
     /// What is left of a process before this one.
     pub(super) fn take_before(&mut self, left: &Left) {
         self.count_late(&left.counts);
+        if left.quiet && self.quiet_before.insert(left.pid) {
+            for worker in &self.workers {
+                worker.send(Command::LookForClients);
+            }
+        }
         match left.connections {
             0 => {
                 if self.before.remove(&left.pid).is_some() {

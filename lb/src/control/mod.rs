@@ -202,6 +202,8 @@ pub(crate) struct Control {
     id_log: Option<IdLog>,
     /// Processes before this one that still have connections, and how many.
     pub(crate) before: BTreeMap<u32, u64>,
+    /// Those before this one that accept no more.
+    quiet_before: BTreeSet<u32>,
     handing: handover::Handing,
 }
 
@@ -283,6 +285,7 @@ impl Control {
             memory: Memory::default(),
             id_log: None,
             before: BTreeMap::new(),
+            quiet_before: BTreeSet::new(),
             handing: handover::Handing::default(),
         }
     }

@@ -107,6 +107,8 @@ pub(crate) struct Left {
     pub(crate) pid: u32,
     /// Connections that are still open in it.
     pub(crate) connections: u64,
+    /// It accepts no more.
+    pub(crate) quiet: bool,
     /// What it has counted since it was last said.
     pub(crate) counts: BTreeMap<String, LateCounts>,
 }

@@ -122,7 +122,7 @@ fn follow(channel: &Channel, over: &AtomicBool, control: &Sender<Input>) {
             Err(ChannelError::Strange(why)) => tracing::warn!("the process before: {why}"),
             Err(_) => {
                 // The loop may have ended, too.
-                let _ = control.send(Input::Before(Left { pid, ..Left::default() }));
+                let _ = control.send(Input::Before(Left { pid, quiet: true, ..Left::default() }));
                 return;
             }
         }
@@ -138,8 +138,8 @@ impl Heir {
     }
 
     /// Tells it what is left here. One that has ended needs to know nothing.
-    pub(crate) fn tell(&self, connections: u64, counts: BTreeMap<String, LateCounts>) {
-        let left = Left { pid: std::process::id(), connections, counts };
+    pub(crate) fn tell(&self, connections: u64, quiet: bool, counts: BTreeMap<String, LateCounts>) {
+        let left = Left { pid: std::process::id(), connections, quiet, counts };
         let _ = self.0.send(&News::Left(left), &[]);
     }
 }

@@ -1,0 +1,327 @@
+//! `fairway import`: what others are set to, as a document of ours; and what of it could not be carried over.
+
+mod haproxy;
+mod ipvsadm;
+mod keepalived;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::{EXIT_CONFIG, EXIT_FAILURE, counted};
+
+/// Whose configuration it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Origin {
+    /// What `ipvsadm-save -n` prints
+    Ipvsadm,
+    /// haproxy.cfg
+    Haproxy,
+    /// keepalived.conf
+    Keepalived,
+}
+
+/// A document that is being made.
+#[derive(Debug, Default)]
+struct Document {
+    services: Vec<Service>,
+    vrrp: Vec<Group>,
+    notes: Vec<Note>,
+}
+
+/// What could not be carried over, and where it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Note {
+    line: usize,
+    text: String,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Service {
+    name: String,
+    addresses: Vec<IpAddr>,
+    ports: Vec<Port>,
+    mode: Option<&'static str>,
+    scheduler: Option<&'static str>,
+    affinity_seconds: Option<u32>,
+    backends: Vec<Backend>,
+    /// Further fields, each a whole line: `limits: {serviceConnections: 5}`.
+    fields: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Port {
+    port: u16,
+    protocol: &'static str,
+    /// Where backends have it, when they do not say so themselves.
+    target: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Backend {
+    /// `ip:port` or `name:port`.
+    address: String,
+    weight: u32,
+    backup: bool,
+    name: Option<String>,
+}
+
+/// A group of VRRP.
+#[derive(Debug, Default, Clone)]
+struct Group {
+    name: String,
+    fields: Vec<String>,
+}
+
+/// What a path or the standard input has is printed as a document; what is missing of it goes beside.
+pub(super) fn import(origin: Origin, file: &Path, addresses: &[IpAddr]) -> ExitCode {
+    let text = match read(file) {
+        Ok(text) => text,
+        Err(error) => {
+            eprintln!("fairway: {}: {error}", file.display());
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    let mut document = match origin {
+        Origin::Ipvsadm => ipvsadm::read(&text),
+        Origin::Haproxy => haproxy::read(&text, addresses),
+        Origin::Keepalived => keepalived::read(&text),
+    };
+    document.settle();
+    print!("{}", document.text());
+    document.notes.sort_by_key(|note| note.line);
+    for Note { line, text } in &document.notes {
+        eprintln!("{}:{line}: {text}", file.display());
+    }
+    let (services, notes) = (document.services.len(), document.notes.len());
+    if services == 0 && document.vrrp.is_empty() {
+        eprintln!("fairway: {} has nothing that could be carried over", file.display());
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    eprintln!(
+        "fairway: {} carried over, {} need a look; `fairway check` knows whether the document is whole",
+        counted(services, "service"),
+        counted(notes, "thing")
+    );
+    ExitCode::SUCCESS
+}
+
+fn read(file: &Path) -> std::io::Result<String> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file)
+}
+
+impl Document {
+    fn note(&mut self, line: usize, text: impl Into<String>) {
+        self.notes.push(Note { line, text: text.into() });
+    }
+
+    /// Names are unique, ports of backends clear, and weights what a document may have.
+    fn settle(&mut self) {
+        let services = std::mem::take(&mut self.services);
+        self.services = services.into_iter().flat_map(Service::clear).collect();
+        let mut names = BTreeSet::new();
+        for service in &mut self.services {
+            let plain = plain(&service.name);
+            let others = (2..).map(|n| format!("{plain}-{n}"));
+            let free = std::iter::once(plain.clone()).chain(others).find(|it| !names.contains(it));
+            service.name = free.unwrap_or(plain);
+            names.insert(service.name.clone());
+            let largest = service.backends.iter().map(|it| it.weight).max().unwrap_or(1);
+            if largest > 1000 {
+                for backend in &mut service.backends {
+                    let scaled = u64::from(backend.weight) * 1000 / u64::from(largest);
+                    backend.weight = (scaled as u32).max(1);
+                }
+            }
+        }
+    }
+
+    /// As YAML.
+    fn text(&self) -> String {
+        let mut out =
+            String::from("# Made by `fairway import`; `fairway check` finds what is missing.\n");
+        // Writing into a String cannot fail.
+        if self.services.iter().any(|service| service.mode.is_some()) {
+            let _ = writeln!(
+                out,
+                "dataplane:\n  packet:\n    interfaces: [eth0]    # where packets come and go: name yours"
+            );
+        }
+        if !self.vrrp.is_empty() {
+            let _ = writeln!(out, "announce:\n  vrrp:");
+            for Group { name, fields } in &self.vrrp {
+                let _ = writeln!(out, "    - name: {}", quoted(name));
+                for field in fields {
+                    let _ = writeln!(out, "      {field}");
+                }
+            }
+        }
+        let empty = if self.services.is_empty() { " []" } else { "" };
+        let _ = writeln!(out, "services:{empty}");
+        for service in &self.services {
+            service.write(&mut out);
+        }
+        out
+    }
+}
+
+impl Service {
+    /// Of several ports, each needs to know the backends' ports: backends that have one in common leave it
+    /// to the ports, others make a service for each port.
+    fn clear(mut self) -> Vec<Self> {
+        if self.ports.len() < 2 {
+            return vec![self];
+        }
+        let split = |address: &str| {
+            let (host, port) = address.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            Some((host.to_owned(), port.parse::<u16>().ok()?))
+        };
+        let known: Option<Vec<_>> = self.backends.iter().map(|it| split(&it.address)).collect();
+        let first = known.as_ref().and_then(|known| known.first()).map(|(_, port)| *port);
+        match (known, first) {
+            (Some(known), Some(first)) if known.iter().all(|(_, port)| *port == first) => {
+                for (backend, (host, _)) in self.backends.iter_mut().zip(known) {
+                    backend.address = host;
+                }
+                self.ports.iter_mut().for_each(|port| port.target = Some(first));
+                vec![self]
+            }
+            _ => {
+                let ports = std::mem::take(&mut self.ports);
+                let of = |port: Port| Self {
+                    name: format!("{}-{}", self.name, port.port),
+                    ports: vec![port],
+                    ..self.clone()
+                };
+                ports.into_iter().map(of).collect()
+            }
+        }
+    }
+
+    fn write(&self, out: &mut String) {
+        let list = |items: Vec<String>| items.join(", ");
+        let addresses = self.addresses.iter().map(|ip| quoted(&ip.to_string())).collect();
+        // Writing into a String cannot fail.
+        let _ =
+            writeln!(out, "  - name: {}\n    addresses: [{}]", quoted(&self.name), list(addresses));
+        let _ = writeln!(out, "    ports:");
+        for Port { port, protocol, target } in &self.ports {
+            let protocol = (*protocol != "TCP").then(|| format!(", protocol: {protocol}"));
+            let target = target.map(|target| format!(", targetPort: {target}"));
+            let more = [protocol, target].into_iter().flatten().collect::<String>();
+            match more.is_empty() {
+                true => _ = writeln!(out, "      - port: {port}"),
+                false => _ = writeln!(out, "      - {{port: {port}{more}}}"),
+            }
+        }
+        if let Some(mode) = self.mode {
+            let _ = writeln!(out, "    mode: {mode}");
+        }
+        if let Some(scheduler) = self.scheduler {
+            let _ = writeln!(out, "    scheduler: {scheduler}");
+        }
+        if let Some(seconds) = self.affinity_seconds {
+            let _ = writeln!(
+                out,
+                "    sessionAffinity: ClientIP\n    sessionAffinityTimeout: {seconds}s"
+            );
+        }
+        for field in &self.fields {
+            let _ = writeln!(out, "    {field}");
+        }
+        let (backup, first): (Vec<_>, Vec<_>) = self.backends.iter().partition(|it| it.backup);
+        for (field, backends) in [("backends", first), ("backupBackends", backup)] {
+            if backends.is_empty() && (field != "backends") {
+                continue;
+            }
+            let empty = if backends.is_empty() { " []" } else { "" };
+            let _ = writeln!(out, "    {field}:{empty}");
+            for Backend { address, weight, name, .. } in backends {
+                let name = name.as_ref().map(|name| format!(", name: {}", quoted(name)));
+                let weight = (*weight != 1).then(|| format!(", weight: {weight}"));
+                let more = [name, weight].into_iter().flatten().collect::<String>();
+                match more.is_empty() {
+                    true => _ = writeln!(out, "      - {}", quoted(address)),
+                    false => _ = writeln!(out, "      - {{address: {}{more}}}", quoted(address)),
+                }
+            }
+        }
+    }
+}
+
+/// A text as YAML has it, with quotes where it could be taken for something else.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    let word = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(plain);
+    let taken = ["yes", "no", "true", "false", "on", "off", "null", "y", "n"];
+    match word && !taken.contains(&text.to_ascii_lowercase().as_str()) {
+        true => text.into(),
+        false => format!("{text:?}"),
+    }
+}
+
+/// A name as a service may have one.
+fn plain(text: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    text.chars().map(|c| if fits(c) { c } else { '-' }).collect()
+}
+
+/// An address and a port, as all three write them.
+fn endpoint(text: &str) -> Option<SocketAddr> {
+    text.parse().ok()
+}
+
+/// A scheduler of IPVS as ours is called.
+fn scheduler_of_ipvs(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "rr" | "wrr" => "roundRobin",
+        "lc" | "wlc" => "leastConnections",
+        "sed" => "shortestExpectedDelay",
+        "nq" => "neverQueue",
+        "sh" => "sourceHash",
+        "dh" => "destinationHash",
+        "mh" => "maglev",
+        "twos" => "powerOfTwo",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The document that a text becomes is good, and these are its notes.
+    pub(super) fn settled(mut document: Document) -> (String, Vec<String>) {
+        document.settle();
+        let text = document.text();
+        let path = Path::new("imported.yaml").into();
+        if let Err(problems) = fairway_config::load_text(&path, &text) {
+            panic!("{problems}\n{text}");
+        }
+        document.notes.sort_by_key(|note| note.line);
+        let note = |note: &Note| format!("{}: {}", note.line, note.text);
+        (text, document.notes.iter().map(note).collect())
+    }
+
+    #[test]
+    fn texts_are_quoted_where_they_must_be() {
+        for (text, want) in [
+            ("web-1", "web-1"),
+            ("10.0.0.1:80", "\"10.0.0.1:80\""),
+            ("no", "\"no\""),
+            ("a b", "\"a b\""),
+            ("fd00::1", "\"fd00::1\""),
+        ] {
+            assert_eq!(quoted(text), want);
+        }
+    }
+}
