@@ -97,7 +97,7 @@ fn routes() -> Routes {
 
 // Frames, each after a byte that says how long it is.
 fuzz_target!(|bytes: &[u8]| {
-    let (snapshot, clients) = (snapshot(), Clients::new(16));
+    let (snapshot, clients) = (snapshot(), Clients::new(16, [1, 2, 3, 4]));
     let mut region = HeapRegion::new(SHAPE.bytes());
     let flows = FlowTable::open(region.bytes(), SHAPE, [1, 2], false).unwrap();
     let mut engine = Engine::new(flows, Arc::default(), Steering::ALONE, 0);

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::capture::capture;
 use super::explain::{Question, explain_flow};
 use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
-use super::{metrics_text, packet_metrics};
+use super::{metrics_text, packet_metrics, page};
 use crate::announce::{AnnounceInput, AnnounceView, Handle as Announcer};
 use crate::cloud::Work;
 use crate::control::{Control, Input, Order, TalkerAnswers, plan as plan_changes, waiting_text};
@@ -108,7 +108,7 @@ pub(crate) struct Answer {
 }
 
 impl Admin {
-    fn per_backend(&self) -> bool {
+    pub(super) fn per_backend(&self) -> bool {
         match self.per_backend {
             PerBackendDoc::On => true,
             PerBackendDoc::Off => false,
@@ -168,6 +168,7 @@ pub(crate) fn public_router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
+        .merge(page::routes())
         .with_state(admin)
 }
 
@@ -293,7 +294,7 @@ async fn cluster(State(admin): State<Admin>) -> Result<Response, Response> {
 }
 
 /// How announcements stand; nothing when nobody answers.
-async fn announce_view(admin: &Admin) -> Option<AnnounceView> {
+pub(super) async fn announce_view(admin: &Admin) -> Option<AnnounceView> {
     let (answer, answered) = oneshot::channel();
     admin.announcer.send(AnnounceInput::View(answer));
     answered.await.ok()

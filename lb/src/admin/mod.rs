@@ -5,6 +5,7 @@ mod capture;
 pub(crate) mod explain;
 mod metrics_text;
 mod packet_metrics;
+mod page;
 mod pcapng;
 pub(crate) mod views;
 

@@ -1,0 +1,100 @@
+//! The status page: one file, and what it asks for once a second. Nothing here changes anything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use fairway_core::packet::DropReason;
+use fairway_core::{Histogram, ServiceTotals};
+use serde::Serialize;
+
+use super::api::{Admin, announce_view};
+use super::views::{BackendView, ServiceView, Status};
+use crate::announce::AnnounceView;
+use crate::control::{Control, Generation};
+
+/// Services that are shown at most; those with the most connections.
+const MOST: usize = 200;
+/// What the page may do: nothing but ask whoever it came from.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src \
+                      'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Everything that the page shows.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    status: Status,
+    services: Vec<ServiceView>,
+    backends: Vec<BackendView>,
+    /// Services that are not among those.
+    more: usize,
+    announce: AnnounceView,
+    history: Vec<Generation>,
+    /// How long connecting took: the bounds in milliseconds, and of all services how many were within
+    /// each, and above all.
+    connect_bounds: [f64; Histogram::BOUNDS_MS.len()],
+    connect_counts: Vec<u64>,
+    /// Packets that went no further.
+    drops: BTreeMap<&'static str, u64>,
+}
+
+pub(super) fn routes() -> Router<Admin> {
+    Router::new().route("/", get(page)).route("/api/summary", get(summary))
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, Html(include_str!("page.html"))).into_response()
+}
+
+async fn summary(State(admin): State<Admin>) -> Result<Response, Response> {
+    let (fixed, per_backend) = (Arc::clone(&admin.fixed), admin.per_backend());
+    let asked = admin.ask(move |control: &mut Control| {
+        let status = control.status(&fixed, per_backend);
+        let mut services = control.service_views(None);
+        let all = services.len();
+        // Those that carry something, then those that would.
+        services.sort_by_key(|service| std::cmp::Reverse((service.active, service.connections)));
+        services.truncate(MOST);
+        let more = all - services.len();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        let backends = services.iter().flat_map(|it| control.backend_views(Some(&it.name), None));
+        let backends = backends.collect();
+        (status, services, backends, more, control.history.generations())
+    });
+    let (status, services, backends, more, history) = asked.await?;
+    let mut counts = vec![0; Histogram::BOUNDS_MS.len() + 1];
+    for service in admin.view.load().services() {
+        let ServiceTotals { connect_buckets, .. } = service.state.counters.totals();
+        counts.iter_mut().zip(connect_buckets).for_each(|(sum, count)| *sum += count);
+    }
+    let mut drops = BTreeMap::new();
+    for stats in admin.packets.iter() {
+        for (reason, counter) in DropReason::LABELS.iter().zip(&stats.counters.dropped) {
+            if counter.get() > 0 {
+                *drops.entry(*reason).or_default() += counter.get();
+            }
+        }
+    }
+    let summary = Summary {
+        status,
+        services,
+        backends,
+        more,
+        announce: announce_view(&admin).await.unwrap_or_default(),
+        history,
+        connect_bounds: Histogram::BOUNDS_MS,
+        connect_counts: counts,
+        drops,
+    };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(summary)).into_response())
+}
