@@ -57,6 +57,7 @@ async fn run(length: Option<Duration>) -> anyhow::Result<bool> {
     std::fs::write(&config, document(folder.path(), vip, metrics, &backends))?;
     let mut fairway = spawn(&config)?;
     ready(&mut fairway, metrics).await?;
+    println!("page      http://{metrics}/");
     println!("service   curl http://{vip}/");
     println!("metrics   curl http://{metrics}/metrics");
     println!("config    {}", config.display());
