@@ -143,6 +143,7 @@ impl Admin {
 pub(crate) fn admin_router(admin: Admin) -> Router {
     Router::new()
         .route("/v1/status", get(status))
+        .route("/v1/summary", get(page::summary))
         .route("/v1/services", get(services))
         .route("/v1/backends", get(backends))
         .route("/v1/cluster", get(cluster))

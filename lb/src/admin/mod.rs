@@ -20,6 +20,8 @@ use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::AbortHandle;
 
+pub(crate) use page::Summary;
+
 use crate::handover::Inherited;
 
 pub(crate) use api::{

@@ -10,7 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use fairway_core::packet::DropReason;
 use fairway_core::{Histogram, ServiceTotals};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::api::{Admin, announce_view};
 use super::views::{BackendView, ServiceView, Status};
@@ -23,23 +23,23 @@ const MOST: usize = 200;
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src \
                       'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Everything that the page shows.
-#[derive(Serialize)]
+/// Everything that the page shows, and `fairway top`.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Summary {
-    status: Status,
-    services: Vec<ServiceView>,
-    backends: Vec<BackendView>,
+pub(crate) struct Summary {
+    pub(crate) status: Status,
+    pub(crate) services: Vec<ServiceView>,
+    pub(crate) backends: Vec<BackendView>,
     /// Services that are not among those.
     more: usize,
     announce: AnnounceView,
     history: Vec<Generation>,
     /// How long connecting took: the bounds in milliseconds, and of all services how many were within
     /// each, and above all.
-    connect_bounds: [f64; Histogram::BOUNDS_MS.len()],
+    connect_bounds: Vec<f64>,
     connect_counts: Vec<u64>,
     /// Packets that went no further.
-    drops: BTreeMap<&'static str, u64>,
+    drops: BTreeMap<String, u64>,
 }
 
 pub(super) fn routes() -> Router<Admin> {
@@ -56,7 +56,7 @@ async fn page() -> Response {
     (headers, Html(include_str!("page.html"))).into_response()
 }
 
-async fn summary(State(admin): State<Admin>) -> Result<Response, Response> {
+pub(super) async fn summary(State(admin): State<Admin>) -> Result<Response, Response> {
     let (fixed, per_backend) = (Arc::clone(&admin.fixed), admin.per_backend());
     let asked = admin.ask(move |control: &mut Control| {
         let status = control.status(&fixed, per_backend);
@@ -81,7 +81,7 @@ async fn summary(State(admin): State<Admin>) -> Result<Response, Response> {
     for stats in admin.packets.iter() {
         for (reason, counter) in DropReason::LABELS.iter().zip(&stats.counters.dropped) {
             if counter.get() > 0 {
-                *drops.entry(*reason).or_default() += counter.get();
+                *drops.entry((*reason).to_owned()).or_default() += counter.get();
             }
         }
     }
@@ -92,7 +92,7 @@ async fn summary(State(admin): State<Admin>) -> Result<Response, Response> {
         more,
         announce: announce_view(&admin).await.unwrap_or_default(),
         history,
-        connect_bounds: Histogram::BOUNDS_MS,
+        connect_bounds: Histogram::BOUNDS_MS.into(),
         connect_counts: counts,
         drops,
     };

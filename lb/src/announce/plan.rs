@@ -145,9 +145,12 @@ impl Plan {
         if let Some(group) = groups.next() {
             if let Some(other) = groups.next() {
                 let (first, second) = (&group.name, &other.name);
-                self.troubles.push(format!(
-                    "groups `{first}` and `{second}` both claim {net}; `{first}` has it"
-                ));
+                let why =
+                    format!("groups `{first}` and `{second}` both claim {net}; `{first}` has it");
+                // Said once, however many ports the address has.
+                if !self.troubles.contains(&why) {
+                    self.troubles.push(why);
+                }
             }
             self.grouped.entry(net).or_insert_with(|| group.name.clone());
         }
@@ -335,6 +338,8 @@ mod tests {
             (&["eth0", "eth1", "eth2"].map(String::from)[..], true)
         );
         assert_eq!(plan.segments.len(), 1);
+        let claims = plan.troubles.iter().filter(|why| why.contains("both claim"));
+        assert_eq!(claims.count(), 1, "{:?}", plan.troubles);
         assert_eq!(plan.troubles[0], "groups `v` and `w` both claim 192.0.2.1; `v` has it");
     }
 

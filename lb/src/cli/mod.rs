@@ -7,6 +7,7 @@ mod import;
 mod reference;
 mod steer;
 mod table;
+mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -117,6 +118,18 @@ enum Command {
     },
     /// The state of the process
     Status(Remote),
+    /// What services and backends do now, again and again, the busiest first; `h` shows the keys
+    Top {
+        /// Seconds from one answer to the next
+        #[arg(long, short, default_value = "2", value_parser = seconds)]
+        delay: Duration,
+        /// End after so many answers
+        #[arg(long, short = 'n')]
+        count: Option<u64>,
+        /// The admin socket
+        #[arg(long, default_value = DEFAULT_SOCKET, env = "FAIRWAY_SOCKET")]
+        socket: PathBuf,
+    },
     /// The services, or those named
     Services {
         /// A service: `web`, or one port of it: `web/http`
@@ -403,6 +416,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Manual { folder } => manual(&folder),
         Command::Demo { seconds } => crate::demo::demo(seconds.map(Duration::from_secs)),
         Command::Status(remote) => show(&remote, "/v1/status", table::status),
+        Command::Top { delay, count, socket } => top::top(&socket, delay, count),
         Command::Services { service, remote } => {
             let path = path("/v1/services", service.as_deref());
             show::<Vec<ServiceView>>(&remote, &path, |views| table::services(views))
@@ -479,6 +493,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
         Command::Upgrade(remote) => client::order(&remote, "/v1/upgrade", &(), EXIT_FAILURE),
     }
+}
+
+/// A time in seconds, as top(1) takes it.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().map_err(|_| format!("`{text}` is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 /// Writes fairway(1), a page for each of its commands, and fairway.yaml(5).

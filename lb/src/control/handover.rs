@@ -83,7 +83,8 @@ impl Control {
             }
         }
         let generation = self.publisher.current().generation;
-        Ok(Handed { memory: self.memory(), generation, packets_until, named, sessions })
+        let nftables = self.listeners.held_by_nftables();
+        Ok(Handed { memory: self.memory(), generation, packets_until, nftables, named, sessions })
     }
 
     fn pause(&self) -> Result<Vec<Vec<HandedSession>>, String> {

@@ -265,6 +265,11 @@ impl Listeners {
         all
     }
 
+    /// What transparent listening has nftables hold, for the next process.
+    pub(crate) fn held_by_nftables(&self) -> Vec<String> {
+        self.tproxy.iter().flat_map(Tproxy::held).collect()
+    }
+
     /// The first services are served: what a process before this one listened on besides is closed.
     pub(crate) fn begun(&mut self, workers: &[WorkerHandle]) {
         self.tproxy.iter_mut().for_each(|tproxy| tproxy.serve(workers));

@@ -61,20 +61,24 @@ pub(crate) struct Tproxy {
     sockets: Vec<Opened>,
     /// Workers have them.
     given: bool,
-    /// The table is one of a process before this one: right for its services, and replaced once ours are
-    /// known.
+    /// The table is one of a process before this one: right for its services, and brought to ours once
+    /// they are known.
     stale: bool,
+    /// What its sets hold, as far as that process has said.
+    present: Option<BTreeSet<String>>,
     /// The next process has the table.
     left: bool,
 }
 
 impl Tproxy {
     /// Opens the sockets of so many workers, or takes those that are inherited, and makes table, rules and
-    /// routes. Workers accept once something is served. `manager` keeps the sockets for the next process.
+    /// routes. Workers accept once something is served. `manager` keeps the sockets for the next process;
+    /// the one before has said what its sets hold, if it is `present`.
     pub(crate) fn start(
         workers: usize,
         inherited: &mut Inherited,
         manager: &Manager,
+        present: Vec<String>,
     ) -> Result<Self, String> {
         let mut sockets = Vec::new();
         let stale = inherited.has(NAME_TCP4);
@@ -84,7 +88,8 @@ impl Tproxy {
         for Opened { name, sockets, .. } in &sockets {
             manager.keep(name, sockets);
         }
-        let mut tproxy = Self { ports: (v4, v6), sockets, stale, ..Self::detached() };
+        let present = (!present.is_empty()).then(|| present.into_iter().collect());
+        let mut tproxy = Self { ports: (v4, v6), sockets, stale, present, ..Self::detached() };
         if !stale {
             tproxy.rebuild()?;
         }
@@ -106,8 +111,14 @@ impl Tproxy {
             sockets: Vec::new(),
             given: false,
             stale: false,
+            present: None,
             left: false,
         }
+    }
+
+    /// What its sets hold.
+    pub(crate) fn held(&self) -> BTreeSet<String> {
+        self.wanted.iter().map(element).collect()
     }
 
     /// Leaves table, rules and routes to the next process.
@@ -151,6 +162,14 @@ impl Tproxy {
         };
         if lost {
             tracing::warn!("our nftables table is gone; making it again");
+        }
+        if !lost
+            && self.stale
+            && let Some(present) = self.present.take()
+        {
+            // Of what is replaced, even by the same, the kernel knows nothing for some microseconds.
+            self.stale = false;
+            self.pending = difference(&present, &self.held());
         }
         if self.trouble.is_none() && !lost && !self.stale {
             if self.pending.is_empty() {
@@ -244,6 +263,25 @@ fn elements<'f>(text: &mut String, verb: &str, frontends: impl Iterator<Item = &
     }
 }
 
+/// The statements that bring sets from some elements to others.
+fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> String {
+    let mut text = String::new();
+    for (verb, elements) in
+        [("delete", before.difference(after)), ("add", after.difference(before))]
+    {
+        let (v6, v4): (Vec<_>, Vec<_>) = elements.partition(|element| element.contains(':'));
+        for (set, elements) in [("vips4", v4), ("vips6", v6)] {
+            if !elements.is_empty() {
+                let elements =
+                    elements.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                // Writing into a String cannot fail.
+                let _ = writeln!(text, "{verb} element inet {TABLE} {set} {{ {elements} }}");
+            }
+        }
+    }
+    text
+}
+
 /// A socket for each worker and protocol; those of one protocol on the port that the first gets.
 fn open(
     ipv6: bool,
@@ -328,6 +366,19 @@ mod tests {
     use super::*;
     use fairway_core::PortRange;
     use std::num::NonZeroU16;
+
+    #[test]
+    fn what_is_there_already_is_left_alone() {
+        let set = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect();
+        let before = set(&["192.0.2.1 . tcp . 80", "192.0.2.2 . tcp . 80"]);
+        let after = set(&["192.0.2.2 . tcp . 80", "2001:db8::1 . udp . 53"]);
+        assert_eq!(difference(&before, &before), "");
+        assert_eq!(
+            difference(&before, &after),
+            "delete element inet fairway vips4 { 192.0.2.1 . tcp . 80 }\n\
+             add element inet fairway vips6 { 2001:db8::1 . udp . 53 }\n"
+        );
+    }
 
     #[test]
     fn changes_are_grouped_by_set() {

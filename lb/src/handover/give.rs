@@ -29,6 +29,8 @@ pub(crate) struct Handed {
     pub(crate) generation: u64,
     /// Until when packets were carried here, nanoseconds since 1970.
     pub(crate) packets_until: u64,
+    /// What transparent listening has nftables hold.
+    pub(crate) nftables: Vec<String>,
     pub(crate) named: Vec<(String, OwnedFd)>,
     /// By worker.
     pub(crate) sessions: Vec<Vec<HandedSession>>,
@@ -126,7 +128,7 @@ impl Giver {
 
     /// Gives everything away.
     fn bequeath(&self, channel: &Channel) -> Result<(), String> {
-        let Handed { memory, generation, packets_until, mut named, sessions } =
+        let Handed { memory, generation, packets_until, nftables, mut named, sessions } =
             self.ask(Control::hand_over)??;
         let owns_socket = {
             let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,6 +150,7 @@ impl Giver {
             affinity: affinity.map(plain).collect(),
             generation,
             packets_until,
+            nftables,
             owns_socket,
         };
         let mut descriptors = Vec::new();

@@ -95,6 +95,8 @@ pub(crate) struct Estate {
     pub(crate) generation: u64,
     /// Until when packets were carried there, nanoseconds since 1970.
     pub(crate) packets_until: u64,
+    /// What transparent listening has nftables hold.
+    pub(crate) nftables: Vec<String>,
     /// The socket's file is ours to remove.
     pub(crate) owns_socket: bool,
 }

@@ -336,7 +336,7 @@ impl Prepared {
         let process = control.process.clone();
         let mut owned = false;
         let mut sessions = Vec::new();
-        let mut until = 0;
+        let (mut until, mut nftables) = (0, Vec::new());
         if let Some(before) = &before {
             control.await_sessions();
             let (mut estate, descriptors) = before.take()?;
@@ -346,6 +346,7 @@ impl Prepared {
             (named, sessions) = estate.split(descriptors);
             inherited.add(named);
             until = estate.packets_until;
+            nftables = std::mem::take(&mut estate.nftables);
             control.remember(estate.memory, estate.generation);
         }
         control.inherit_packets(&mut inherited, until);
@@ -358,12 +359,13 @@ impl Prepared {
             }
             None => Ok(()),
         };
+        let workers = control.workers().len();
         // After the admin socket: only one Fairway on a host gets as far as touching nftables.
         let listening = opened.and_then(|()| {
             let tproxy = match process.listen {
                 ListenDoc::PerAddress => None,
                 ListenDoc::Tproxy => Some(
-                    Tproxy::start(control.workers().len(), &mut inherited, &manager)
+                    Tproxy::start(workers, &mut inherited, &manager, nftables)
                         .map_err(|why| format!("`listen: tproxy` is not to be had: {why}"))?,
                 ),
             };
