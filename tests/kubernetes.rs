@@ -345,6 +345,8 @@ fn what_a_killed_process_left_is_taken_over() {
     });
     // The first by its name had the first address.
     let second = SocketAddr::new([10, 77, 0, 121].into(), 80);
+    // The kernel may take a moment to close what the one before had.
+    wait_for("the port is ours", || net.on(Host::Client, || get(second, "/").is_ok()));
     assert_eq!(cluster.shares(second, 1), [("p1".into(), 1)].into());
     let now = addresses();
     assert!(now.contains("10.77.0.121") && now.contains("10.77.0.122"), "{now}");

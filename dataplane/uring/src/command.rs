@@ -81,6 +81,8 @@ pub enum Command {
     EndPackets {
         /// The time.
         until: u64,
+        /// Others have ended, too: nothing more is passed on by them.
+        last: bool,
         /// Where to.
         reply: Sender<()>,
     },

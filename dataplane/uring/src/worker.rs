@@ -448,11 +448,11 @@ impl<'r> Worker<'r> {
                     // Nobody waits any more when that took too long.
                     let _ = reply.send(adopted.unwrap_or_default());
                 }
-                Command::EndPackets { until, reply } => {
+                Command::EndPackets { until, last, reply } => {
                     let Parts { ring, shared, talkers, .. } = &mut self.parts;
                     let turn = Turn { ring, snapshot, shared, talkers, now: self.now };
                     if let Some(packets) = &mut self.packets {
-                        packets.end(until, turn);
+                        packets.end(until, last, turn);
                     }
                     // As above.
                     let _ = reply.send(());

@@ -177,7 +177,7 @@ impl Announcer {
                 self.draining.get_or_insert(now);
                 self.moved = true;
             }
-            Input::Sync(_) | Input::View(_) | Input::Stop(_) => {}
+            Input::Sync(_) | Input::View(_) | Input::Abandon | Input::Stop(_) => {}
         }
     }
 

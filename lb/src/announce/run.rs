@@ -55,6 +55,8 @@ pub(crate) enum Input {
     Sync(std::sync::mpsc::Sender<()>),
     /// How everything stands.
     View(oneshot::Sender<AnnounceView>),
+    /// End, and leave everything as it is to the next process.
+    Abandon,
     /// Take back everything, and end.
     Stop(std::sync::mpsc::Sender<()>),
 }
@@ -237,6 +239,7 @@ async fn run(
                 Input::Sync(answer) => answers.push(answer),
                 Input::View(answer) => views.push(answer),
                 Input::Stop(answer) => ends = Some(answer),
+                Input::Abandon => return Ok(()),
                 other => {
                     asked = true;
                     announcer.hear(other, now).await;

@@ -62,6 +62,11 @@ impl Announcing {
         self.is_written
     }
 
+    /// Another process sees to what is here: nothing is taken back.
+    pub(super) fn leave(&self) {
+        self.handle.send(AnnounceInput::Abandon);
+    }
+
     /// Takes back everything.
     pub(super) fn stop(&self) {
         self.handle.stop();

@@ -312,6 +312,13 @@ impl Fence {
         self.nft.iter().flat_map(Nft::pipes)
     }
 
+    /// Another process may have changed the table in vain: it is made anew.
+    pub(super) fn restore(&mut self, now: Tick) {
+        if !self.wanted.interfaces.is_empty() {
+            self.build(now);
+        }
+    }
+
     /// Leaves the table to the next process.
     pub(super) fn leave(&mut self) {
         self.nft.take().into_iter().for_each(Nft::leave);

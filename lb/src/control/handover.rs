@@ -67,10 +67,8 @@ impl Control {
                 return Err(why);
             }
         };
-        self.handing.told.clear();
-        let mut told = std::mem::take(&mut self.handing.told);
-        self.late_counts(&mut told);
-        self.handing.told = told;
+        let memory = self.memory();
+        self.handing.told = memory.counted();
         let mut named = Vec::new();
         let packets = self.packets_to_hand_over();
         for (name, socket) in self.listeners.to_hand_over().into_iter().chain(packets) {
@@ -84,7 +82,7 @@ impl Control {
         }
         let generation = self.publisher.current().generation;
         let nftables = self.listeners.held_by_nftables();
-        Ok(Handed { memory: self.memory(), generation, packets_until, nftables, named, sessions })
+        Ok(Handed { memory, generation, packets_until, nftables, named, sessions })
     }
 
     fn pause(&self) -> Result<Vec<Vec<HandedSession>>, String> {
@@ -104,6 +102,8 @@ impl Control {
             worker.send(Command::ResumeDatagrams);
             worker.send(Command::ResumePackets);
         }
+        self.listeners.restore();
+        self.restore_packets(self.clock.now());
     }
 
     /// Another process serves: this one keeps its connections and ends with the last of them.
@@ -116,6 +116,7 @@ impl Control {
         }
         self.listeners.leave();
         self.leave_packets();
+        self.announcing.leave();
         self.checker.stop();
         self.resolver.stop();
         self.handing.heir = Some(heir);

@@ -284,6 +284,25 @@ impl Listeners {
         self.tproxy.is_some()
     }
 
+    /// Workers are about to close all sockets: nobody keeps them open any longer.
+    pub(crate) fn stop(&mut self) {
+        for ((protocol, addr), state) in &mut self.per_address {
+            if let Listening::Open(_, sockets) = state {
+                self.manager.forget(&listener_name(*protocol, *addr));
+                sockets.clear();
+            }
+        }
+        for name in self.tproxy.iter_mut().flat_map(Tproxy::close) {
+            self.manager.forget(name);
+        }
+        self.manager.flush();
+    }
+
+    /// Has nftables brought to what is wanted: another process may have changed it in vain.
+    pub(crate) fn restore(&mut self) {
+        self.tproxy.iter_mut().for_each(Tproxy::restore);
+    }
+
     /// Another process has all sockets: nothing is opened or closed any more.
     pub(crate) fn leave(&mut self) {
         self.per_address.clear();

@@ -96,6 +96,17 @@ impl Memory {
         self.services.remove(&*key.0)
     }
 
+    /// What it says that was counted.
+    pub(super) fn counted(&self) -> BTreeMap<String, LateCounts> {
+        let of = |service: &ServiceMemory| {
+            let backends = service.backends.iter().map(|backend| {
+                (BackendAddr::new(backend.ip, backend.port).to_string(), backend.counts.clone())
+            });
+            LateCounts { service: service.counts.clone(), backends: backends.collect() }
+        };
+        self.services.iter().map(|(key, service)| (key.clone(), of(service))).collect()
+    }
+
     /// The numbers of all backends.
     pub(super) fn backends(&self) -> impl Iterator<Item = BackendId> {
         self.services.values().flat_map(|it| &it.backends).map(BackendMemory::id)

@@ -467,6 +467,7 @@ impl Control {
         }
         let drain = self.process.shutdown_drain;
         tracing::info!(?drain, "stopping: no new connections, the open ones may go on");
+        self.listeners.stop();
         for worker in &self.workers {
             worker.send(Command::StopAccepting);
         }

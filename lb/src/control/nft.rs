@@ -126,6 +126,11 @@ impl Nft {
             if line.trim() == end {
                 break;
             }
+            if line.trim().starts_with("fairway-end-") {
+                // The last words to another process, which has ended before it heard them.
+                said.clear();
+                continue;
+            }
             said.push(line);
         }
         // The end is no command, which was the last word; and so was, before us, a mark below one.

@@ -419,13 +419,16 @@ impl Control {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let (reply, done) = unbounded();
-        for worker in &self.workers {
-            worker.send(Command::EndPackets { until, reply: reply.clone() });
-        }
-        drop(reply);
-        for _ in &self.workers {
-            done.recv_timeout(ENDS).map_err(|_| "a worker did not stand still".to_owned())?;
+        // Once more when all have ended: what they have passed to each other by then.
+        for last in [false, true] {
+            let (reply, done) = unbounded();
+            for worker in &self.workers {
+                worker.send(Command::EndPackets { until, last, reply: reply.clone() });
+            }
+            drop(reply);
+            for _ in &self.workers {
+                done.recv_timeout(ENDS).map_err(|_| "a worker did not stand still".to_owned())?;
+            }
         }
         Ok(until)
     }
@@ -435,7 +438,15 @@ impl Control {
         let Some(packets) = &self.packets else { return Vec::new() };
         let memory = packets.memory.iter().map(|it| (packets.kept.clone(), it.as_fd()));
         let pipes = packets.fence.pipes().map(|pipe| (FENCE.to_owned(), pipe));
-        memory.chain(pipes).collect()
+        let ids = self.id_log.iter().map(|log| (log.name().to_owned(), log.file()));
+        memory.chain(pipes).chain(ids).collect()
+    }
+
+    /// Another process was to carry packets, and does not.
+    pub(super) fn restore_packets(&mut self, now: Tick) {
+        if let Some(packets) = self.packets.as_mut().filter(|packets| !packets.polled) {
+            packets.fence.restore(now);
+        }
     }
 
     /// Another process carries packets.

@@ -116,9 +116,25 @@ impl Tproxy {
         }
     }
 
-    /// What its sets hold.
+    /// What its sets hold; nothing is said when that is not known.
     pub(crate) fn held(&self) -> BTreeSet<String> {
+        if self.trouble.is_some() || self.stale || !self.pending.is_empty() {
+            return BTreeSet::new();
+        }
         self.wanted.iter().map(element).collect()
+    }
+
+    /// Keeps no copies of its sockets any longer; their names.
+    pub(crate) fn close(&mut self) -> impl Iterator<Item = &'static str> + use<> {
+        let opened = self.sockets.iter_mut();
+        let names: Vec<_> = opened.map(|opened| (opened.sockets.clear(), opened.name).1).collect();
+        names.into_iter()
+    }
+
+    /// The table may be another process's: it is made anew.
+    pub(crate) fn restore(&mut self) {
+        (self.stale, self.present) = (true, None);
+        self.retry_at = Tick(0);
     }
 
     /// Leaves table, rules and routes to the next process.
@@ -169,7 +185,7 @@ impl Tproxy {
         {
             // Of what is replaced, even by the same, the kernel knows nothing for some microseconds.
             self.stale = false;
-            self.pending = difference(&present, &self.held());
+            self.pending = difference(&present, &self.wanted.iter().map(element).collect());
         }
         if self.trouble.is_none() && !lost && !self.stale {
             if self.pending.is_empty() {

@@ -21,7 +21,7 @@ use crate::manager::Manager;
 /// server is heard.
 const STARTS: Duration = Duration::from_secs(60);
 /// How long it may take to serve with what it was given: nobody receives datagrams or packets then.
-const TAKES_OVER: Duration = Duration::from_secs(5);
+const TAKES_OVER: Duration = Duration::from_secs(40);
 
 /// What the control loop gives away.
 pub(crate) struct Handed {
@@ -81,15 +81,35 @@ impl Giver {
             .map_err(|error| failed(&program.display().to_string(), &error))?;
         tracing::info!(pid = child.id(), program = %program.display(), "a new process starts");
         match self.give(channel, &child) {
-            Ok(version) => Ok(format!("process {} serves, version {version}", child.id())),
+            Ok(version) => {
+                let pid = child.id();
+                self.follow(child);
+                Ok(format!("process {pid} serves, version {version}"))
+            }
             Err(why) => {
-                // It has said what it had to say.
+                // It has said what it had to say, and is to touch nothing any more.
                 let _ = child.kill();
                 let _ = child.wait();
+                let _ = self.ask(Control::go_on);
                 tracing::error!("the new process does not serve, this one goes on: {why}");
                 Err(why)
             }
         }
+    }
+
+    /// Waits for the next process: the service manager is not its parent, and may not notice its end as long
+    /// as this process lives. When it has not ended in order, this one makes way for another.
+    fn follow(&self, mut child: Child) {
+        let control = self.control.clone();
+        let wait = move || {
+            if child.wait().is_ok_and(|status| !status.success()) {
+                tracing::error!("the process that took over has died; this one ends, too");
+                // The loop may have ended already.
+                let _ = control.send(Input::Stop { now: true });
+            }
+        };
+        // Without a thread nobody notices.
+        let _ = std::thread::Builder::new().name("fairway-heir".into()).spawn(wait);
     }
 
     fn give(&self, channel: Channel, child: &Child) -> Result<String, String> {
@@ -109,9 +129,9 @@ impl Giver {
             Answer::Serving => Ok(()),
             other => Err(unexpected(other)),
         });
-        if let Err(why) = outcome {
-            let _ = self.ask(Control::go_on);
-            return Err(why);
+        outcome?;
+        if self.ask(|control| control.is_stopping())? {
+            return Err("this process was told to end meanwhile".into());
         }
         let gap = started.elapsed();
         self.followers().stop();

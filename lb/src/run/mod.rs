@@ -380,6 +380,8 @@ impl Prepared {
             }
         };
         let watcher = reload::watcher(&config.files, admin.reload.clone());
+        // It may have changed since it was read: nobody looked.
+        let _ = admin.reload.send(Reload::Changed);
         runtime.spawn(reload::run(
             (control.config.path.clone(), manager.clone()),
             config.clone(),

@@ -229,19 +229,24 @@ impl<'r> Packets<'r> {
     }
 
     /// Carries what came before `until`, nanoseconds since 1970, and nothing from then on: that waits for
-    /// another process, or for [`Self::go_on`].
-    pub(crate) fn end(&mut self, until: u64, mut turn: Turn<'_>) {
+    /// another process, or for [`Self::go_on`]. What other workers pass on is carried until the `last` time.
+    pub(crate) fn end(&mut self, until: u64, last: bool, mut turn: Turn<'_>) {
         self.set_span(Span { from: self.span.from, until });
         for number in 0..self.ports.len() {
             while self.ports[number].as_ref().is_some_and(|port| port.ready) {
                 self.receive(number, &mut turn);
             }
         }
-        self.take_passed(&turn);
+        self.passed = true;
+        while self.passed {
+            self.take_passed(&turn);
+        }
         self.tell(&mut turn);
         turn.ring.flush();
         self.engine.show();
-        self.stage = Stage::Holding;
+        if last {
+            self.stage = Stage::Holding;
+        }
     }
 
     /// Carries packets again.
