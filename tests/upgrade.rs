@@ -304,3 +304,23 @@ fn a_killed_process_leaves_its_listeners_to_the_next() {
     });
     assert_eq!(net.on(Host::Client, || get(VIP, "/").unwrap()), "s1");
 }
+
+#[test]
+fn who_comes_while_it_drains_is_refused_at_once() {
+    for managed in [false, true] {
+        let Some(net) = Net::new() else { return };
+        let one = Nginx::start(&net, 1);
+        let text = document(&[&one], "");
+        let fairway =
+            if managed { Fairway::start_managed(&net, &text) } else { Fairway::start(&net, &text) };
+        let mut open = net.on(Host::Client, || connect(VIP).unwrap());
+        ask(&mut open, "/kib").unwrap();
+        fairway.signal(rustix::process::Signal::TERM);
+        let refused = || {
+            let came = net.on(Host::Client, || connect(VIP));
+            came.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+        };
+        wait_for("nobody listens any more", refused);
+        net.on(Host::Client, || ask(&mut open, "/kib").unwrap());
+    }
+}

@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
@@ -34,6 +35,8 @@ pub(crate) use api::{
 pub(crate) struct Doors {
     /// The socket's file, when it is ours to remove.
     file: Option<PathBuf>,
+    /// What answers once [`Self::begin`] says so: until then, who comes waits.
+    waiting: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
     accepting: Vec<AbortHandle>,
     listeners: Vec<(&'static str, OwnedFd)>,
 }
@@ -67,11 +70,10 @@ impl Doors {
         listener.set_nonblocking(true)?;
         self.listeners.push((ADMIN, listener.try_clone()?.into()));
         let listener = UnixListener::from_std(listener)?;
-        let serving = tokio::spawn(async move {
+        self.waiting.push(Box::pin(async move {
             // It only ends when the listener is lost, which the command line then shows.
             let _ = axum::serve(listener, router).await;
-        });
-        self.accepting.push(serving.abort_handle());
+        }));
         Ok(())
     }
 
@@ -96,12 +98,17 @@ impl Doors {
         let bound = listener.local_addr()?;
         self.listeners.push((METRICS, listener.try_clone()?.into()));
         let listener = TcpListener::from_std(listener)?;
-        let serving = tokio::spawn(async move {
+        self.waiting.push(Box::pin(async move {
             // It only ends when the listener is lost, which probes then show.
             let _ = axum::serve(listener, router).await;
-        });
-        self.accepting.push(serving.abort_handle());
+        }));
         Ok(bound)
+    }
+
+    /// Answers from now on.
+    pub(crate) fn begin(&mut self) {
+        let serving = self.waiting.drain(..).map(|it| tokio::spawn(it).abort_handle());
+        self.accepting.extend(serving);
     }
 
     /// Copies of the listeners, by name.

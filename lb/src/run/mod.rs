@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use self::setup::{budgets, disabled, packet_setup, settings, steering, worker_count, worker_cpus};
 use crate::admin::views::{Budgets, Fixed};
-use crate::admin::{Admin, admin_router, public_router};
+use crate::admin::{Admin, Doors, admin_router, public_router};
 use crate::announce;
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::cloud::{self, Begun, CloudNews};
@@ -286,6 +286,7 @@ fn prepare(
     if opens {
         let _runtime = runtime.enter();
         open_doors(&process, &admin, inherited)?;
+        doors(&admin).begin();
     }
     let control = Control::new(
         process,
@@ -403,6 +404,10 @@ impl Prepared {
         }
         control.await_workers();
         admin.ready.store(true, Relaxed);
+        {
+            let _runtime = runtime.enter();
+            doors(&admin).begin();
+        }
         if let Some(before) = before {
             let left = left.into_iter().map(Channel::of).chain([before.serve()?]);
             let mut followers = giver.followers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -422,9 +427,13 @@ impl Prepared {
     }
 }
 
+fn doors(admin: &Admin) -> MutexGuard<'_, Doors> {
+    admin.giver.doors.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Opens the admin socket and the metrics address, or goes on with those that are there.
 fn open_doors(process: &Process, admin: &Admin, inherited: &mut Inherited) -> Result<(), String> {
-    let mut doors = admin.giver.doors.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut doors = doors(admin);
     let path = &process.admin_socket;
     doors
         .serve_socket(path, inherited, admin_router(admin.clone()))
