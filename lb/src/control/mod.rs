@@ -25,6 +25,7 @@ mod plan;
 mod publish;
 mod ramp;
 mod retire;
+mod stop;
 mod system;
 mod tproxy;
 mod transparent;
@@ -34,7 +35,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -52,6 +53,7 @@ use self::id_log::IdLog;
 use self::ids::Ids;
 use self::names::Named;
 use self::retire::Retiring;
+use self::stop::Stop;
 use crate::announce::{Announced, Handle as Announcer};
 use crate::cloud::{CloudNews, CloudView};
 use crate::handover::Left;
@@ -76,10 +78,6 @@ pub(crate) use self::tproxy::Tproxy;
 const BATCH: usize = 4096;
 /// How often services are looked at whose window is over.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often it is said what the end waits for.
-const TELL: Duration = Duration::from_secs(5);
-/// The same of a process that has handed over: nobody waits for it.
-const TELL_RARELY: Duration = Duration::from_secs(600);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -214,18 +212,6 @@ struct Checked {
     /// What an agent there has said.
     agent: Option<AgentState>,
     users: Vec<ServiceKey>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    Running,
-    /// Others are to take over; goes on accepting until then.
-    Withdrawing(Tick),
-    /// Accepts nothing; ends what is left at the time.
-    Draining(Tick),
-    /// Another process has taken over; the same.
-    Left(Tick),
-    Done,
 }
 
 impl Control {
@@ -435,45 +421,6 @@ impl Control {
         tracing::error!("the configuration was not applied; the one before runs on");
     }
 
-    fn begin_stop(&mut self, now: bool) {
-        if let Stop::Left(_) = self.stop
-            && !now
-        {
-            self.stop = Stop::Draining(self.clock.now().plus(self.process.shutdown_drain));
-            return;
-        }
-        self.manager.stops();
-        if now || self.stop != Stop::Running {
-            tracing::info!("stopping now");
-            self.stop = Stop::Done;
-            return;
-        }
-        // What was to be listened on is, before workers are told to stop.
-        self.publish();
-        // Clients go elsewhere before nobody takes them here.
-        let wait = self.withdraw();
-        if !wait.is_zero() {
-            tracing::info!(?wait, "stopping: what is announced is taken back first");
-        }
-        self.stop = Stop::Withdrawing(self.clock.now().plus(wait));
-        self.stop_accepting();
-    }
-
-    /// Stops accepting when others have had time to take over.
-    fn stop_accepting(&mut self) {
-        let Stop::Withdrawing(until) = self.stop else { return };
-        if self.clock.now() < until {
-            return;
-        }
-        let drain = self.process.shutdown_drain;
-        tracing::info!(?drain, "stopping: no new connections, the open ones may go on");
-        self.listeners.stop();
-        for worker in &self.workers {
-            worker.send(Command::StopAccepting);
-        }
-        self.stop = Stop::Draining(self.clock.now().plus(drain));
-    }
-
     /// Flows of packet services that the end of the process would break.
     fn open_flows(&self) -> u64 {
         let packets = self.workers.iter().filter_map(|worker| worker.packets.as_ref());
@@ -595,28 +542,7 @@ impl Control {
         self.stop_accepting();
         self.tend_heir(now);
         self.tend_watchdog(now);
-        if self.is_stopping() && now >= self.told_at {
-            let rarely = matches!(self.stop, Stop::Left(_));
-            self.told_at = now.plus(if rarely { TELL_RARELY } else { TELL });
-            let (left, listeners) = (self.connections(), self.listeners_are_quiet());
-            tracing::info!(
-                connections = left,
-                flows = self.open_flows(),
-                listeners_closed = listeners,
-                "draining"
-            );
-        }
-        if let Stop::Draining(until) = self.stop
-            && (now >= until
-                || (self.listeners_are_quiet() && self.connections() + self.open_flows() == 0))
-        {
-            self.stop = Stop::Done;
-        }
-    }
-
-    /// Workers have seen that they are to accept nothing.
-    fn listeners_are_quiet(&self) -> bool {
-        self.workers.iter().all(|worker| worker.stats.listeners.load(Acquire) == 0)
+        self.tend_stop(now);
     }
 }
 
