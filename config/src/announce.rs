@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fairway_core::IpPrefix;
+use serde::Serialize;
 
 use crate::document::TrackServicesDoc;
 use crate::kubernetes::{LabelSelector, Labels, Pool};
@@ -152,7 +153,7 @@ pub struct VrrpGroup {
 }
 
 /// Which AS number a router may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum PeerAs {
     /// This one.
     Number(u32),
@@ -163,7 +164,7 @@ pub enum PeerAs {
 }
 
 /// Where a secret is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Secret {
     /// In a file.
     File(PathBuf),
@@ -172,7 +173,7 @@ pub enum Secret {
 }
 
 /// A router.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BgpPeer {
     /// Its name.
     pub name: String,
@@ -215,7 +216,7 @@ pub struct BgpPeer {
 }
 
 /// How a way is watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bfd {
     /// How often we can hear.
     pub receive: Duration,

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::bfd::Sessions;
+use super::handing::Inheritance;
 use super::plan::{OnSegments, Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
@@ -57,7 +58,7 @@ pub(crate) struct Announcer {
     pub(super) bfd: Sessions,
     pub(super) addresses: AllAddresses,
     /// Shared addresses that Leases say are ours.
-    leased: BTreeSet<IpPrefix>,
+    pub(super) leased: BTreeSet<IpPrefix>,
     /// Why boxes cannot agree on them.
     pub(super) lease_trouble: Option<String>,
     /// Since when what is announced is taken back.
@@ -68,7 +69,7 @@ pub(crate) struct Announcer {
     pub(super) stale: bool,
     plan_at: Tick,
     /// Interfaces have changed, and when they are looked at.
-    links_at: Option<Tick>,
+    pub(super) links_at: Option<Tick>,
     looked_at: Tick,
     /// Who has which address is to be settled anew.
     pub(super) moved: bool,
@@ -79,6 +80,10 @@ pub(crate) struct Announcer {
     ends: bool,
     /// When segments are due.
     segments_due: Option<Tick>,
+    /// What the process before this one has handed over.
+    pub(super) inheritance: Inheritance,
+    /// Another process takes over.
+    pub(super) hands_over: bool,
 }
 
 impl Announcer {
@@ -118,6 +123,8 @@ impl Announcer {
             leaves: false,
             ends: false,
             segments_due: None,
+            inheritance: Inheritance::default(),
+            hands_over: false,
         }
     }
 
@@ -154,11 +161,16 @@ impl Announcer {
             Input::Begun => {
                 self.settle(now, true).await;
                 self.begun = true;
+                self.go_on_active(now);
+                self.stale = true;
+                self.settle(now, true).await;
+                self.drop_inheritance();
                 for segment in self.segments.values_mut() {
                     segment.take_over().await;
                 }
-                self.stale = true;
             }
+            Input::Inherit(handed, descriptors) => self.inherit(*handed, descriptors),
+            Input::GoOn => self.go_on(now),
             Input::Leased(leased, trouble) => {
                 self.lease_trouble = trouble;
                 self.moved |= self.leased != leased;
@@ -177,12 +189,20 @@ impl Announcer {
                 self.draining.get_or_insert(now);
                 self.moved = true;
             }
-            Input::Sync(_) | Input::View(_) | Input::Abandon | Input::Stop(_) => {}
+            Input::Sync(_)
+            | Input::View(_)
+            | Input::HandOver(_)
+            | Input::Abandon
+            | Input::Stop(_) => {}
         }
     }
 
     /// Takes what has happened outside.
     pub(super) async fn take(&mut self, event: Event, now: Tick) {
+        if self.hands_over && !matches!(event, Event::Frame(..) | Event::Links) {
+            // Another process may have heard it, too.
+            return;
+        }
         match event {
             Event::Frame(interface, frame) => {
                 if let Some(segment) = self.segments.get_mut(&interface) {
@@ -212,6 +232,9 @@ impl Announcer {
     /// This process was to go on `late` ago: others may have taken over, and what has come meanwhile was not
     /// heard yet.
     pub(super) fn stood_still(&mut self, late: Duration, now: Tick) {
+        if self.hands_over {
+            return;
+        }
         if late >= LEASED && !self.leased.is_empty() {
             tracing::warn!(?late, "this box stood still: shared addresses are asked for anew");
             self.leased.clear();
@@ -252,6 +275,9 @@ impl Announcer {
 
     /// Brings everything to what follows from what is known.
     pub(super) async fn settle(&mut self, now: Tick, at_once: bool) {
+        if self.hands_over {
+            return self.repeat(now);
+        }
         let before = std::mem::replace(&mut self.last, now);
         if self.stale && (at_once || now >= self.plan_at) {
             self.stale = false;
@@ -296,6 +322,9 @@ impl Announcer {
 
     /// When [`Announcer::settle`] is due.
     pub(super) fn due(&self) -> Option<Tick> {
+        if self.hands_over {
+            return self.repeat_due();
+        }
         let delay = self.said.announce.withdraw_delay.unwrap_or(GRACEFUL);
         let goes = self.draining.map(|since| since.plus(delay)).filter(|at| *at > self.last);
         let groups = self.groups.values().filter_map(Group::due);
@@ -410,6 +439,6 @@ impl Announcer {
         }
         // Writers have a moment for their last words; then BFD has its own, which some take for a failure.
         tokio::time::sleep(Duration::from_millis(50)).await;
-        self.bfd.want(&BTreeMap::new(), clock.now());
+        self.bfd.want(&BTreeMap::new(), &mut self.inheritance, clock.now());
     }
 }

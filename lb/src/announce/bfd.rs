@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 
 use ahash::RandomState;
 use fairway_config::announce::Bfd as Wanted;
@@ -17,6 +18,7 @@ use tokio::net::UdpSocket as Readable;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::handing::{Inheritance, WatchedWay};
 use super::run::{Event, readable};
 
 /// Ports from which sessions speak (RFC 5881, section 4).
@@ -56,11 +58,23 @@ impl Watched {
     }
 }
 
+/// Where packets come.
+struct Ear {
+    socket: Socket,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// All sessions of this box.
 pub(crate) struct Sessions {
     sessions: BTreeMap<Way, Watched>,
     /// By family and number of hops.
-    ears: BTreeMap<(bool, bool), Result<JoinHandle<()>, String>>,
+    ears: BTreeMap<(bool, bool), Result<Ear, String>>,
     events: mpsc::UnboundedSender<Event>,
     next: u32,
     /// When what could not be opened is tried again.
@@ -84,8 +98,13 @@ impl Sessions {
         self.sessions.get(way)
     }
 
-    /// Watches these ways from now on, and no others.
-    pub(crate) fn want(&mut self, wanted: &BTreeMap<Way, Wanted>, now: Tick) {
+    /// Watches these ways from now on, and no others; goes on with what is inherited.
+    pub(crate) fn want(
+        &mut self,
+        wanted: &BTreeMap<Way, Wanted>,
+        inheritance: &mut Inheritance,
+        now: Tick,
+    ) {
         let chance = self.chance();
         for (way, watched) in &mut self.sessions {
             if wanted.get(way) != Some(&watched.wanted) {
@@ -99,9 +118,14 @@ impl Sessions {
             if self.sessions.contains_key(way) {
                 continue;
             }
+            if let Some(handed) = inheritance.way(way, &told_of(bfd))
+                && let Some(watched) = Watched::go_on(bfd, handed, now)
+            {
+                self.sessions.insert(*way, watched);
+                continue;
+            }
             self.next += 1;
-            let settings =
-                Settings { min_tx: bfd.transmit, min_rx: bfd.receive, multiplier: bfd.multiplier };
+            let settings = settings(bfd);
             // Another process of this box had other numbers.
             let number = (self.chance() & 0xffff_0000) | self.next;
             let opened = speaker(*way, self.next);
@@ -124,41 +148,84 @@ impl Sessions {
         }
         let ears: Vec<(bool, bool)> =
             self.sessions.keys().map(|way| (way.peer.is_ipv4(), way.multihop)).collect();
-        self.ears.retain(|ear, task| {
-            let is_wanted = ears.contains(ear);
-            if let Ok(task) = task
-                && !is_wanted
-            {
-                task.abort();
-            }
-            is_wanted
-        });
-        ears.into_iter().for_each(|ear| self.listen(ear));
+        self.ears.retain(|ear, _| ears.contains(ear));
+        for ear in ears {
+            let inherited = inheritance.bfd_ear(ear).map(Socket::from);
+            self.listen(ear, inherited);
+        }
     }
 
-    /// Listens for packets of a family, over one hop or several.
-    fn listen(&mut self, ear: (bool, bool)) {
+    /// Hears nothing more, so that another process can.
+    pub(crate) fn pause(&mut self) {
+        self.ears.values().flatten().for_each(|ear| ear.task.abort());
+    }
+
+    /// Says that ways are well, which is not looked at meanwhile.
+    pub(crate) fn repeat(&mut self, now: Tick) {
+        self.resume(now);
+        // Nothing follows from silence that was not listened to.
+        let _ = self.turn(now);
+    }
+
+    /// Hears again.
+    pub(crate) fn go_on(&mut self, now: Tick) {
+        self.resume(now);
+        for (kind, ear) in std::mem::take(&mut self.ears) {
+            let socket = ear.ok().and_then(|ear| ear.socket.try_clone().ok());
+            self.listen(kind, socket);
+        }
+    }
+
+    /// The sockets at which packets come, for another process.
+    pub(crate) fn ears(&self) -> impl Iterator<Item = ((bool, bool), OwnedFd)> + '_ {
+        let copy = |(kind, ear): (&(bool, bool), &Result<Ear, String>)| {
+            Some((*kind, ear.as_ref().ok()?.socket.as_fd().try_clone_to_owned().ok()?))
+        };
+        self.ears.iter().filter_map(copy)
+    }
+
+    /// Sessions that are up, for another process, with copies of their sockets.
+    pub(crate) fn hand_over(&self) -> impl Iterator<Item = (WatchedWay, OwnedFd)> + '_ {
+        self.sessions.iter().filter_map(|(way, watched)| {
+            let handed = WatchedWay {
+                peer: way.peer,
+                source: way.source,
+                multihop: way.multihop,
+                wanted: told_of(&watched.wanted),
+                number: watched.session.number(),
+                heard: watched.session.heard()?.bytes().into(),
+                changes: watched.changes,
+            };
+            Some((handed, watched.socket.as_ref()?.as_fd().try_clone_to_owned().ok()?))
+        })
+    }
+
+    /// Listens for packets of a family, over one hop or several, by a socket that is there or a new one.
+    fn listen(&mut self, ear: (bool, bool), socket: Option<Socket>) {
         if matches!(self.ears.get(&ear), Some(Ok(_))) {
             return;
         }
         let (is_ipv4, multihop) = ear;
         let events = self.events.clone();
-        let socket = hearer(is_ipv4, multihop).and_then(readable);
-        let task = socket.map(|socket| tokio::spawn(read(socket, multihop, events)));
-        let task = task.map_err(|error| format!("BFD cannot be heard: {error}"));
-        if let Err(why) = &task
+        let socket = socket.map_or_else(|| hearer(is_ipv4, multihop), Ok);
+        let heard = socket.and_then(|socket| {
+            let task = tokio::spawn(read(readable(socket.try_clone()?)?, multihop, events));
+            Ok(Ear { socket, task })
+        });
+        let heard = heard.map_err(|error| format!("BFD cannot be heard: {error}"));
+        if let Err(why) = &heard
             && self.ears.get(&ear).is_none_or(|before| before.as_ref().err() != Some(why))
         {
             tracing::error!("{why}; trying again");
         }
-        self.ears.insert(ear, task);
+        self.ears.insert(ear, heard);
     }
 
     /// Tries again to open what could not be opened: an address may have come.
     fn open_again(&mut self) {
         let deaf: Vec<(bool, bool)> =
             self.ears.iter().filter(|(_, ear)| ear.is_err()).map(|(ear, _)| *ear).collect();
-        deaf.into_iter().for_each(|ear| self.listen(ear));
+        deaf.into_iter().for_each(|ear| self.listen(ear, None));
         for (way, watched) in &mut self.sessions {
             if watched.socket.is_none()
                 && let Ok(socket) = speaker(*way, watched.session.number())
@@ -246,7 +313,29 @@ impl Sessions {
     }
 }
 
+fn settings(bfd: &Wanted) -> Settings {
+    Settings { min_tx: bfd.transmit, min_rx: bfd.receive, multiplier: bfd.multiplier }
+}
+
+/// What the document says of a session, for comparing.
+fn told_of(bfd: &Wanted) -> serde_json::Value {
+    serde_json::to_value(bfd).unwrap_or_default()
+}
+
 impl Watched {
+    /// A session that another process of this box has had until now.
+    fn go_on(bfd: &Wanted, (handed, socket): (WatchedWay, OwnedFd), now: Tick) -> Option<Self> {
+        let heard = Packet::parse(&handed.heard).ok()?;
+        Some(Self {
+            wanted: *bfd,
+            session: Session::go_on(settings(bfd), handed.number, &heard, now),
+            socket: Some(socket.into()),
+            trouble: None,
+            far: None,
+            changes: handed.changes,
+        })
+    }
+
     fn follow(&mut self, way: Way, outcome: Outcome, news: &mut Vec<News>) {
         self.send(way, outcome.send);
         if let Some(change) = outcome.change {

@@ -16,6 +16,7 @@ mod announcer;
 mod bfd;
 pub mod bgp;
 mod guard;
+mod handing;
 mod peers;
 mod placing;
 mod plan;
@@ -27,6 +28,7 @@ mod status;
 mod vrrp;
 
 pub(crate) use self::guard::guard;
+pub(crate) use self::handing::Handed as HandedAnnouncements;
 pub(crate) use self::plan::{Said, Standing, troubles};
 pub(crate) use self::run::{Announced, Handle, Input as AnnounceInput, start};
 pub(crate) use self::sharing::{Decider, Member, Shares, Step, read_shares, write_shares};

@@ -9,7 +9,7 @@ use fairway_core::announce::bfd::Diagnostic;
 use super::announcer::Announcer;
 use super::bfd::{News, Way};
 use super::bgp::message::Fault;
-use super::speakers::{Ear, Speaker};
+use super::speakers::{Ear, Speaker, told_of};
 
 /// From one try to listen to the next.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -34,12 +34,22 @@ impl Announcer {
             stays
         });
         for (name, spec) in &wanted {
-            if !self.speakers.contains_key(name) {
+            if self.speakers.contains_key(name) {
+                continue;
+            }
+            let speaker = match self.inheritance.peer(name, &told_of(spec)) {
+                Some(handed) => Speaker::go_on(spec, handed, self.events.clone(), now)
+                    .inspect_err(|error| tracing::warn!(peer = name, "BGP: begins anew: {error}"))
+                    .ok(),
+                None => None,
+            };
+            let speaker = speaker.unwrap_or_else(|| {
                 let mut speaker = Speaker::new(spec, self.events.clone());
                 let actions = speaker.session.start(now);
                 speaker.act(actions);
-                self.speakers.insert(name.clone(), speaker);
-            }
+                speaker
+            });
+            self.speakers.insert(name.clone(), speaker);
         }
         self.listen(announce.listen_port, now);
         let way = |speaker: &Speaker| {
@@ -47,7 +57,7 @@ impl Announcer {
             Some((way, speaker.spec.bfd?))
         };
         let ways: BTreeMap<Way, _> = self.speakers.values().filter_map(way).collect();
-        self.bfd.want(&ways, now);
+        self.bfd.want(&ways, &mut self.inheritance, now);
     }
 
     /// Has peers connect to a port, if there is one.
@@ -55,7 +65,8 @@ impl Announcer {
         let is_other = !matches!(&self.ear, Ok(ear) if ear.as_ref().map(Ear::port) == port);
         if is_other {
             let before = self.ear.as_ref().err().cloned();
-            self.ear = port.map(|port| Ear::open(port, &self.events)).transpose();
+            let inherited = port.map(|port| self.inheritance.ears(port)).unwrap_or_default();
+            self.ear = port.map(|port| Ear::open(port, inherited, &self.events)).transpose();
             if let Some(why) = self.ear.as_ref().err().filter(|why| before.as_ref() != Some(why)) {
                 tracing::error!("{why}; trying again");
             }

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::announcer::Announcer;
+use super::handing::Handed;
 use super::plan::{Said, Standing};
 use super::sharing::Shares;
 use super::speakers::PeerEvent;
@@ -43,6 +44,8 @@ pub(crate) enum Input {
     Services(Vec<(ServiceKey, Option<Standing>)>, Option<Box<Said>>),
     /// Addresses that connections are accepted at, and from when on no longer.
     Local(Vec<(IpAddr, Option<Tick>)>),
+    /// What the process before this one has handed over; it comes before anything else.
+    Inherit(Box<Handed>, Vec<(String, OwnedFd)>),
     /// The first of both has come: what a process before this one has left is nobody's.
     Begun,
     /// Shared addresses that Leases say are ours, and why boxes cannot agree, if they cannot.
@@ -55,6 +58,10 @@ pub(crate) enum Input {
     Sync(std::sync::mpsc::Sender<()>),
     /// How everything stands.
     View(oneshot::Sender<AnnounceView>),
+    /// Give everything to the next process, and stand still.
+    HandOver(std::sync::mpsc::Sender<(Handed, Vec<(String, OwnedFd)>)>),
+    /// The next process does not take it.
+    GoOn,
     /// End, and leave everything as it is to the next process.
     Abandon,
     /// Take back everything, and end.
@@ -125,13 +132,18 @@ impl Handle {
         self.wait(Input::Stop);
     }
 
-    fn wait(&self, input: impl FnOnce(std::sync::mpsc::Sender<()>) -> Input) {
-        if self.inputs.is_some() {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            self.send(input(sender));
-            // Late is better than never: what waits goes on.
-            let _ = receiver.recv_timeout(PATIENCE);
-        }
+    /// Has it give everything away and stand still; an error when it does not do so in time.
+    pub(crate) fn hand_over(&self) -> Result<(Handed, Vec<(String, OwnedFd)>), String> {
+        let handed = self.wait(Input::HandOver);
+        handed.ok_or_else(|| format!("announcements did not stand still within {PATIENCE:?}"))
+    }
+
+    /// The answer; none when it is late. What waits goes on all the same.
+    fn wait<T>(&self, input: impl FnOnce(std::sync::mpsc::Sender<T>) -> Input) -> Option<T> {
+        self.inputs.as_ref()?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.send(input(sender));
+        receiver.recv_timeout(PATIENCE).ok()
     }
 }
 
@@ -240,6 +252,10 @@ async fn run(
                 Input::View(answer) => views.push(answer),
                 Input::Stop(answer) => ends = Some(answer),
                 Input::Abandon => return Ok(()),
+                Input::HandOver(answer) => {
+                    // Who asked may have lost patience, and will say so.
+                    let _ = answer.send(announcer.hand_over(&clock, &mut happened).await);
+                }
                 other => {
                     asked = true;
                     announcer.hear(other, now).await;

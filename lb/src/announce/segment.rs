@@ -347,25 +347,31 @@ impl Segment {
         }
         self.duplicates.retain(|_, duplicate| duplicate.until > now);
         self.tell(now);
-        let beat_at = match self.guard.take() {
-            Some(guard) => {
-                self.guard = guard.beat(now);
-                if self.guard.is_none() {
-                    tracing::warn!(interface = self.name, "the guard of addresses has ended");
-                    self.guard_again();
-                }
-                self.guard.as_ref().map(Guard::due)
-            }
-            None => {
-                self.guard_again();
-                self.guard.as_ref().map(Guard::due)
-            }
-        };
+        let beat_at = self.beat(now);
         let told = self.held.values().filter_map(|held| Some(held.told?.1));
         let waits = !self.failed.is_empty() || !self.stuck.is_empty() || self.renewed;
         let waits = waits.then_some(self.again_at);
         let leaving = self.leaving.values().copied();
         told.chain(leaving).chain(waits).chain(beat_at).chain([self.verify_at]).min()
+    }
+
+    /// Tells the guard that all is well, when that is due; returns when it is again.
+    pub(crate) fn beat(&mut self, now: Tick) -> Option<Tick> {
+        if let Some(guard) = self.guard.take() {
+            self.guard = guard.beat(now);
+            if self.guard.is_none() {
+                tracing::warn!(interface = self.name, "the guard of addresses has ended");
+            }
+        }
+        if self.guard.is_none() {
+            self.guard_again();
+        }
+        self.beat_due()
+    }
+
+    /// When the guard is to hear of us.
+    pub(crate) fn beat_due(&self) -> Option<Tick> {
+        self.guard.as_ref().map(Guard::due)
     }
 
     /// The interface has come, or carries again: it is to have, and to know, all anew.

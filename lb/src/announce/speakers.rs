@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fairway_config::announce::{BgpPeer, Secret};
 use fairway_core::{IpPrefix, Tick};
 use fairway_uring::sign;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::bgp::message::{Attributes, Fault, NextHops};
 use super::bgp::routes::Wanted;
 use super::bgp::session::{Action, Session, Settings, Side};
+use super::handing::PeerSession;
 use super::run::Event;
 use crate::network::AllAddresses;
 
@@ -56,6 +57,7 @@ struct Link {
     writer: mpsc::UnboundedSender<Vec<u8>>,
     /// Octets that were not taken yet.
     waiting: usize,
+    stream: Arc<TcpStream>,
     reader: JoinHandle<()>,
 }
 
@@ -86,19 +88,9 @@ pub(crate) struct Speaker {
 impl Speaker {
     /// A peer whose session is stopped.
     pub(crate) fn new(spec: &BgpPeer, events: mpsc::UnboundedSender<Event>) -> Self {
-        let settings = Settings {
-            own_as: spec.own_as,
-            peer_as: spec.peer_as,
-            id: spec.router_id.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            hold: spec.hold,
-            keepalive: spec.keepalive,
-            retry: spec.retry,
-            passive: spec.passive,
-            restart: spec.restart,
-        };
         Self {
             spec: spec.clone(),
-            session: Session::new(settings),
+            session: Session::new(settings(spec)),
             ours: None,
             theirs: None,
             next: 0,
@@ -109,6 +101,67 @@ impl Speaker {
             events,
             connecting: None,
         }
+    }
+
+    /// A peer whose session another process of this box has had until now, by its connection.
+    pub(crate) fn go_on(
+        spec: &BgpPeer,
+        (handed, connection): (PeerSession, OwnedFd),
+        events: mpsc::UnboundedSender<Event>,
+        now: Tick,
+    ) -> io::Result<Self> {
+        let stream = TcpStream::from_std(std::net::TcpStream::from(connection))?;
+        let mut speaker = Self::new(spec, events);
+        let (session, side) = Session::go_on(settings(spec), handed.session, now);
+        speaker.session = session;
+        let up_at = UNIX_EPOCH + Duration::from_secs(handed.up_at);
+        (speaker.changes, speaker.last) = (handed.changes, Some((up_at, Change::Up)));
+        speaker.link_by(side, stream);
+        Ok(speaker)
+    }
+
+    /// Reads nothing more, so that another process can.
+    pub(crate) fn pause(&mut self) {
+        for link in [&self.ours, &self.theirs].into_iter().flatten() {
+            link.reader.abort();
+        }
+    }
+
+    /// Reads on.
+    pub(crate) fn resume(&mut self) {
+        for side in [Side::Ours, Side::Theirs] {
+            let reader = self.link(side).as_ref().map(|link| (link.number, link.stream.clone()));
+            let Some((number, stream)) = reader else { continue };
+            let reader = self.read(side, number, stream);
+            if let Some(link) = self.link(side) {
+                link.reader = reader;
+            }
+        }
+    }
+
+    /// Whether all that was sent has been taken.
+    pub(crate) fn is_flushed(&self) -> bool {
+        [&self.ours, &self.theirs].into_iter().flatten().all(|link| link.waiting == 0)
+    }
+
+    /// Its session, if it is up and can be gone on with, and a copy of the connection.
+    pub(crate) fn hand_over(&self) -> Option<(PeerSession, OwnedFd)> {
+        let session = self.session.keep()?;
+        let peer = &self.spec.name;
+        if !self.is_flushed() {
+            tracing::warn!(peer, "BGP: the peer reads slowly; its session begins anew");
+            return None;
+        }
+        // While a session is up there is no other connection.
+        let link = self.ours.as_ref().or(self.theirs.as_ref())?;
+        let connection = link.stream.as_fd().try_clone_to_owned();
+        let words =
+            |error: &io::Error| tracing::warn!(peer, "BGP: the session begins anew: {error}");
+        let connection = connection.inspect_err(words).ok()?;
+        let up_at = self.last.as_ref().map_or_else(SystemTime::now, |(at, _)| *at);
+        let up_at = up_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let spec = told_of(&self.spec);
+        Some((PeerSession { spec, session, changes: self.changes, up_at }, connection))
     }
 
     /// Does what a session wants; returns what became of it.
@@ -281,40 +334,8 @@ impl Speaker {
 
     /// Reads and writes a connection from now on; where the peer reaches us by it.
     fn open(&mut self, side: Side, stream: TcpStream, addresses: &AllAddresses) -> NextHops {
-        self.next += 1;
-        let number = self.next;
-        let local = stream.local_addr().ok().map(|at| at.ip().to_canonical());
-        self.local = local;
-        let (mut reading, mut writing) = stream.into_split();
-        let (name, events) = (self.spec.name.clone(), self.events.clone());
-        let tell = move |event| events.send(Event::Bgp(name.clone(), event)).is_ok();
-        let told = tell.clone();
-        let reader = tokio::spawn(async move {
-            let mut octets = vec![0; 1 << 14];
-            let why = loop {
-                match reading.read(&mut octets).await {
-                    Ok(0) => break "the peer has closed the connection".into(),
-                    Ok(count) => {
-                        let octets = octets[..count].into();
-                        if !told(PeerEvent::Received(side, number, octets)) {
-                            return;
-                        }
-                    }
-                    Err(error) => break format!("the connection broke: {error}"),
-                }
-            };
-            told(PeerEvent::Closed(side, number, why));
-        });
-        let (writer, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
-        tokio::spawn(async move {
-            while let Some(octets) = queue.recv().await {
-                // The reader has the cause, or the hold time ends it.
-                let Ok(Ok(())) = timeout(WRITING, writing.write_all(&octets)).await else { return };
-                tell(PeerEvent::Wrote(side, number, octets.len()));
-            }
-        });
-        let link = Link { number, writer, waiting: 0, reader };
-        *self.link(side) = Some(link);
+        self.link_by(side, stream);
+        let local = self.local;
         if let (None, Some(IpAddr::V4(ip))) = (self.spec.router_id, local) {
             self.session.set_id(ip);
         }
@@ -329,6 +350,85 @@ impl Speaker {
             ipv6: self.spec.next_hop_v6.or(ipv6).or(other_v6),
         }
     }
+
+    /// Reads and writes a connection from now on.
+    fn link_by(&mut self, side: Side, stream: TcpStream) {
+        self.next += 1;
+        let number = self.next;
+        self.local = stream.local_addr().ok().map(|at| at.ip().to_canonical());
+        let stream = Arc::new(stream);
+        let reader = self.read(side, number, Arc::clone(&stream));
+        let (writer, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+        let (tell, out) = (self.teller(), Arc::clone(&stream));
+        tokio::spawn(async move {
+            while let Some(octets) = queue.recv().await {
+                // The reader has the cause, or the hold time ends it.
+                let Ok(Ok(())) = timeout(WRITING, write_all(&out, &octets)).await else { return };
+                tell(PeerEvent::Wrote(side, number, octets.len()));
+            }
+        });
+        *self.link(side) = Some(Link { number, writer, waiting: 0, stream, reader });
+    }
+
+    fn read(&self, side: Side, number: u64, stream: Arc<TcpStream>) -> JoinHandle<()> {
+        let tell = self.teller();
+        tokio::spawn(async move {
+            let mut octets = vec![0; 1 << 14];
+            let why = loop {
+                let ready = stream.readable().await;
+                // What has been read is told: nothing is lost when this task ends between two turns.
+                match ready.and_then(|()| stream.try_read(&mut octets)) {
+                    Ok(0) => break "the peer has closed the connection".into(),
+                    Ok(count) => {
+                        let octets = octets[..count].into();
+                        if !tell(PeerEvent::Received(side, number, octets)) {
+                            return;
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => break format!("the connection broke: {error}"),
+                }
+            };
+            tell(PeerEvent::Closed(side, number, why));
+        })
+    }
+
+    /// Tells what happens to this peer; false when nobody hears of it any more.
+    fn teller(&self) -> impl Fn(PeerEvent) -> bool + Send + use<> {
+        let (name, events) = (self.spec.name.clone(), self.events.clone());
+        move |event| events.send(Event::Bgp(name.clone(), event)).is_ok()
+    }
+}
+
+/// Writes all of it, when it is taken.
+async fn write_all(stream: &TcpStream, mut octets: &[u8]) -> io::Result<()> {
+    while !octets.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(octets) {
+            Ok(count) => octets = &octets[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn settings(spec: &BgpPeer) -> Settings {
+    Settings {
+        own_as: spec.own_as,
+        peer_as: spec.peer_as,
+        id: spec.router_id.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        hold: spec.hold,
+        keepalive: spec.keepalive,
+        retry: spec.retry,
+        passive: spec.passive,
+        restart: spec.restart,
+    }
+}
+
+/// What the document says of a peer, for comparing; one that cannot be told is like no other.
+pub(crate) fn told_of(spec: &BgpPeer) -> serde_json::Value {
+    serde_json::to_value(spec).unwrap_or_default()
 }
 
 impl Drop for Link {
@@ -423,8 +523,13 @@ pub(crate) struct Ear {
 }
 
 impl Ear {
-    /// Listens at a port, for nobody yet.
-    pub(crate) fn open(port: u16, events: &mpsc::UnboundedSender<Event>) -> Result<Self, String> {
+    /// Listens at a port, for nobody yet; by sockets of another process where there are some, by family
+    /// (IPv4?).
+    pub(crate) fn open(
+        port: u16,
+        inherited: Vec<(bool, OwnedFd)>,
+        events: &mpsc::UnboundedSender<Event>,
+    ) -> Result<Self, String> {
         let mut ear = Self {
             port,
             peers: Arc::default(),
@@ -432,7 +537,12 @@ impl Ear {
             tasks: Vec::new(),
             signed: BTreeSet::new(),
         };
+        let mut inherited: BTreeMap<bool, OwnedFd> = inherited.into_iter().collect();
         for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+            if let Some(socket) = inherited.remove(&any.is_ipv4()) {
+                ear.sockets.push(socket.into());
+                continue;
+            }
             let at = SocketAddr::new(any, port);
             let words = |error: io::Error| format!("BGP cannot be taken at {at}: {error}");
             let socket =
@@ -448,12 +558,38 @@ impl Ear {
             }
             socket.bind(&at.into()).map_err(words)?;
             socket.listen(16).map_err(words)?;
-            ear.sockets.push(socket.try_clone().map_err(words)?);
-            let listener = TcpListener::from_std(socket.into()).map_err(words)?;
-            let accepting = accept(listener, Arc::clone(&ear.peers), events.clone());
-            ear.tasks.push(tokio::spawn(accepting));
+            ear.sockets.push(socket);
         }
+        ear.resume(events);
         Ok(ear)
+    }
+
+    /// Takes nobody, so that another process can.
+    pub(crate) fn pause(&mut self) {
+        self.tasks.drain(..).for_each(|task| task.abort());
+    }
+
+    /// Takes connections from now on.
+    pub(crate) fn resume(&mut self, events: &mpsc::UnboundedSender<Event>) {
+        for socket in &self.sockets {
+            let copy = socket.try_clone().and_then(|copy| TcpListener::from_std(copy.into()));
+            match copy {
+                Ok(listener) => {
+                    let accepting = accept(listener, Arc::clone(&self.peers), events.clone());
+                    self.tasks.push(tokio::spawn(accepting));
+                }
+                Err(error) => tracing::error!(port = self.port, "BGP cannot be taken: {error}"),
+            }
+        }
+    }
+
+    /// Its sockets, for another process, by family (IPv4?).
+    pub(crate) fn copies(&self) -> impl Iterator<Item = (bool, OwnedFd)> + '_ {
+        let copy = |socket: &Socket| {
+            let ipv4 = socket.domain().ok()? == Domain::IPV4;
+            Some((ipv4, socket.try_clone().ok()?.into()))
+        };
+        self.sockets.iter().filter_map(copy)
     }
 
     /// Where it listens.

@@ -1,6 +1,7 @@
 //! What the announcing thread is told of services, and what it tells.
 
 use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use fairway_config::ServiceKey;
 use fairway_core::{Mode, Told};
 
 use super::{Control, Live};
-use crate::announce::{AnnounceInput, Announced, Handle, Said, Standing};
+use crate::announce::{AnnounceInput, Announced, HandedAnnouncements, Handle, Said, Standing};
+use crate::handover::Inherited;
 
 /// How long others have to take over from a box that goes, unless the document says: by VRRP,
 const BY_VRRP: Duration = Duration::from_millis(500);
@@ -16,6 +18,9 @@ const BY_VRRP: Duration = Duration::from_millis(500);
 const BY_BGP: Duration = Duration::from_secs(2);
 /// and by Leases.
 const BY_LEASE: Duration = Duration::from_secs(3);
+
+/// Names of descriptors of announcements begin so.
+const ANNOUNCEMENTS: &str = "announce-";
 
 /// How long packets come after a route was withdrawn.
 const ON_ITS_WAY: Duration = Duration::from_millis(500);
@@ -57,14 +62,21 @@ impl Announcing {
         self.news.is_some()
     }
 
-    /// Whether the document says anything of announcements.
-    pub(super) fn is_written(&self) -> bool {
-        self.is_written
-    }
-
     /// Another process sees to what is here: nothing is taken back.
     pub(super) fn leave(&self) {
         self.handle.send(AnnounceInput::Abandon);
+    }
+
+    /// Gives everything to the next process: nothing new is announced here.
+    pub(super) fn hand_over(
+        &self,
+    ) -> Result<(HandedAnnouncements, Vec<(String, OwnedFd)>), String> {
+        self.handle.hand_over()
+    }
+
+    /// Nobody has taken over.
+    pub(super) fn go_on(&self) {
+        self.handle.send(AnnounceInput::GoOn);
     }
 
     /// Takes back everything.
@@ -79,6 +91,16 @@ impl Announcing {
 }
 
 impl Control {
+    /// Goes on with what the process before this one has announced.
+    pub(crate) fn inherit_announcements(
+        &self,
+        handed: HandedAnnouncements,
+        inherited: &mut Inherited,
+    ) {
+        let named = inherited.take_all(ANNOUNCEMENTS);
+        self.announcing.handle.send(AnnounceInput::Inherit(Box::new(handed), named));
+    }
+
     /// The thread begins to announce what it has been told.
     pub(super) fn begin_announcing(&self) {
         self.announcing.handle.send(AnnounceInput::Begun);

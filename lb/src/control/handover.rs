@@ -42,9 +42,8 @@ impl Control {
         if self.is_stopping() {
             return Err("this process is ending".into());
         }
-        if self.has_cards() || self.announcing.is_written() {
-            let why = "cards of DPDK and announcements cannot be handed over yet; restart instead";
-            return Err(why.into());
+        if self.has_cards() {
+            return Err("cards of DPDK cannot be handed over yet; restart instead".into());
         }
         match self.rolled_back {
             Some(generation) => Err(format!(
@@ -59,8 +58,12 @@ impl Control {
     pub(crate) fn hand_over(&mut self) -> Result<Handed, String> {
         self.can_hand_over()?;
         self.publish();
-        let standing = self.pause().and_then(|sessions| Ok((sessions, self.end_packets()?)));
-        let (sessions, packets_until) = match standing {
+        // Peers may take a moment, in which traffic goes on.
+        let standing = self
+            .announcing
+            .hand_over()
+            .and_then(|announcements| Ok((announcements, self.pause()?, self.end_packets()?)));
+        let ((announcements, announcing), sessions, packets_until) = match standing {
             Ok(standing) => standing,
             Err(why) => {
                 self.go_on();
@@ -69,7 +72,7 @@ impl Control {
         };
         let memory = self.memory();
         self.handing.told = memory.counted();
-        let mut named = Vec::new();
+        let mut named = announcing;
         let packets = self.packets_to_hand_over();
         for (name, socket) in self.listeners.to_hand_over().into_iter().chain(packets) {
             match socket.try_clone_to_owned() {
@@ -82,7 +85,7 @@ impl Control {
         }
         let generation = self.publisher.current().generation;
         let nftables = self.listeners.held_by_nftables();
-        Ok(Handed { memory, generation, packets_until, nftables, named, sessions })
+        Ok(Handed { memory, generation, packets_until, nftables, announcements, named, sessions })
     }
 
     fn pause(&self) -> Result<Vec<Vec<HandedSession>>, String> {
@@ -102,6 +105,7 @@ impl Control {
             worker.send(Command::ResumeDatagrams);
             worker.send(Command::ResumePackets);
         }
+        self.announcing.go_on();
         self.listeners.restore();
         self.restore_packets(self.clock.now());
     }

@@ -14,6 +14,7 @@ use fairway_uring::{HandedSession, Shared};
 use super::channel::{Channel, ChannelError};
 use super::{Answer, BEFORE, Estate, Followers, Gate, Greeting, Heir, News, Session};
 use crate::admin::Doors;
+use crate::announce::HandedAnnouncements;
 use crate::control::{Control, Input, Memory};
 use crate::manager::Manager;
 
@@ -31,6 +32,7 @@ pub(crate) struct Handed {
     pub(crate) packets_until: u64,
     /// What transparent listening has nftables hold.
     pub(crate) nftables: Vec<String>,
+    pub(crate) announcements: HandedAnnouncements,
     pub(crate) named: Vec<(String, OwnedFd)>,
     /// By worker.
     pub(crate) sessions: Vec<Vec<HandedSession>>,
@@ -148,8 +150,15 @@ impl Giver {
 
     /// Gives everything away.
     fn bequeath(&self, channel: &Channel) -> Result<(), String> {
-        let Handed { memory, generation, packets_until, nftables, mut named, sessions } =
-            self.ask(Control::hand_over)??;
+        let Handed {
+            memory,
+            generation,
+            packets_until,
+            nftables,
+            announcements,
+            mut named,
+            sessions,
+        } = self.ask(Control::hand_over)??;
         let owns_socket = {
             let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
             named.extend(doors.copies().map_err(|error| error.to_string())?);
@@ -171,6 +180,7 @@ impl Giver {
             generation,
             packets_until,
             nftables,
+            announcements,
             owns_socket,
         };
         let mut descriptors = Vec::new();

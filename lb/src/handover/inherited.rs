@@ -30,6 +30,12 @@ impl Inherited {
         self.0.remove(name).unwrap_or_default()
     }
 
+    /// What is there under names that begin so.
+    pub(crate) fn take_all(&mut self, prefix: &str) -> Vec<(String, OwnedFd)> {
+        let all = self.0.extract_if(|name, _| name.starts_with(prefix));
+        all.flat_map(|(name, all)| all.into_iter().map(move |it| (name.clone(), it))).collect()
+    }
+
     /// What is there under the last of the names that begin so, by the number that ends them; and all of
     /// these names.
     pub(crate) fn newest(&mut self, prefix: &str) -> (Vec<OwnedFd>, Vec<String>) {

@@ -36,6 +36,7 @@ pub(crate) use self::gate::Gate;
 pub(crate) use self::give::{Giver, Handed};
 pub(crate) use self::inherited::{Inherited, listener_name};
 pub(crate) use self::take::{Before, Followers, Heir};
+use crate::announce::HandedAnnouncements;
 use crate::control::{LateCounts, Memory};
 
 /// What the old process says first: what the new one cannot begin without.
@@ -97,6 +98,7 @@ pub(crate) struct Estate {
     pub(crate) packets_until: u64,
     /// What transparent listening has nftables hold.
     pub(crate) nftables: Vec<String>,
+    pub(crate) announcements: HandedAnnouncements,
     /// The socket's file is ours to remove.
     pub(crate) owns_socket: bool,
 }

@@ -348,6 +348,7 @@ impl Prepared {
             inherited.add(named);
             until = estate.packets_until;
             nftables = std::mem::take(&mut estate.nftables);
+            control.inherit_announcements(estate.announcements, &mut inherited);
             control.remember(estate.memory, estate.generation);
         }
         control.inherit_packets(&mut inherited, until);

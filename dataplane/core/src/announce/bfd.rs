@@ -269,6 +269,44 @@ impl Session {
         }
     }
 
+    /// One that another process of this box has had until now, by our number of it and what
+    /// [`Session::heard`] said there: it is up.
+    #[must_use]
+    pub fn go_on(settings: Settings, own: u32, heard: &Packet, now: Tick) -> Self {
+        let mut session = Self {
+            state: State::Up,
+            theirs: heard.mine,
+            their_min_tx: heard.min_tx,
+            their_min_rx: heard.min_rx,
+            their_multiplier: heard.multiplier,
+            their_demand: heard.demand,
+            // Whether the last question was answered is not known.
+            polls: true,
+            ..Self::new(settings, own, now)
+        };
+        session.gone_at = Some(now.plus(session.detection()));
+        session
+    }
+
+    /// What the other end says of itself, while this session is up.
+    #[must_use]
+    pub fn heard(&self) -> Option<Packet> {
+        (self.state == State::Up).then(|| Packet {
+            diagnostic: Diagnostic::None,
+            state: State::Up,
+            poll: false,
+            last: false,
+            independent: false,
+            demand: self.their_demand,
+            multiplier: self.their_multiplier,
+            mine: self.theirs,
+            yours: self.own,
+            min_tx: self.their_min_tx,
+            min_rx: self.their_min_rx,
+            min_echo_rx: Duration::ZERO,
+        })
+    }
+
     /// How it stands.
     #[must_use]
     pub fn state(&self) -> State {
@@ -552,6 +590,24 @@ mod tests {
         // Who asks is answered at once.
         let asks = Packet { poll: true, ..packet(State::Down, 0) };
         assert!(session.hear(&asks, Tick(500), 0).send.unwrap().last);
+    }
+
+    #[test]
+    fn another_process_goes_on_with_a_session_that_is_up() {
+        let mut session = Session::new(SETTINGS, 9, Tick(0));
+        session.hear(&packet(State::Down, 0), Tick(0), 0);
+        assert_eq!(session.heard(), None);
+        session.hear(&packet(State::Init, 9), Tick(100), 0);
+        let quick = Packet { min_tx: SETTINGS.min_tx, multiplier: 5, ..packet(State::Up, 9) };
+        session.hear(&quick, Tick(150), 0);
+        let heard = Packet::parse(&session.heard().unwrap().bytes()).unwrap();
+        let mut next = Session::go_on(SETTINGS, 9, &heard, Tick(200));
+        assert_eq!((next.state(), next.number()), (State::Up, 9));
+        assert_eq!(next.detection(), session.detection());
+        let said = next.turn(Tick(200), 0).send.unwrap();
+        assert_eq!((said.state, said.mine, said.yours), (State::Up, 9, 7));
+        assert_eq!(next.turn(Tick(699), 0).change, None, "it listens for a whole detection time");
+        assert_eq!(next.turn(Tick(700), 0).change, Some(Err(Diagnostic::Expired)));
     }
 
     #[test]

@@ -259,6 +259,13 @@ impl Router {
         Vec::new()
     }
 
+    /// Goes on as the active one, as another process of this box has been until now.
+    pub fn go_on(&mut self, now: Tick) -> Vec<Action> {
+        self.preempts_at = now;
+        self.active_interval = self.settings.interval;
+        self.speak(now)
+    }
+
     /// Takes no part any more: another may be active at once.
     pub fn stop(&mut self) -> Vec<Action> {
         let was_active = self.is_active();
@@ -381,6 +388,23 @@ impl Router {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn who_goes_on_takes_nothing_and_speaks_at_once() {
+        let settings = Settings {
+            priority: 100,
+            interval: Duration::from_millis(200),
+            preempts: true,
+            preempt_delay: Duration::from_secs(60),
+        };
+        let now = Tick(5_000_000_000);
+        let mut router = Router::new(settings, ip(1));
+        assert_eq!(router.go_on(now), [Action::Advertise(100)]);
+        assert!(router.is_active() && router.start(now).is_empty());
+        // A box of higher priority still decides.
+        let actions = router.hear(&said(150), ip(2), now);
+        assert_eq!(actions, [Action::Release(Cause::Outranked)]);
+    }
 
     const GROUP: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(224, 0, 0, 18));
 

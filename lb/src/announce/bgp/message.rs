@@ -32,6 +32,7 @@ use netgauze_iana::address_family::{AddressFamily, AddressType};
 use netgauze_parse_utils::WritablePdu;
 use netgauze_parse_utils::reader::SliceReader;
 use netgauze_parse_utils::traits::ParseFromWithOneInput;
+use serde::{Deserialize, Serialize};
 
 /// Octets of a header: marker, length, type.
 const HEADER: usize = 19;
@@ -43,7 +44,7 @@ const AS_TRANS: u16 = 23456;
 const UPDATE: u8 = 2;
 
 /// What a route is told with.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attributes {
     /// How much a router of our own system prefers it; told to such alone.
     pub local_pref: Option<u32>,
@@ -56,7 +57,7 @@ pub struct Attributes {
 }
 
 /// Where routers are to send what is for our routes: to us.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHops {
     /// For IPv4.
     pub ipv4: Option<Ipv4Addr>,
@@ -80,7 +81,7 @@ pub struct Opening {
 }
 
 /// What a peer says of itself, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opened {
     /// Its number.
     pub number: u32,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fairway_core::IpPrefix;
+use serde::{Deserialize, Serialize};
 
 use super::message::{Attributes, Manner, update, withdrawal};
 
@@ -28,7 +29,46 @@ pub struct Routes {
     ends: BTreeSet<bool>,
 }
 
+/// What a peer has been told, for another process to go on with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Told {
+    /// Prefixes by what they were told with.
+    routes: Vec<(Attributes, Vec<String>)>,
+    /// All is to be told once more.
+    again: bool,
+    /// Families (IPv4?) whose end is to be told.
+    ends: BTreeSet<bool>,
+}
+
 impl Routes {
+    /// What the peer has.
+    #[must_use]
+    pub fn keep(&self) -> Told {
+        let mut routes: BTreeMap<&Attributes, Vec<String>> = BTreeMap::new();
+        for (prefix, attributes) in &self.told {
+            routes.entry(attributes).or_default().push(prefix.to_string());
+        }
+        let routes = routes.into_iter().map(|(attributes, nets)| (attributes.clone(), nets));
+        Told { routes: routes.collect(), again: !self.again.is_empty(), ends: self.ends.clone() }
+    }
+
+    /// A peer that has this: what is wanted otherwise is told.
+    #[must_use]
+    pub fn go_on(told: Told) -> Self {
+        let mut routes = Self { ends: told.ends, ..Self::default() };
+        for (attributes, prefixes) in told.routes {
+            let attributes = Arc::new(attributes);
+            let prefixes = prefixes.iter().filter_map(|prefix| prefix.parse().ok());
+            routes.told.extend(prefixes.map(|prefix| (prefix, Arc::clone(&attributes))));
+        }
+        routes.wanted = routes.told.clone();
+        if told.again {
+            routes.tell_again();
+        }
+        routes
+    }
+
     /// What is to be told from now on.
     pub fn want(&mut self, wanted: Wanted) {
         let all = self.wanted.keys().chain(wanted.keys());
