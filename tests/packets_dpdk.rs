@@ -207,7 +207,8 @@ fn huge_pages_are_given_back() {
     assert!(ask_again(&mut kept, "/").is_ok(), "open connections go on");
     drop(kept);
     assert!(fairway.wait().success(), "{}", fairway.log());
-    assert_eq!(HugePages::free(), before);
+    // Others may have had some of them, too.
+    wait_for("huge pages are free again", || HugePages::free() >= before);
 }
 
 /// Huge pages of 2 MiB, for as long as a test runs.

@@ -10,7 +10,7 @@ const OLDEST: &str = "22.11";
 /// What is called. Inline ones get a shim.
 const FUNCTIONS: &[&str] = &[
     "fairway_(errno|link_is_up|log_to)",
-    "rte_eal_(init|cleanup|hotplug_add)",
+    "rte_eal_(init|cleanup|hotplug_add|hotplug_remove)",
     "rte_eth_dev_(configure|start|stop|close|info_get|set_mtu|get_mtu)",
     "rte_eth_dev_(get_port_by_name|adjust_nb_rx_tx_desc)",
     "rte_eth_(rx|tx)_burst",

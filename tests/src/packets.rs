@@ -72,7 +72,7 @@ fn give_to_dpdk(net: &Net, driver: &str) {
 }
 
 /// Gives the kernel's ends of cards their addresses, as far as they are there.
-pub(crate) fn address_kernel_ends(namespace: &str) {
+pub fn address_kernel_ends(namespace: &str) {
     for (name, _, [v4, v6]) in LINKS {
         for words in [
             format!("address replace {v4} dev {name}"),

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use fairway_core::packet::Adopted;
+use fairway_core::packet::{Adopted, Toeplitz};
 use fairway_core::{BackendId, EndReason, Protocol, ServiceId, Snapshot};
 use socket2::Socket;
 
 use crate::ListenerKey;
-use crate::packets::{Capture, LeftFlows, PacketPort};
+use crate::packets::{Capture, LeftFlows, PacketPort, Polled};
 use crate::report::{ConnectionFilter, OpenConnection, OpenFlow, ServiceTalkers};
 use crate::udp::HandedSession;
 
@@ -67,6 +67,13 @@ pub enum Command {
     Attach(PacketPort),
     /// Let go of the interface with this number.
     Detach(u16),
+    /// Poll these ports; with how they divide packets among workers, if they do.
+    AttachCards(Polled, Option<Arc<Toeplitz>>),
+    /// Let go of the ports that are polled; say when that is done.
+    ReleaseCards {
+        /// Where to.
+        reply: Sender<()>,
+    },
     /// Have packets wait until [`Command::CarryPackets`].
     HoldPackets,
     /// Carry packets, and first take over flows that were left.

@@ -48,8 +48,8 @@ pub use report::{
     WorkerStats,
 };
 pub use sys::{
-    Feature, Features, Neighbors, SetupError, Told, flow_memory, neighbors, passed_descriptors,
-    receive_frame, receive_told, sign, tell_hops,
+    Feature, Features, Neighbors, SetupError, Told, flow_memory, keep_descriptors, keep_tap,
+    neighbors, passed_descriptors, receive_frame, receive_told, sign, tell_hops,
 };
 pub use udp::HandedSession;
 

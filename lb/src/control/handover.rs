@@ -42,9 +42,6 @@ impl Control {
         if self.is_stopping() {
             return Err("this process is ending".into());
         }
-        if self.has_cards() {
-            return Err("cards of DPDK cannot be handed over yet; restart instead".into());
-        }
         match self.rolled_back {
             Some(generation) => Err(format!(
                 "generation {generation} was rolled back to, and a new process would serve what the file \
@@ -59,10 +56,11 @@ impl Control {
         self.can_hand_over()?;
         self.publish();
         // Peers may take a moment, in which traffic goes on.
-        let standing = self
-            .announcing
-            .hand_over()
-            .and_then(|announcements| Ok((announcements, self.pause()?, self.end_packets()?)));
+        let standing = self.announcing.hand_over().and_then(|announcements| {
+            let (sessions, until) = (self.pause()?, self.end_packets()?);
+            self.release_cards()?;
+            Ok((announcements, sessions, until))
+        });
         let ((announcements, announcing), sessions, packets_until) = match standing {
             Ok(standing) => standing,
             Err(why) => {

@@ -69,7 +69,7 @@ pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::Live;
 pub(crate) use self::memory::{LateCounts, Memory};
 pub(crate) use self::orders::{Order, is_backend};
-pub(crate) use self::packets::{InterfaceView, PacketPath};
+pub(crate) use self::packets::{InterfaceView, PacketPath, attach as attach_cards};
 pub(crate) use self::plan::{Change, plan};
 pub(crate) use self::system::run;
 pub(crate) use self::tproxy::Tproxy;
@@ -376,6 +376,8 @@ impl Control {
             }
             Input::Cluster(news) => self.take_cluster(*news),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
+            // Nothing is to be heard, whatever backends say.
+            Input::Health(_) if self.is_cut_off() => {}
             Input::Health(event) => self.take_health(event),
             Input::Names(event) => self.take_names(event),
             Input::Network(news) => self.take_network(news),

@@ -13,12 +13,12 @@ use fairway_core::packet::{Adopted, DropReason, Routes, Unresolved};
 use fairway_core::{IpPrefix, Mode, Tick};
 use fairway_uring::{Clock, Command, LeftFlows, PortControl, WorkerHandle, open_port};
 
-use super::Control;
 use super::fence::{Fence, Hidden, forwards};
 use super::id_log::{self, IdLog};
+use super::{Control, Stop};
 use serde::{Deserialize, Serialize};
 
-use crate::dpdk::Cards;
+use crate::dpdk::{Cards, KernelEnds, Opened};
 use crate::handover::Inherited;
 use crate::network::{Device, News, Watch};
 
@@ -69,9 +69,10 @@ pub(crate) struct InterfaceView {
 pub(crate) struct PacketPath {
     watch: Watch,
     ports: Vec<Port>,
-    /// Packets come by cards that the kernel has no part in.
-    polled: bool,
-    cards: Cards,
+    /// Cards that packets come by and the kernel has no part in.
+    cards: Option<Cards>,
+    /// What the kernel's ends of the cards had, while these are another process's.
+    released: Option<KernelEnds>,
     /// When is looked next.
     look_at: Tick,
     /// New flows for which no port of ours was free, and until when that is told.
@@ -99,7 +100,7 @@ impl PacketPath {
     pub(crate) fn new(
         configured: &Configured,
         (watch, news): (Watch, News),
-        cards: Cards,
+        cards: Option<Cards>,
         workers: &[WorkerHandle],
         memory: Vec<OwnedFd>,
     ) -> Result<Self, String> {
@@ -113,8 +114,8 @@ impl PacketPath {
         let mut packets = Self {
             watch,
             ports: configured.interfaces.iter().map(port).collect(),
-            polled: configured.dpdk.is_some(),
             cards,
+            released: None,
             look_at: Tick(0),
             without_port: (0, None),
             fence: Fence::default(),
@@ -136,6 +137,32 @@ impl PacketPath {
         why.map_or(Ok(packets), Err)
     }
 
+    /// Lets go of the cards, for the next process.
+    fn release_cards(&mut self, workers: &[WorkerHandle]) -> Result<(), String> {
+        let Some(cards) = &mut self.cards else { return Ok(()) };
+        let ends = KernelEnds::look(self.ports.iter().map(|port| port.name.clone()).collect())?;
+        ends.keep()?;
+        self.released = Some(ends);
+        let (reply, done) = unbounded();
+        for worker in workers {
+            worker.send(Command::ReleaseCards { reply: reply.clone() });
+        }
+        for _ in workers {
+            done.recv_timeout(ENDS).map_err(|_| "a worker did not let go of cards".to_owned())?;
+        }
+        cards.release();
+        Ok(())
+    }
+
+    /// Opens the cards; `ends` is what the kernel's ends had before.
+    fn open_cards(&mut self, ends: &KernelEnds, workers: &[WorkerHandle]) -> Result<(), String> {
+        let Some(cards) = &mut self.cards else { return Ok(()) };
+        let opened = cards.open()?;
+        ends.restore();
+        attach(opened, workers);
+        Ok(())
+    }
+
     /// The interfaces, for people.
     pub(super) fn views(&self) -> impl Iterator<Item = InterfaceView> + '_ {
         self.ports.iter().map(|port| InterfaceView {
@@ -148,7 +175,7 @@ impl PacketPath {
 
     /// Whether the kernel is kept from what is ours.
     pub(super) fn is_guarded(&self) -> bool {
-        self.polled || self.fence.stands()
+        self.cards.is_some() || self.fence.stands()
     }
 
     /// Interfaces have come, gone or changed.
@@ -157,7 +184,7 @@ impl PacketPath {
             let same = |old: &Device, new: &Device| (old.index, old.mtu) == (new.index, new.mtu);
             let known = port.device.as_ref().zip(device.as_ref()).is_some_and(|(a, b)| same(a, b));
             port.device = device;
-            match (self.polled, &port.device) {
+            match (self.cards.is_some(), &port.device) {
                 (true, Some(_)) => port.open = Some(Open::Polled),
                 (true, None) => port.open = None,
                 (false, _) if !known || port.open.is_none() => port.open(number, workers),
@@ -204,7 +231,8 @@ impl PacketPath {
     }
 
     fn look_at_cards(&mut self) {
-        let links = self.cards.look(self.ports.iter().map(|port| port.name.as_str()));
+        let Some(cards) = self.cards.as_ref().filter(|_| self.released.is_none()) else { return };
+        let links = cards.look(self.ports.iter().map(|port| port.name.as_str()));
         for (port, up) in self.ports.iter_mut().zip(links) {
             if port.without_link == up {
                 port.without_link = !up;
@@ -218,6 +246,13 @@ impl PacketPath {
         let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
         let own = self.trouble.clone().into_iter().chain(self.port_trouble());
         ports.chain(own).chain(self.fence.troubles())
+    }
+}
+
+/// Has workers poll cards that are open.
+pub(crate) fn attach(opened: Opened, workers: &[WorkerHandle]) {
+    for (worker, polled) in workers.iter().zip(opened.polled) {
+        worker.send(Command::AttachCards(polled, opened.toeplitz.clone()));
     }
 }
 
@@ -322,7 +357,7 @@ impl Control {
         let specs = self.services.values().map(|live| &*live.spec);
         let there = packets.ports.iter();
         let there = there.filter_map(|port| Some((port.name.clone(), port.device.as_ref()?.index)));
-        if !packets.polled {
+        if packets.cards.is_none() {
             let hidden = Hidden::of(specs.clone(), &packets.local, there.collect(), forwards());
             packets.fence.hide(hidden, now);
         }
@@ -433,6 +468,32 @@ impl Control {
         Ok(until)
     }
 
+    /// Lets go of cards that one process alone can have, for the next one.
+    pub(super) fn release_cards(&mut self) -> Result<(), String> {
+        self.packets.as_mut().map_or(Ok(()), |packets| packets.release_cards(&self.workers))
+    }
+
+    /// What the kernel's ends of cards have, if there are cards.
+    pub(crate) fn kernel_ends(&self) -> Result<Option<KernelEnds>, String> {
+        let packets = self.packets.iter().filter(|packets| packets.cards.is_some());
+        let names =
+            packets.map(|packets| packets.ports.iter().map(|port| port.name.clone()).collect());
+        names.map(KernelEnds::look).next().transpose()
+    }
+
+    /// Opens cards that the process before this one has let go of; the kernel's ends had `ends`.
+    pub(crate) fn take_cards(&mut self, ends: Option<&KernelEnds>) -> Result<(), String> {
+        match (&mut self.packets, ends) {
+            (Some(packets), Some(ends)) => packets.open_cards(ends, &self.workers),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether nothing comes and goes by the interfaces, for another process is to have their cards.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.released.is_some())
+    }
+
     /// Descriptors of the packet path, for the next process.
     pub(super) fn packets_to_hand_over(&self) -> Vec<(String, BorrowedFd<'_>)> {
         let Some(packets) = &self.packets else { return Vec::new() };
@@ -444,8 +505,15 @@ impl Control {
 
     /// Another process was to carry packets, and does not.
     pub(super) fn restore_packets(&mut self, now: Tick) {
-        if let Some(packets) = self.packets.as_mut().filter(|packets| !packets.polled) {
-            packets.fence.restore(now);
+        let Some(packets) = &mut self.packets else { return };
+        if packets.cards.is_none() {
+            return packets.fence.restore(now);
+        }
+        let Some(ends) = packets.released.take() else { return };
+        if let Err(why) = packets.open_cards(&ends, &self.workers) {
+            // Another start may have more luck.
+            self.failure = Some(format!("its cards cannot be opened again: {why}"));
+            self.stop = Stop::Done;
         }
     }
 
@@ -458,11 +526,6 @@ impl Control {
                 worker.send(Command::Detach(number as u16));
             }
         }
-    }
-
-    /// Whether packets come by cards that one process alone can have.
-    pub(super) fn has_cards(&self) -> bool {
-        self.packets.as_ref().is_some_and(|packets| packets.polled)
     }
 
     /// Whether any interface carries packets.

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fairway_config::document::KernelEndDoc;
-use fairway_config::{PacketPath, Pages};
+use fairway_config::{self as config, PacketPath, Pages};
 use fairway_core::packet::Toeplitz;
 use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
-use fairway_uring::Polled;
+use fairway_uring::{Polled, keep_descriptors};
 
-use super::Started;
+use super::Opened;
 use crate::control::run;
 
 /// Packets that a queue holds.
@@ -24,6 +24,8 @@ const LEAST: u16 = 2048;
 const MOST_WORKERS: usize = 16;
 /// Packets under way beside those in queues: in bursts, and in the caches of threads.
 const UNDER_WAY: u32 = 4096;
+/// The address of no card.
+const NO_CARD: &str = "0000:00:00.0";
 /// Where the kernel tells of its cards.
 const CARDS: &str = "/sys/bus/pci/devices";
 /// Drivers that leave a card to DPDK, or share it (those of Mellanox).
@@ -34,8 +36,17 @@ const VHOST: &str = "/dev/vhost-net";
 const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// The cards, by the order of their interfaces: what they count, and whether they have a link.
-#[derive(Default)]
-pub(crate) struct Cards(Vec<Port<'static>>);
+pub(crate) struct Cards {
+    ports: Vec<Port<'static>>,
+    /// DPDK has found them.
+    found: bool,
+    eal: &'static Eal,
+    pool: &'static Mempool<'static>,
+    config: config::Dpdk,
+    interfaces: Vec<String>,
+    workers: usize,
+    hash_seed: u64,
+}
 
 impl Cards {
     /// Shows what they have counted; returns whether each has a link.
@@ -57,7 +68,21 @@ impl Cards {
             metrics::gauge!("fairway_card_up", "interface" => interface()).set(shown);
             up
         };
-        self.0.iter().zip(interfaces).map(look).collect()
+        self.ports.iter().zip(interfaces).map(look).collect()
+    }
+
+    /// Lets go of all cards, so that another process can have them. Workers have done so before.
+    pub(crate) fn release(&mut self) {
+        self.ports.clear();
+        self.found = false;
+        for (number, device) in self.config.devices.iter().enumerate() {
+            let (name, _) = words_of(device);
+            for (bus, name) in [(bus_of(name), name), ("vdev", &*self.end_name(number))] {
+                if let Err(error) = self.eal.remove_device(bus, name) {
+                    tracing::warn!(device = name, "{error}");
+                }
+            }
+        }
     }
 }
 
@@ -77,123 +102,182 @@ fn describe_metrics() {
     metrics::describe_gauge!("fairway_card_up", "Whether a card of DPDK has a link.");
 }
 
-/// Starts DPDK and opens its cards; returns the queues of each of `workers`. Both stay as long as the
-/// process.
-pub(crate) fn start(
-    packet: &PacketPath,
-    workers: usize,
-    hash_seed: u64,
-) -> Result<Started, String> {
-    let Some(dpdk) = &packet.dpdk else { return Ok(Started::default()) };
-    describe_metrics();
+/// Whether DPDK has what it needs.
+pub(crate) fn check(packet: &PacketPath, workers: usize) -> Result<(), String> {
+    let Some(dpdk) = &packet.dpdk else { return Ok(()) };
     if workers > MOST_WORKERS {
         return Err(format!(
             "{workers} workers are more than the {MOST_WORKERS} queues of the kernel's end of a \
              link: name `dataplane.workers`"
         ));
     }
-    let (pci, virtual_devices): (Vec<_>, Vec<_>) =
-        dpdk.devices.iter().map(|device| device.name.clone()).partition(|name| is_pci(name));
-    pci.iter().try_for_each(|card| check_card(card, Path::new(CARDS)))?;
-    let memory = match &dpdk.pages {
-        Pages::Huge => {
-            check_huge_pages(dpdk.mebibytes)?;
-            Memory::Private
-        }
-        Pages::Folder(path) => {
-            check_huge_pages(dpdk.mebibytes)?;
-            Memory::Folder(path.clone())
-        }
-        Pages::Ordinary => Memory::Ordinary,
-    };
+    let cards = dpdk.devices.iter().map(|device| &*device.name).filter(|name| is_pci(name));
+    cards.into_iter().try_for_each(|card| check_card(card, Path::new(CARDS)))?;
+    if dpdk.pages != Pages::Ordinary {
+        check_huge_pages(dpdk.mebibytes)?;
+    }
     if dpdk.kernel_end == KernelEndDoc::Vhost && !Path::new(VHOST).exists() {
         return Err(format!(
             "`kernelEnd: vhost` needs {VHOST}: `modprobe vhost_net` makes it; `tap` needs nothing"
         ));
     }
-    let options = EalOptions {
-        memory,
-        mebibytes: dpdk.mebibytes,
-        prefix: format!("fairway{}", std::process::id()),
-        pci,
-        devices: virtual_devices,
-        // Errors alone; what is wanted otherwise comes later and counts.
-        more: [vec!["--log-level=error".into()], dpdk.arguments.clone()].concat(),
-    };
-    Eal::log_to(log);
-    // There is one a process, and workers use it until the end.
-    let eal: &'static Eal =
-        Box::leak(Box::new(Eal::start(&options).map_err(|error| error.to_string())?));
-    if !options.pci.is_empty() && !eal.survive_removals() {
-        tracing::warn!("a card that is pulled out ends the process");
-    }
-    // The card and the kernel's end, in both directions.
-    let queues = 4 * (dpdk.devices.len() * workers) as u32;
-    let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
-    let mtu = dpdk.devices.iter().filter_map(|device| device.mtu).max().unwrap_or(0);
-    let bytes = (mtu + BESIDES).next_multiple_of(256).max(LEAST);
-    let pool = Mempool::new(eal, "packets", count, bytes).map_err(|error| error.to_string())?;
-    let pool: &'static Mempool<'static> = Box::leak(Box::new(pool));
-    let exchange = Exchange::between(eal, workers)?.into_iter();
-    let mut ports = Vec::new();
-    let key = Toeplitz::key(hash_seed);
-    let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
-    let mut queues = exchange
-        .map(|end| Queues::new(eal, pool, Some(end)).map_err(no_descriptors))
-        .collect::<Result<Vec<Queues<'static>>, _>>()?;
-    for (number, (device, interface)) in dpdk.devices.iter().zip(&packet.interfaces).enumerate() {
-        let name = device.name.split(',').next().unwrap_or(&device.name);
-        let open = |name: &str, mtu, helps| {
-            let queues = workers as u16;
-            let key = Some(key).filter(|_| helps);
-            let setup = PortSetup { queues, descriptors: DESCRIPTORS, mtu, helps, key };
-            Port::open(eal, name, pool, setup).map_err(|error| error.to_string())
-        };
-        let (port, cards) = open(name, device.mtu, true)?;
-        if !port.hear_groups() {
-            tracing::warn!(device = name, "the card hears no groups: VIPs of IPv6 are not found");
+    Ok(())
+}
+
+impl Cards {
+    /// Starts DPDK, for so many workers; it stays as long as the process. Cards that another process has are
+    /// looked for `later`.
+    pub(crate) fn start(
+        packet: &PacketPath,
+        workers: usize,
+        hash_seed: u64,
+        later: bool,
+    ) -> Result<Self, String> {
+        check(packet, workers)?;
+        let config = packet.dpdk.clone().ok_or("the document names no cards")?;
+        describe_metrics();
+        let names = config.devices.iter().map(|device| device.name.clone());
+        let (mut pci, mut devices): (Vec<_>, Vec<_>) = names.partition(|name| is_pci(name));
+        if later {
+            devices.clear();
+            // It looks at the bus, and takes nothing of it.
+            pci = if pci.is_empty() { pci } else { vec![NO_CARD.into()] };
         }
-        let mac = port.mac().ok_or_else(|| format!("port `{name}` has no station"))?;
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        // The driver of taps has room for 22 bytes.
-        let (kernel, more) = match dpdk.kernel_end {
-            KernelEndDoc::Tap => (format!("net_tap_fairway{number}"), String::new()),
-            KernelEndDoc::Vhost => (
-                format!("net_virtio_user_fw{number}"),
-                format!(",path={VHOST},queues={workers},queue_size={DESCRIPTORS}"),
-            ),
+        let options = EalOptions {
+            memory: match &config.pages {
+                Pages::Huge => Memory::Private,
+                Pages::Folder(path) => Memory::Folder(path.clone()),
+                Pages::Ordinary => Memory::Ordinary,
+            },
+            mebibytes: config.mebibytes,
+            prefix: format!("fairway{}", std::process::id()),
+            pci,
+            devices,
+            // Errors alone; what is wanted otherwise comes later and counts.
+            more: [vec!["--log-level=error".into()], config.arguments.clone()].concat(),
         };
-        eal.add_device(&kernel, &format!("iface={interface},mac={mac}{more}"))
-            .map_err(|error| format!("interface `{interface}`: {error}"))?;
-        let (_, taps) = open(&kernel, None, false)?;
-        if device.mtu > Some(USUAL_MTU) && dpdk.kernel_end == KernelEndDoc::Tap {
-            tracing::warn!(
-                interface,
-                "packets to this machine itself that are larger than {USUAL_MTU} bytes are lost at the tap: \
-                 give its routes `advmss 1460`, or set `kernelEnd: vhost`"
+        Eal::log_to(log);
+        // There is one a process, and workers use it until the end.
+        let eal: &'static Eal =
+            Box::leak(Box::new(Eal::start(&options).map_err(|error| error.to_string())?));
+        if !options.pci.is_empty() && !eal.survive_removals() {
+            tracing::warn!("a card that is pulled out ends the process");
+        }
+        // The card and the kernel's end, in both directions.
+        let queues = 4 * (config.devices.len() * workers) as u32;
+        let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
+        let mtu = config.devices.iter().filter_map(|device| device.mtu).max().unwrap_or(0);
+        let bytes = (mtu + BESIDES).next_multiple_of(256).max(LEAST);
+        let pool = Mempool::new(eal, "packets", count, bytes).map_err(|error| error.to_string())?;
+        Ok(Self {
+            ports: Vec::new(),
+            found: !later,
+            eal,
+            pool: Box::leak(Box::new(pool)),
+            config,
+            interfaces: packet.interfaces.clone(),
+            workers,
+            hash_seed,
+        })
+    }
+
+    /// Opens all cards, and the kernel's end of each link.
+    pub(crate) fn open(&mut self) -> Result<Opened, String> {
+        for device in self.config.devices.iter().filter(|_| !self.found) {
+            let (name, arguments) = words_of(device);
+            let added = self.eal.add_device(bus_of(name), name, arguments);
+            added.map_err(|error| error.to_string())?;
+        }
+        self.found = true;
+        let Self { eal, pool, config, workers, .. } = &*self;
+        let (eal, pool, workers) = (*eal, *pool, *workers);
+        let exchange = Exchange::between(eal, workers)?.into_iter();
+        let mut ports = Vec::new();
+        let key = Toeplitz::key(self.hash_seed);
+        let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
+        let mut queues = exchange
+            .map(|end| Queues::new(eal, pool, Some(end)).map_err(no_descriptors))
+            .collect::<Result<Vec<Queues<'static>>, _>>()?;
+        for (number, (device, interface)) in config.devices.iter().zip(&self.interfaces).enumerate()
+        {
+            let (name, _) = words_of(device);
+            let open = |name: &str, mtu, helps| {
+                let queues = workers as u16;
+                let key = Some(key).filter(|_| helps);
+                let setup = PortSetup { queues, descriptors: DESCRIPTORS, mtu, helps, key };
+                Port::open(eal, name, pool, setup).map_err(|error| error.to_string())
+            };
+            let (port, cards) = open(name, device.mtu, true)?;
+            if !port.hear_groups() {
+                tracing::warn!(
+                    device = name,
+                    "the card hears no groups: VIPs of IPv6 are not found"
+                );
+            }
+            let mac = port.mac().ok_or_else(|| format!("port `{name}` has no station"))?;
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            let kernel = self.end_name(number);
+            let more = match config.kernel_end {
+                KernelEndDoc::Tap => String::new(),
+                KernelEndDoc::Vhost => {
+                    format!(",path={VHOST},queues={workers},queue_size={DESCRIPTORS}")
+                }
+            };
+            eal.add_device("vdev", &kernel, &format!("iface={interface},mac={mac}{more}"))
+                .map_err(|error| format!("interface `{interface}`: {error}"))?;
+            let (_, taps) = open(&kernel, None, false)?;
+            if device.mtu > Some(USUAL_MTU) && config.kernel_end == KernelEndDoc::Tap {
+                tracing::warn!(
+                    interface,
+                    "packets to this machine itself that are larger than {USUAL_MTU} bytes are lost at the tap: \
+                     give its routes `advmss 1460`, or set `kernelEnd: vhost`"
+                );
+            }
+            // Drivers of the kernel's ends set no MTU.
+            let mtu = port.mtu().unwrap_or(USUAL_MTU).to_string();
+            run("ip", &["link", "set", "dev", interface, "mtu", &mtu, "up"], "")?;
+            for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
+                queues.add(card, Some(tap));
+            }
+            tracing::info!(device = name, interface, mac, "carrying packets by DPDK");
+            ports.push(port);
+        }
+        let polled = queues.into_iter().map(|queues| {
+            let waker = queues.waker().map(|waker| waker.try_clone_to_owned()).transpose();
+            Ok(Polled { waker: waker.map_err(no_descriptors)?, ports: Box::new(queues) })
+        });
+        let polled = polled.collect::<Result<_, String>>()?;
+        // One that divides packets otherwise would bring replies elsewhere.
+        let divide = ports.iter().all(Port::divides);
+        if workers > 1 && !divide {
+            tracing::info!(
+                "a card takes no key for its hash: packets may change workers by a ring"
             );
         }
-        // Drivers of the kernel's ends set no MTU.
-        let mtu = port.mtu().unwrap_or(USUAL_MTU).to_string();
-        run("ip", &["link", "set", "dev", interface, "mtu", &mtu, "up"], "")?;
-        for ((queues, card), tap) in queues.iter_mut().zip(cards).zip(taps) {
-            queues.add(card, Some(tap));
+        let toeplitz = divide.then(|| Arc::new(Toeplitz::new(&key, workers as u16)));
+        self.ports = ports;
+        // A child that has a queue of a card, or of a tap, would get its packets.
+        keep_descriptors().map_err(|error| format!("descriptors of DPDK: {error}"))?;
+        Ok(Opened { polled, toeplitz })
+    }
+
+    /// DPDK's name of the kernel's end of a link.
+    fn end_name(&self, number: usize) -> String {
+        match self.config.kernel_end {
+            // The driver of taps has room for 22 bytes.
+            KernelEndDoc::Tap => format!("net_tap_fairway{number}"),
+            KernelEndDoc::Vhost => format!("net_virtio_user_fw{number}"),
         }
-        tracing::info!(device = name, interface, mac, "carrying packets by DPDK");
-        ports.push(port);
     }
-    let polled = queues.into_iter().map(|queues| {
-        let waker = queues.waker().map(|waker| waker.try_clone_to_owned()).transpose();
-        Ok(Polled { waker: waker.map_err(no_descriptors)?, ports: Box::new(queues) })
-    });
-    let polled = polled.collect::<Result<_, String>>()?;
-    // One that divides packets otherwise would bring replies elsewhere.
-    let divide = ports.iter().all(Port::divides);
-    if workers > 1 && !divide {
-        tracing::info!("a card takes no key for its hash: packets may change workers by a ring");
-    }
-    let toeplitz = divide.then(|| Arc::new(Toeplitz::new(&key, workers as u16)));
-    Ok(Started { polled, cards: Cards(ports), toeplitz })
+}
+
+/// A device's name, and what else is said of it.
+fn words_of(device: &config::Device) -> (&str, &str) {
+    device.name.split_once(',').unwrap_or((&device.name, ""))
+}
+
+fn bus_of(name: &str) -> &'static str {
+    if is_pci(name) { "pci" } else { "vdev" }
 }
 
 /// A line of DPDK's log. What it calls an error ends nothing by itself.

@@ -2,29 +2,33 @@
 
 use fairway_config::PacketPath;
 
-use super::Started;
+use super::Opened;
 
 /// There are none.
-#[derive(Default)]
-pub(crate) struct Cards(());
+pub(crate) enum Cards {}
 
 impl Cards {
-    /// Nothing to look at.
-    pub(crate) fn look<'i>(&self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
-        Vec::new()
+    /// Says what is missing when DPDK is wanted.
+    pub(crate) fn start(
+        _packet: &PacketPath,
+        _workers: usize,
+        _hash_seed: u64,
+        _later: bool,
+    ) -> Result<Self, String> {
+        Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build --release \
+             --features dpdk`; `driver: raw` runs anywhere"
+            .into())
     }
-}
 
-/// Says what is missing when DPDK is wanted.
-pub(crate) fn start(
-    packet: &PacketPath,
-    _workers: usize,
-    _hash_seed: u64,
-) -> Result<Started, String> {
-    match packet.dpdk {
-        None => Ok(Started::default()),
-        Some(_) => Err("`dataplane.packet.driver: dpdk` needs a build with DPDK: `cargo build \
-                        --release --features dpdk`; `driver: raw` runs anywhere"
-            .into()),
+    pub(crate) fn open(&mut self) -> Result<Opened, String> {
+        match *self {}
+    }
+
+    pub(crate) fn look<'i>(&self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
+        match *self {}
+    }
+
+    pub(crate) fn release(&mut self) {
+        match *self {}
     }
 }

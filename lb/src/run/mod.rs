@@ -22,14 +22,15 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use self::setup::{budgets, disabled, packet_setup, settings, steering, worker_count, worker_cpus};
+use self::setup::{budgets, disabled, packet_setup, settings, worker_count, worker_cpus};
 use crate::admin::views::{Budgets, Fixed};
 use crate::admin::{Admin, Doors, admin_router, public_router};
 use crate::announce;
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::cloud::{self, Begun, CloudNews};
 use crate::connection_log::ConnectionWriter;
-use crate::control::{Control, Input, Listeners, PacketPath, Tproxy, Watchers};
+use crate::control::{Control, Input, Listeners, PacketPath, Tproxy, Watchers, attach_cards};
+use crate::dpdk::Cards;
 use crate::handover::{BEFORE, Before, Channel, Gate, Giver, Greeting, Inherited};
 use crate::health::Checker;
 use crate::manager::{self, Manager};
@@ -180,11 +181,11 @@ fn prepare(
     let mut workers = Vec::with_capacity(count);
     let inboxes = Inboxes::new(count).map_err(|error| format!("no event descriptors: {error}"))?;
     let inboxes = Arc::new(inboxes);
-    let dpdk = match &process.packet {
-        Some(packet) => crate::dpdk::start(packet, count, process.hash_seed)?,
-        None => crate::dpdk::Started::default(),
-    };
-    let mut polled = dpdk.polled.into_iter();
+    let packet = process.packet.as_ref().filter(|packet| packet.dpdk.is_some());
+    // Another process has the cards until it stands still.
+    let start = |packet| Cards::start(packet, count, process.hash_seed, !opens);
+    let mut cards = packet.map(start).transpose()?;
+    let opened = cards.as_mut().filter(|_| opens).map(Cards::open).transpose()?;
     let mut memory = Vec::new();
     for worker in 0..count {
         let cpu = cpus.get(worker).copied();
@@ -195,13 +196,7 @@ fn prepare(
             Arc::clone(&shared),
             reader,
             features,
-            packet_setup(
-                &process,
-                steering((worker, count), dpdk.toeplitz.as_ref()),
-                &inboxes,
-                polled.next(),
-                &mut memory,
-            )?,
+            packet_setup(&process, (worker, count), &inboxes, &mut memory)?,
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
@@ -224,7 +219,9 @@ fn prepare(
                 let _ = network.send(Input::Network(news));
             });
             let (watch, news) = watch?;
-            Some(PacketPath::new(configured, (watch, news), dpdk.cards, &workers, memory)?)
+            let packets = PacketPath::new(configured, (watch, news), cards, &workers, memory)?;
+            opened.into_iter().for_each(|opened| attach_cards(opened, &workers));
+            Some(packets)
         }
         None => None,
     };
@@ -340,7 +337,9 @@ impl Prepared {
         let (mut until, mut nftables) = (0, Vec::new());
         if let Some(before) = &before {
             control.await_sessions();
+            let ends = control.kernel_ends().inspect_err(|why| before.refuse(why))?;
             let (mut estate, descriptors) = before.take()?;
+            control.take_cards(ends.as_ref()).inspect_err(|why| before.refuse(why))?;
             owned = estate.owns_socket;
             estate.fill(&admin.shared.clients.affinity);
             let named;

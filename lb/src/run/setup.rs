@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use fairway_config::Process;
 use fairway_config::document::{ConnectionsDoc, ListenDoc, UringFeature};
-use fairway_core::packet::{Steering, Toeplitz, flow::Shape};
+use fairway_core::packet::{Steering, flow::Shape};
 use fairway_uring::{
-    ConnectionLog, Feature, Inboxes, PacketSetup, PacketStats, Polled, Settings, flow_memory,
+    ConnectionLog, Feature, Inboxes, PacketSetup, PacketStats, Settings, flow_memory,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -97,29 +97,16 @@ pub(super) fn budgets(process: &Process, workers: usize) -> Budgets {
     }
 }
 
-/// The place of `worker` of so many.
-pub(super) fn steering(
-    (worker, workers): (usize, usize),
-    cards: Option<&Arc<Toeplitz>>,
-) -> Steering {
-    let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
-    let steering = Steering::of(number(worker), number(workers));
-    match cards {
-        Some(cards) => steering.with_cards(Arc::clone(cards)),
-        None => steering,
-    }
-}
-
 /// What the packet path of a worker is made with; none when the document names no interfaces. A copy of
 /// the memory for its flows goes to `memory`.
 pub(super) fn packet_setup(
     process: &Process,
-    steering: Steering,
+    (worker, workers): (usize, usize),
     inboxes: &Arc<Inboxes>,
-    polled: Option<Polled>,
     memory: &mut Vec<OwnedFd>,
 ) -> Result<Option<PacketSetup>, String> {
     let Some(configured) = &process.packet else { return Ok(None) };
+    let number = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let random = std::collections::hash_map::RandomState::new();
     let flows = Shape { ipv4: configured.flows, ipv6: configured.flows_ipv6 };
     let failed = |error: std::io::Error| format!("no memory for flows: {error}");
@@ -129,10 +116,9 @@ pub(super) fn packet_setup(
         flows,
         seeds: [0_u8, 1].map(|n| random.hash_one(n)),
         memory: own,
-        steering,
+        steering: Steering::of(number(worker), number(workers)),
         stats: Arc::new(PacketStats::new(configured.interfaces.len())),
         inboxes: Arc::clone(inboxes),
-        polled,
     }))
 }
 

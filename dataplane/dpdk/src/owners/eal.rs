@@ -47,7 +47,7 @@ pub enum EalError {
     #[error("the argument {0:?} for DPDK holds a zero byte")]
     Argument(String),
     /// A device cannot be made.
-    #[error("DPDK makes no device `{name}`: {error}")]
+    #[error("DPDK makes, or lets go of, no device `{name}`: {error}")]
     Device {
         /// Its name.
         name: String,
@@ -160,15 +160,27 @@ impl Eal {
         version.to_string_lossy().into_owned()
     }
 
-    /// Adds a virtual device while others run.
-    pub fn add_device(&self, name: &str, arguments: &str) -> Result<(), EalError> {
+    /// Adds a device of a bus (`vdev`, `pci`) while others run.
+    pub fn add_device(&self, bus: &str, name: &str, arguments: &str) -> Result<(), EalError> {
         let text = |text: &str| CString::new(text).map_err(|_| EalError::Argument(text.into()));
-        let (device, words) = (text(name)?, text(arguments)?);
+        let (bus, device, words) = (text(bus)?, text(name)?, text(arguments)?);
         // SAFETY: the EAL runs; strings that end with zero, and are copied.
-        let code = unsafe {
-            dpdk_sys::rte_eal_hotplug_add(c"vdev".as_ptr(), device.as_ptr(), words.as_ptr())
-        };
+        let code =
+            unsafe { dpdk_sys::rte_eal_hotplug_add(bus.as_ptr(), device.as_ptr(), words.as_ptr()) };
         match code {
+            0 => Ok(()),
+            code => Err(EalError::Device { name: name.into(), error: error_text(code) }),
+        }
+    }
+}
+
+impl Eal {
+    /// Lets go of a device whose port is closed: another process can have it.
+    pub fn remove_device(&self, bus: &str, name: &str) -> Result<(), EalError> {
+        let text = |text: &str| CString::new(text).map_err(|_| EalError::Argument(text.into()));
+        let (bus, device) = (text(bus)?, text(name)?);
+        // SAFETY: the EAL runs; strings that end with zero.
+        match unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), device.as_ptr()) } {
             0 => Ok(()),
             code => Err(EalError::Device { name: name.into(), error: error_text(code) }),
         }

@@ -69,8 +69,6 @@ pub struct PacketSetup {
     pub stats: Arc<PacketStats>,
     /// By which workers pass frames to each other.
     pub inboxes: Arc<Inboxes>,
-    /// Ports that are polled; without any, interfaces are attached.
-    pub polled: Option<Polled>,
 }
 
 impl PacketSetup {
@@ -147,9 +145,7 @@ impl<'r> Packets<'r> {
         region: &'r mut Region,
         shared: &Shared,
     ) -> Result<Self, SetupError> {
-        let PacketSetup { flows, seeds, steering, stats, inboxes, mut polled, .. } = setup;
-        polled.iter_mut().for_each(|polled| polled.ports.enter());
-        let (polled, waker) = polled.map(|Polled { ports, waker }| (ports, waker)).unzip();
+        let PacketSetup { flows, seeds, steering, stats, inboxes, .. } = setup;
         stats.room.store(u64::from(flows.ipv4) + u64::from(flows.ipv6), Relaxed);
         let flows = FlowTable::open(region.bytes(), flows, seeds, false)
             .map_err(|error| SetupError::Resources(io::Error::other(error)))?;
@@ -166,9 +162,9 @@ impl<'r> Packets<'r> {
             steering,
             passed: false,
             passed_polled: false,
-            rest: Rest::new(waker.flatten()),
+            rest: Rest::new(None),
             way: Way {
-                polled,
+                polled: None,
                 senders: (0..count).map(|_| None).collect(),
                 inboxes,
                 stats,

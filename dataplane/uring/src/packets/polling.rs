@@ -1,9 +1,10 @@
 //! Ports that a worker polls: as long as packets come without a pause, and then less and less.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fairway_core::packet::{BURST, Ports};
+use fairway_core::packet::{BURST, Ports, Steering, Toeplitz};
 
 use super::{BURSTS, Packets, Turn, context};
 use crate::sys::Ring;
@@ -116,6 +117,31 @@ impl Rest {
 }
 
 impl Packets<'_> {
+    /// Polls these ports from now on; `cards` is how they divide packets among workers, if they do.
+    pub(crate) fn attach_cards(&mut self, mut polled: Polled, cards: Option<Arc<Toeplitz>>) {
+        polled.ports.enter();
+        let Steering { worker, workers, .. } = self.steering;
+        let steering = Steering::of(worker, workers);
+        self.steering = cards.map_or(steering.clone(), |cards| steering.with_cards(cards));
+        self.engine.steer(self.steering.clone());
+        self.rest = Rest::new(polled.waker);
+        self.way.polled = Some(polled.ports);
+    }
+
+    /// Lets go of the ports that are polled.
+    pub(crate) fn release_cards(&mut self, ring: &mut Ring) {
+        if let Some(mut ports) = self.way.polled.take() {
+            ports.disarm();
+            // What was decided leaves.
+            ports.flush();
+        }
+        if let Some(waker) = &self.rest.waker {
+            ring.cancel(waker.as_fd());
+            ring.flush();
+        }
+        self.rest = Rest::new(None);
+    }
+
     /// Some bursts of each polled port.
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
         let Some(mut ports) = self.way.polled.take() else { return };

@@ -15,6 +15,7 @@ mod packet;
 mod passed;
 mod probe;
 mod ring;
+mod tap;
 
 pub(crate) use buffers::Chunk;
 pub(crate) use datagram::{Datagram, Parcel};
@@ -27,6 +28,7 @@ pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination
 pub(crate) use packet::{
     After, Divider, HEADROOM, Receiver, Sender, Span, interface_number, packet_sender,
 };
-pub use passed::passed_descriptors;
+pub use passed::{keep_descriptors, passed_descriptors};
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};
+pub use tap::keep_tap;

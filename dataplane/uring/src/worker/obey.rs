@@ -58,6 +58,18 @@ impl Worker<'_> {
                         packets.detach(number, &mut self.parts.ring);
                     }
                 }
+                Command::AttachCards(polled, cards) => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.attach_cards(polled, cards);
+                    }
+                }
+                Command::ReleaseCards { reply } => {
+                    if let Some(packets) = &mut self.packets {
+                        packets.release_cards(&mut self.parts.ring);
+                    }
+                    // Nobody waits any more when that took too long.
+                    let _ = reply.send(());
+                }
                 Command::HoldPackets => self.packets.iter_mut().for_each(Packets::hold),
                 Command::CarryPackets { left, reply } => {
                     let Parts { ring, shared, talkers, .. } = &mut self.parts;

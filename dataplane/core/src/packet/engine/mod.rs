@@ -131,6 +131,11 @@ impl<'r> Engine<'r> {
         }
     }
 
+    /// Packets come otherwise from now on; the worker is the same one.
+    pub fn steer(&mut self, steering: Steering) {
+        self.steering = steering;
+    }
+
     /// Its flows.
     #[must_use]
     pub fn flows(&self) -> &FlowTable<'r> {
