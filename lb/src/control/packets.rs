@@ -510,7 +510,9 @@ impl Control {
             return packets.fence.restore(now);
         }
         let Some(ends) = packets.released.take() else { return };
-        if let Err(why) = packets.open_cards(&ends, &self.workers) {
+        let opened = packets.open_cards(&ends, &self.workers);
+        ends.keep_no_longer();
+        if let Err(why) = opened {
             // Another start may have more luck.
             self.failure = Some(format!("its cards cannot be opened again: {why}"));
             self.stop = Stop::Done;

@@ -41,7 +41,7 @@ impl KernelEnds {
         })
     }
 
-    /// Gives them back what they had, and has them go with the process that has them open now.
+    /// Gives them back what they had.
     pub(crate) fn restore(&self) {
         for (words, bytes) in &self.saved {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -49,6 +49,10 @@ impl KernelEnds {
                 tracing::error!("`ip {}` has failed: {why}", words.join(" "));
             }
         }
+    }
+
+    /// Has them go with the process that has them open now.
+    pub(crate) fn keep_no_longer(&self) {
         for interface in &self.interfaces {
             if let Err(error) = keep_tap(interface, false) {
                 tracing::warn!(interface, "it stays when this process ends: {error}");

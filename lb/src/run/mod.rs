@@ -30,7 +30,7 @@ use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::cloud::{self, Begun, CloudNews};
 use crate::connection_log::ConnectionWriter;
 use crate::control::{Control, Input, Listeners, PacketPath, Tproxy, Watchers, attach_cards};
-use crate::dpdk::Cards;
+use crate::dpdk::{Cards, KernelEnds};
 use crate::handover::{BEFORE, Before, Channel, Gate, Giver, Greeting, Inherited};
 use crate::health::Checker;
 use crate::manager::{self, Manager};
@@ -335,9 +335,10 @@ impl Prepared {
         let mut owned = false;
         let mut sessions = Vec::new();
         let (mut until, mut nftables) = (0, Vec::new());
+        let mut ends = None;
         if let Some(before) = &before {
             control.await_sessions();
-            let ends = control.kernel_ends().inspect_err(|why| before.refuse(why))?;
+            ends = control.kernel_ends().inspect_err(|why| before.refuse(why))?;
             let (mut estate, descriptors) = before.take()?;
             control.take_cards(ends.as_ref()).inspect_err(|why| before.refuse(why))?;
             owned = estate.owns_socket;
@@ -410,6 +411,8 @@ impl Prepared {
         }
         if let Some(before) = before {
             let left = left.into_iter().map(Channel::of).chain([before.serve()?]);
+            // Until now the process before might have had the cards again.
+            ends.iter().for_each(KernelEnds::keep_no_longer);
             let mut followers = giver.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for channel in left {
                 let followed = followers.follow(channel, sender.clone());
