@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fairway_tests::http::get;
+use fairway_tests::http::{connect, get};
 use fairway_tests::{Fairway, Host, Net, Nginx, VIP4, wait_for};
 
 /// What a browser on the load balancer's host has made of the page after some seconds; with `size` it also
@@ -66,10 +67,63 @@ fn the_page_shows_services_backends_and_what_is_wrong() {
         let picture = std::fs::metadata(folder.path().join(format!("{size}.png"))).unwrap();
         assert!(picture.len() > 10_000, "{} bytes", picture.len());
     }
+    // Without a token it changes nothing.
+    let (status, said) = order(&net, "0123456789abcdef");
+    assert_eq!(status, 403, "{said}");
+    assert!(said.contains("`admin.tokenFile` is not set"), "{said}");
+    assert!(!browse(&net, "http://127.0.0.1:9180/", folder.path(), "800,600").contains("<button>"));
     // It asks nobody else, and nothing of it changes anything.
     let text = net.on(Host::Lb, || get(([127, 0, 0, 1], 9180).into(), "/").unwrap());
     assert!(!text.contains("https://") && !text.contains("src="), "it works offline");
     assert!(net.on(Host::Lb, || get(([127, 0, 0, 1], 9180).into(), "/v1/status")).is_err());
+}
+
+/// Wants the first server of `web` drained, by the page's way; the status, and what is said.
+fn order(net: &Net, token: &str) -> (u16, String) {
+    let body = r#"{"service": "web/80", "backend": "10.78.0.11:8080", "order": "drain"}"#;
+    let request = format!(
+        "POST /api/order HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Authorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = net.on(Host::Lb, || {
+        let mut stream = connect(([127, 0, 0, 1], 9180).into()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap(), answer.split("\r\n\r\n").nth(1).unwrap().to_owned())
+}
+
+#[test]
+fn whoever_has_the_token_steers_by_the_page() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "0123456789abcdef\n").unwrap();
+    let text = format!(
+        "services:\n  - name: web\n    addresses: [{VIP4}]\n    ports: [{{port: 80}}]\n    backends: [\"{}\"]\n",
+        server.addr
+    );
+    let fairway = Fairway::start(&net, &text);
+    let admin = "admin: {";
+    let whole = fairway.whole(&text);
+    assert!(whole.contains(admin), "{whole}");
+    let with = whole.replace(admin, &format!("admin: {{tokenFile: {}, ", key.path().display()));
+    std::fs::write(fairway.config_path(), with).unwrap();
+    let mut fairway = fairway;
+    fairway.restart();
+    assert_eq!(order(&net, "0123456789abcdee").0, 401);
+    assert_eq!(fairway.state_of(&server.addr.to_string()).as_deref(), Some("up"));
+    let (status, said) = order(&net, "0123456789abcdef");
+    assert!(status == 200 && said.contains("drains: no new connections"), "{status} {said}");
+    assert_eq!(fairway.state_of(&server.addr.to_string()).as_deref(), Some("draining"));
+    // Another token counts at once.
+    std::fs::write(key.path(), "fedcba9876543210").unwrap();
+    assert_eq!(order(&net, "0123456789abcdef").0, 401);
+    assert!(fairway.log().contains("ordered by the page"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fairway_core::proxy_header::HeaderFormat;
 use fairway_core::{BackendAddr, Frontend, Policy, Protocol, Weight};
 
-use crate::announce::Announce;
+use crate::announce::{Announce, Secret};
 use crate::document::{
     ConnectionsDoc, CurveDoc, FormatDoc, KernelEndDoc, LevelDoc, ListenDoc, PerBackendDoc,
     RecordDoc, UringFeature,
@@ -129,6 +129,8 @@ pub struct Process {
     pub api: Option<ApiServer>,
     /// Unix socket of the admin API.
     pub admin_socket: PathBuf,
+    /// By which the page may steer.
+    pub admin_token: Option<Secret>,
     /// Address of the metrics.
     pub metrics: SocketAddr,
     /// Series for each backend.
@@ -222,6 +224,7 @@ impl Process {
             state_directory: PathBuf::new(),
             api: None,
             admin_socket: PathBuf::new(),
+            admin_token: None,
             metrics: SocketAddr::from(([0; 4], 0)),
             per_backend: PerBackendDoc::default(),
             log_level: LevelDoc::default(),
@@ -235,7 +238,7 @@ impl Process {
             resolver_timeout: Duration::ZERO,
             ..p.clone()
         };
-        let admin = |p: &Self| (p.admin_socket.clone(), p.metrics);
+        let admin = |p: &Self| (p.admin_socket.clone(), p.admin_token.clone(), p.metrics);
         let resolver = |p: &Self| (p.resolvers.clone(), p.resolver_timeout);
         let log = |p: &Self| {
             let connections = (p.log_connections, p.log_sample_percent, p.log_target.clone());

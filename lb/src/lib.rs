@@ -22,6 +22,7 @@ mod network;
 mod reload;
 mod resolver;
 mod run;
+mod secret;
 
 /// Runs the command line of this process.
 pub fn main() -> std::process::ExitCode {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Findings;
-use super::process::absolute;
+use super::process::secret;
 use crate::announce::{
-    Announce, Bfd, BgpAdvertisement, BgpPeer, Chosen, Layer2, PeerAs, Secret, VrrpGroup,
+    Announce, Bfd, BgpAdvertisement, BgpPeer, Chosen, Layer2, PeerAs, VrrpGroup,
 };
 use crate::document::{
     AnnounceDoc, BfdProfileDoc, BgpAdvertisementDoc, BgpDoc, BgpPeerDoc, Choice, ElectionDoc,
@@ -321,20 +321,8 @@ pub(crate) fn bgp_peer(
     {
         findings.add(at.place, "`holdTime` is whole seconds, 3s to 65535s, or 0s for never");
     }
-    let password = match (&doc.password_file, &doc.password_credential) {
-        (Some(_), Some(at)) => {
-            findings.add(at.place, "`passwordFile` or `passwordCredential`: remove one");
-            None
-        }
-        (Some(at), None) => Some(Secret::File(absolute(around.base, &at.value))),
-        (None, Some(at)) => {
-            if at.value.is_empty() || at.value.contains('/') {
-                findings.add(at.place, "`passwordCredential` is a name, as in `LoadCredential=`");
-            }
-            Some(Secret::Credential(at.value.clone()))
-        }
-        (None, None) => None,
-    };
+    let written = (doc.password_file.as_ref(), doc.password_credential.as_ref());
+    let password = secret(["passwordFile", "passwordCredential"], written, around.base, findings);
     let bfd = doc.bfd_profile.as_ref().and_then(|at| {
         let found = profiles.iter().find(|(name, _)| *name == at.value);
         if found.is_none() {

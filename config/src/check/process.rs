@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Findings;
 use super::cluster::api;
 use super::packet::packet;
+use crate::announce::Secret;
 use crate::document::{ConnectionsDoc, DataplaneDoc, Document, LogDoc, LogTargetDoc};
 use crate::spec::{LogTarget, Process};
 use crate::values::{At, Host, Size};
@@ -72,6 +73,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         || (IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_METRICS_PORT).into(),
         |at| at.value.0,
     );
+    let token = (document.admin.token_file.as_ref(), document.admin.token_credential.as_ref());
     let socket = document.admin.socket.as_deref().unwrap_or(DEFAULT_SOCKET);
     let shutdown = document.shutdown.drain_timeout.as_ref();
     Process {
@@ -93,6 +95,7 @@ pub(crate) fn process(document: &Document, base: &Path, findings: &mut Findings<
         state_directory: absolute(base, document.state_directory.as_deref().unwrap_or(STATE)),
         api: api(&document.sources, base, findings),
         admin_socket: absolute(base, socket),
+        admin_token: secret(["tokenFile", "tokenCredential"], token, base, findings),
         metrics,
         per_backend: document.metrics.per_backend.unwrap_or_default(),
         log_level: document.log.level.unwrap_or_default(),
@@ -157,6 +160,30 @@ fn log_target(log: &LogDoc, base: &Path, findings: &mut Findings<'_>) -> Option<
 /// `path` as seen from the folder of the document.
 pub(crate) fn absolute(base: &Path, path: &str) -> PathBuf {
     base.join(path)
+}
+
+/// Where a secret is, by the two fields that may say so.
+pub(crate) fn secret(
+    [file_name, credential_name]: [&str; 2],
+    (file, credential): (Option<&At<String>>, Option<&At<String>>),
+    base: &Path,
+    findings: &mut Findings<'_>,
+) -> Option<Secret> {
+    match (file, credential) {
+        (Some(_), Some(at)) => {
+            findings.add(at.place, format!("`{file_name}` or `{credential_name}`: remove one"));
+            None
+        }
+        (Some(at), None) => Some(Secret::File(absolute(base, &at.value))),
+        (None, Some(at)) => {
+            if at.value.is_empty() || at.value.contains('/') {
+                let words = format!("`{credential_name}` is a name, as in `LoadCredential=`");
+                findings.add(at.place, words);
+            }
+            Some(Secret::Credential(at.value.clone()))
+        }
+        (None, None) => None,
+    }
 }
 
 fn size(

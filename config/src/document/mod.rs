@@ -129,8 +129,13 @@ pub enum UringFeature {
 pub struct AdminDoc {
     /// Unix socket of the admin API. Default: /run/fairway/admin.sock.
     pub socket: Option<String>,
-    /// Address of /metrics, /healthz and /readyz. Default: 127.0.0.1:9180.
+    /// Address of the page, /metrics, /healthz and /readyz. Default: 127.0.0.1:9180.
     pub metrics: Option<At<Socket>>,
+    /// A file with the token by which the page may drain backends and set their weights, 16 bytes at least.
+    /// Default: the page changes nothing.
+    pub token_file: Option<At<String>>,
+    /// The same as a credential of systemd (`LoadCredential=`).
+    pub token_credential: Option<At<String>>,
 }
 
 /// What the metrics show.

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use crossbeam_channel::Sender;
+use fairway_config::announce::Secret;
 use fairway_config::document::PerBackendDoc;
 use fairway_config::load_text;
 use fairway_core::publish::View;
@@ -54,6 +55,8 @@ pub(crate) struct Admin {
     pub(crate) fixed: Arc<Fixed>,
     pub(crate) per_backend: PerBackendDoc,
     pub(crate) ready: Arc<AtomicBool>,
+    /// By which the page may steer.
+    pub(crate) token: Option<Arc<Secret>>,
     pub(crate) giver: Arc<Giver>,
 }
 
@@ -163,7 +166,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .with_state(admin)
 }
 
-/// The routes of the metrics address: nothing here changes anything.
+/// The routes of the metrics address: nothing here changes anything without a token.
 pub(crate) fn public_router(admin: Admin) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
@@ -214,7 +217,7 @@ async fn backends(
     Ok(Json(views).into_response())
 }
 
-async fn order(
+pub(super) async fn order(
     State(admin): State<Admin>,
     Json(request): Json<OrderRequest>,
 ) -> Result<Response, Response> {

@@ -1,6 +1,7 @@
 //! Seeing and steering: the admin API on a unix socket, metrics and health on TCP.
 
 mod api;
+mod bearer;
 mod capture;
 pub(crate) mod explain;
 mod metrics_text;

@@ -1,18 +1,21 @@
-//! The status page: one file, and what it asks for once a second. Nothing here changes anything.
+//! The status page: one file, and what it asks for once a second. Nothing here changes anything but orders for
+//! backends, with a token.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use fairway_core::packet::DropReason;
 use fairway_core::{Histogram, ServiceTotals};
 use serde::{Deserialize, Serialize};
 
-use super::api::{Admin, announce_view};
+use super::api::{Admin, OrderRequest, announce_view, order};
+use super::bearer::admit;
 use super::views::{BackendView, ServiceView, Status};
 use crate::announce::AnnounceView;
 use crate::control::{Control, Generation};
@@ -22,6 +25,9 @@ const MOST: usize = 200;
 /// What the page may do: nothing but ask whoever it came from.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src \
                       'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// How long whoever is refused waits for that: nobody tries many tokens.
+const PENANCE: Duration = Duration::from_millis(500);
 
 /// Everything that the page shows, and `fairway top`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,12 +44,33 @@ pub(crate) struct Summary {
     /// each, and above all.
     connect_bounds: Vec<f64>,
     connect_counts: Vec<u64>,
+    /// Whoever knows the token may steer.
+    steers: bool,
     /// Packets that went no further.
     drops: BTreeMap<String, u64>,
 }
 
 pub(super) fn routes() -> Router<Admin> {
-    Router::new().route("/", get(page)).route("/api/summary", get(summary))
+    Router::new()
+        .route("/", get(page))
+        .route("/api/summary", get(summary))
+        .route("/api/order", post(steer))
+}
+
+/// An order for a backend, of one who knows the token.
+async fn steer(
+    admin: State<Admin>,
+    headers: HeaderMap,
+    Json(request): Json<OrderRequest>,
+) -> Result<Response, Response> {
+    if let Err(refused) = admit(admin.token.as_deref(), &headers) {
+        tokio::time::sleep(PENANCE).await;
+        return Err(refused.into_response());
+    }
+    let OrderRequest { backend, service, order: what, .. } = &request;
+    let service = service.as_deref().unwrap_or("every service");
+    tracing::info!(backend, service, order = ?what, "ordered by the page");
+    order(admin, Json(request)).await
 }
 
 async fn page() -> Response {
@@ -94,6 +121,7 @@ pub(super) async fn summary(State(admin): State<Admin>) -> Result<Response, Resp
         history,
         connect_bounds: Histogram::BOUNDS_MS.into(),
         connect_counts: counts,
+        steers: admin.token.is_some(),
         drops,
     };
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(summary)).into_response())

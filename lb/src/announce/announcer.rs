@@ -11,12 +11,13 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::bfd::Sessions;
+use super::ear::Ear;
 use super::handing::Inheritance;
 use super::plan::{OnSegments, Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
 use super::sharing::Shares;
-use super::speakers::{Ear, Speaker};
+use super::speakers::Speaker;
 use super::vrrp::{Group, GroupKey};
 use crate::network::{AllAddresses, Interfaces};
 

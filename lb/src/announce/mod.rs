@@ -15,6 +15,7 @@
 mod announcer;
 mod bfd;
 pub mod bgp;
+mod ear;
 mod guard;
 mod handing;
 mod peers;

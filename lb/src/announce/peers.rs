@@ -9,7 +9,8 @@ use fairway_core::announce::bfd::Diagnostic;
 use super::announcer::Announcer;
 use super::bfd::{News, Way};
 use super::bgp::message::Fault;
-use super::speakers::{Ear, Speaker, told_of};
+use super::ear::Ear;
+use super::speakers::{Speaker, told_of};
 
 /// From one try to listen to the next.
 const AGAIN: Duration = Duration::from_secs(5);

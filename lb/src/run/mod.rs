@@ -278,6 +278,7 @@ fn prepare(
         fixed: Arc::new(Fixed { budgets, features }),
         per_backend: process.per_backend,
         ready: Arc::new(AtomicBool::new(false)),
+        token: process.admin_token.clone().map(Arc::new),
         giver: Arc::new(giver),
     };
     if opens {
