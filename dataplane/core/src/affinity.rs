@@ -10,8 +10,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
 use ahash::RandomState;
+use zerocopy::FromZeros;
 
-use crate::spin::SpinLock;
+use crate::spin::{SpinLock, empty_buckets};
 use crate::{BackendId, Counter, ServiceId, Tick};
 
 const PLACES: usize = 7;
@@ -36,13 +37,13 @@ pub struct Remembered {
 }
 
 #[repr(align(64))]
-#[derive(Default)]
+#[derive(FromZeros)]
 struct Bucket {
     lock: SpinLock,
     places: [Place; PLACES],
 }
 
-#[derive(Default)]
+#[derive(FromZeros)]
 struct Place {
     /// Hash of service and client under the table's seeds; zero is a free place.
     client: AtomicU64,
@@ -59,7 +60,7 @@ impl AffinityTable {
         let buckets = clients.div_ceil(PLACES).next_power_of_two();
         let [a, b, c, d] = seeds;
         Self {
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            buckets: empty_buckets(buckets),
             seeds,
             hasher: RandomState::with_seeds(a, b, c, d),
             evicted: Counter::default(),

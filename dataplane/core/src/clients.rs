@@ -9,8 +9,9 @@ use core::net::IpAddr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use ahash::RandomState;
+use zerocopy::FromZeros;
 
-use crate::spin::SpinLock;
+use crate::spin::{SpinLock, empty_buckets};
 use crate::{Counter, LimitKind, Limits, ServiceId, Tick};
 
 const PLACES: usize = 7;
@@ -25,13 +26,13 @@ pub struct ClientTable {
 }
 
 #[repr(align(64))]
-#[derive(Default)]
+#[derive(FromZeros)]
 struct Bucket {
     lock: SpinLock,
     places: [Place; PLACES],
 }
 
-#[derive(Default)]
+#[derive(FromZeros)]
 struct Place {
     /// Hash of service and client under a key of this process; zero is a free place.
     client: AtomicU64,
@@ -51,7 +52,7 @@ impl ClientTable {
     pub fn new(clients: usize) -> Self {
         let buckets = clients.div_ceil(PLACES).next_power_of_two();
         Self {
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
+            buckets: empty_buckets(buckets),
             hasher: RandomState::new(),
             untracked: Counter::default(),
         }

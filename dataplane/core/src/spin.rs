@@ -1,11 +1,20 @@
 //! A lock of one word for a bucket of one or two cache lines.
 
+use alloc::boxed::Box;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use zerocopy::FromZeros;
+
 /// Held for some tens of instructions, never across a call out of the module that owns it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, FromZeros)]
 pub(crate) struct SpinLock(AtomicBool);
+
+/// So many buckets that are empty, which is all zeros: the system gives memory for them as they are used.
+/// Panics when it has no room for them.
+pub(crate) fn empty_buckets<B: FromZeros>(count: usize) -> Box<[B]> {
+    <[B]>::new_box_zeroed_with_elems(count).expect("no memory for a table of clients")
+}
 
 impl SpinLock {
     pub(crate) fn with<R>(&self, work: impl FnOnce() -> R) -> R {

@@ -291,7 +291,7 @@ impl Session {
     /// What the other end says of itself, while this session is up.
     #[must_use]
     pub fn heard(&self) -> Option<Packet> {
-        (self.state == State::Up).then(|| Packet {
+        (self.state == State::Up).then_some(Packet {
             diagnostic: Diagnostic::None,
             state: State::Up,
             poll: false,
