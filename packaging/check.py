@@ -280,6 +280,7 @@ CASES = {
     "as little as possible": {
         "serviceAccount": {"create": False},
         "rbac": {"create": False},
+        "updateOnDelete": True,
         "stateHostPath": "",
         "priorityClassName": "",
         "nodeSelector": {"fairway.dev/edge": None},
