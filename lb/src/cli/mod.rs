@@ -91,6 +91,7 @@ pub(crate) fn main() -> ExitCode {
         Command::GuardAddresses { interface, patience } => {
             crate::announce::guard(interface, Duration::from_millis(patience))
         }
+        Command::Launch { program, arguments } => crate::handover::launch(&program, &arguments),
         Command::Drain { which, lasting, wait, timeout, remote } => {
             let backend = which.backend.clone();
             let service = which.service.clone();

@@ -1,5 +1,6 @@
 //! The words of the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,6 +123,15 @@ pub(super) enum Command {
         interface: u32,
         /// Milliseconds without a word
         patience: u64,
+    },
+    /// Starts a program, says its number, and ends
+    #[command(hide = true)]
+    Launch {
+        /// The program
+        program: PathBuf,
+        /// What it is given
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// The backends and how they stand
     Backends {

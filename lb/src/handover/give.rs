@@ -2,7 +2,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use fairway_core::Remembered;
 use fairway_uring::{HandedSession, Shared};
 
 use super::channel::{Channel, ChannelError};
+use super::launch::Launched;
 use super::{Answer, BEFORE, Estate, Followers, Gate, Greeting, Heir, News, Session};
 use crate::admin::Doors;
 use crate::announce::HandedAnnouncements;
@@ -70,28 +70,14 @@ impl Giver {
         let program = self.program.clone()?;
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
         let (channel, theirs) = Channel::pair().map_err(|error| failed("no socket", &error))?;
-        let mut child = Command::new(&program)
-            .args(["run", "--take-over", "--config"])
-            .arg(&self.config)
-            // They are about this process.
-            .env_remove("WATCHDOG_PID")
-            .env_remove("LISTEN_PID")
-            .env_remove("LISTEN_FDS")
-            .env_remove("LISTEN_FDNAMES")
-            .stdin(theirs)
-            .spawn()
-            .map_err(|error| failed(&program.display().to_string(), &error))?;
-        tracing::info!(pid = child.id(), program = %program.display(), "a new process starts");
-        match self.give(channel, &child) {
-            Ok(version) => {
-                let pid = child.id();
-                self.follow(child);
-                Ok(format!("process {pid} serves, version {version}"))
-            }
+        let next = Launched::new(&program, &self.config, theirs)?;
+        let pid = next.pid;
+        tracing::info!(pid, program = %program.display(), "a new process starts");
+        match self.give(channel, &next) {
+            Ok(version) => Ok(format!("process {pid} serves, version {version}")),
             Err(why) => {
                 // It has said what it had to say, and is to touch nothing any more.
-                let _ = child.kill();
-                let _ = child.wait();
+                next.end();
                 let _ = self.ask(Control::go_on);
                 tracing::error!("the new process does not serve, this one goes on: {why}");
                 Err(why)
@@ -99,22 +85,7 @@ impl Giver {
         }
     }
 
-    /// Waits for the next process: the service manager is not its parent, and may not notice its end as long
-    /// as this process lives. When it has not ended in order, this one makes way for another.
-    fn follow(&self, mut child: Child) {
-        let control = self.control.clone();
-        let wait = move || {
-            if child.wait().is_ok_and(|status| !status.success()) {
-                tracing::error!("the process that took over has died; this one ends, too");
-                // The loop may have ended already.
-                let _ = control.send(Input::Stop { now: true });
-            }
-        };
-        // Without a thread nobody notices.
-        let _ = std::thread::Builder::new().name("fairway-heir".into()).spawn(wait);
-    }
-
-    fn give(&self, channel: Channel, child: &Child) -> Result<String, String> {
+    fn give(&self, channel: Channel, next: &Launched) -> Result<String, String> {
         let greeting = Greeting {
             version: env!("CARGO_PKG_VERSION").into(),
             affinity_seeds: Some(self.shared.clients.affinity.seeds()),
@@ -137,14 +108,14 @@ impl Giver {
         }
         let gap = started.elapsed();
         self.followers().stop();
-        self.manager.hands_over_to(child.id());
+        self.manager.hands_over_to(next.pid);
         // A new process that is gone by now was told everything.
         let _ = channel.send(&News::Yours, &[]);
         self.doors.lock().unwrap_or_else(PoisonError::into_inner).leave();
         self.gate.close();
         let heir = Heir::new(channel);
         self.ask(move |control| control.leave(heir))?;
-        tracing::info!(pid = child.id(), ?gap, "handed over");
+        tracing::info!(pid = next.pid, ?gap, "handed over");
         Ok(version)
     }
 

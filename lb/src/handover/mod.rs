@@ -1,7 +1,7 @@
 //! From one process to the next, without a lost connection: `fairway upgrade`.
 //!
 //! ```text
-//! old process                                   new process (its child)
+//! old process                                   new process
 //! starts it, with a socket as its input ──────▶ reads and checks the document, starts workers
 //!                                       ◀────── Ready, or Failed: then all goes on as before
 //! pauses datagrams, packets, announcements
@@ -20,6 +20,7 @@ mod channel;
 mod gate;
 mod give;
 mod inherited;
+mod launch;
 mod take;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub(crate) use self::channel::Channel;
 pub(crate) use self::gate::Gate;
 pub(crate) use self::give::{Giver, Handed};
 pub(crate) use self::inherited::{Inherited, listener_name};
+pub(crate) use self::launch::launch;
 pub(crate) use self::take::{Before, Followers, Heir};
 use crate::announce::HandedAnnouncements;
 use crate::control::{LateCounts, Memory};

@@ -1,0 +1,74 @@
+//! The next process, which is no child of the one before: the service manager has it as its own, as soon as
+//! it is started, and waits for it itself.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How long a process that is killed may take to be gone.
+const GOES: Duration = Duration::from_secs(5);
+
+/// A process that was launched.
+pub(super) struct Launched {
+    pub(super) pid: u32,
+    handle: OwnedFd,
+}
+
+impl Launched {
+    /// Starts `fairway run --take-over` of this program, with a socket as its input, by a process in between
+    /// that ends at once: whose child it was is then the manager's.
+    pub(super) fn new(program: &Path, config: &Path, input: OwnedFd) -> Result<Self, String> {
+        let output = Command::new("/proc/self/exe")
+            .arg("launch")
+            .arg(program)
+            .args(["run", "--take-over", "--config"])
+            .arg(config)
+            // They are about this process.
+            .env_remove("WATCHDOG_PID")
+            .env_remove("LISTEN_PID")
+            .env_remove("LISTEN_FDS")
+            .env_remove("LISTEN_FDNAMES")
+            .stdin(input)
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| format!("no process can be started: {error}"))?;
+        let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
+        let pid: u32 = pid.map_err(|_| format!("{} cannot be run", program.display()))?;
+        let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let known = known.ok_or_else(|| format!("{pid} is no process"))?;
+        let handle = pidfd_open(known, PidfdFlags::empty())
+            .map_err(|_| "the new process has ended; its last words are in the log".to_owned())?;
+        Ok(Self { pid, handle })
+    }
+
+    /// Ends it; it touches nothing any more.
+    pub(super) fn end(&self) {
+        // It may have ended already.
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+        let patience = Timespec::try_from(GOES).ok();
+        let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
+        let _ = poll(&mut ends, patience.as_ref());
+    }
+}
+
+/// The process in between: starts a program, says its number, and ends.
+pub(crate) fn launch(program: &Path, arguments: &[OsString]) -> ExitCode {
+    // What it says is read by another one.
+    let out = io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
+    match Command::new(program).args(arguments).stdout(out).spawn() {
+        Ok(child) => {
+            println!("{}", child.id());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("fairway: {}: {error}", program.display());
+            ExitCode::FAILURE
+        }
+    }
+}
