@@ -84,7 +84,7 @@ fn groups_stay_active_and_no_other_box_takes_over() {
 
 #[test]
 fn routers_keep_their_sessions_and_their_routes() {
-    let Some(rack) = Rack::new(&["a"]) else { return };
+    let Some(rack) = Rack::new(&["a", "b"]) else { return };
     let _server = rack.server(1);
     let key = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(key.path(), "hush\n").unwrap();
@@ -101,17 +101,24 @@ fn routers_keep_their_sessions_and_their_routes() {
                 if ours { "passive on;" } else { "" }
             ),
         );
+        // Another one is away, and comes when an upgrade has failed.
         let document = format!(
             "dataplane: {{vip: {{interface: lo}}}}\nannounce:\n  bfdProfiles: [{{name: quick, receiveInterval: 100ms, \
              transmitInterval: 100ms}}]\n  bgp:\n    myASN: 64511\n    listenPort: 179\n    peers: [{{name: router, \
-             peerAddress: 10.81.0.254, peerASN: 64500, bfdProfile: quick, passwordFile: {}{more}}}]\n    \
+             peerAddress: 10.81.0.254, peerASN: 64500, bfdProfile: quick, passwordFile: {}{more}}}, {{name: \
+             other, peerAddress: 10.81.0.2, peerASN: 64501, connectTime: 1s}}]\n    \
              advertisements: [{{name: all, communities: [\"64512:7\"]}}]\nservices:\n  - name: web\n    addresses: \
              [{FAR}, \"{FAR_V6}\"]\n    ports: [{{port: 80}}]\n    backends: [\"10.82.0.11:8080\"]\n    healthCheck: \
              {{type: tcp, interval: 200ms, fall: 2, rise: 1}}\n",
             key.path().display()
         );
         let mut fairway = rack.fairway("a", &document);
-        let peer = |fairway: &Fairway| fairway.announced()["peers"][0].clone();
+        let named = |fairway: &Fairway, name: &str| {
+            let peers = fairway.announced()["peers"].clone();
+            let found = peers.as_array().unwrap().iter().find(|peer| peer["name"] == name).cloned();
+            found.unwrap()
+        };
+        let peer = |fairway: &Fairway| named(fairway, "router");
         wait_for("the router is told, and watched", || {
             let peer = peer(&fairway);
             peer["routes"] == 2 && peer["bfd"]["state"] == "up"
@@ -128,6 +135,14 @@ fn routers_keep_their_sessions_and_their_routes() {
         let (before, changes) = (stands(), peer(&fairway)["changes"].clone());
         upgrades_under_load(&rack, &mut fairway, [FAR, FAR_V6], 5);
         fails_to_upgrade(&rack, &fairway);
+        let other = Peer::bird(
+            &rack,
+            "b",
+            "protocol bgp a { router id 10.81.0.2; local 10.81.0.2 as 64501; neighbor 10.81.0.1 as 64511; passive \
+             on;\nipv4 { import all; export none; }; }\n",
+        );
+        wait_for("who was away is told", || named(&fairway, "other")["routes"] == 1);
+        assert!(other.birdc("show route").contains(FAR));
         upgrades_under_load(&rack, &mut fairway, [FAR, FAR_V6], 1);
         assert_eq!(stands(), before, "{}", fairway.log());
         let now = peer(&fairway);

@@ -45,6 +45,7 @@ pub(crate) struct Summary {
     connect_bounds: Vec<f64>,
     connect_counts: Vec<u64>,
     /// Whoever knows the token may steer.
+    #[serde(default)]
     steers: bool,
     /// Packets that went no further.
     drops: BTreeMap<String, u64>,

@@ -17,7 +17,7 @@ use super::plan::{OnSegments, Plan, Said, Standing};
 use super::run::{Event, Fixed, Input};
 use super::segment::Segment;
 use super::sharing::Shares;
-use super::speakers::Speaker;
+use super::speakers::{PeerEvent, Speaker};
 use super::vrrp::{Group, GroupKey};
 use crate::network::{AllAddresses, Interfaces};
 
@@ -83,8 +83,13 @@ pub(crate) struct Announcer {
     segments_due: Option<Tick>,
     /// What the process before this one has handed over.
     pub(super) inheritance: Inheritance,
+    /// Groups that were active in the process before, with the number of their changes, and until when they
+    /// still are.
+    pub(super) active_before: BTreeMap<GroupKey, (u64, Tick)>,
     /// Another process takes over.
     pub(super) hands_over: bool,
+    /// What has happened to peers since.
+    pub(super) kept_back: Vec<(String, PeerEvent)>,
 }
 
 impl Announcer {
@@ -125,7 +130,9 @@ impl Announcer {
             ends: false,
             segments_due: None,
             inheritance: Inheritance::default(),
+            active_before: BTreeMap::new(),
             hands_over: false,
+            kept_back: Vec::new(),
         }
     }
 
@@ -167,15 +174,17 @@ impl Announcer {
                 self.settle(now, true).await;
                 self.drop_inheritance();
                 for segment in self.segments.values_mut() {
-                    segment.take_over().await;
+                    segment.take_over(&self.local, now).await;
                 }
             }
             Input::Inherit(handed, descriptors) => self.inherit(*handed, descriptors),
-            Input::GoOn => self.go_on(now),
+            Input::GoOn { may_have_begun } => self.go_on(may_have_begun, now).await,
             Input::Leased(leased, trouble) => {
                 self.lease_trouble = trouble;
-                self.moved |= self.leased != leased;
-                self.leased = leased;
+                if let Some(leased) = leased {
+                    self.moved |= self.leased != leased;
+                    self.leased = leased;
+                }
             }
             Input::Drain(drains) => {
                 if drains != self.draining.is_some() && !self.leaves {
@@ -200,10 +209,21 @@ impl Announcer {
 
     /// Takes what has happened outside.
     pub(super) async fn take(&mut self, event: Event, now: Tick) {
-        if self.hands_over && !matches!(event, Event::Frame(..) | Event::Links) {
+        let event = match event {
+            Event::Bgp(name, PeerEvent::Wrote(side, number, count)) if self.hands_over => {
+                if let Some(speaker) = self.speakers.get_mut(&name) {
+                    speaker.wrote(side, number, count);
+                }
+                return;
+            }
+            Event::Bgp(name, event) if self.hands_over => {
+                self.kept_back.push((name, event));
+                return;
+            }
             // Another process may have heard it, too.
-            return;
-        }
+            Event::Vrrp(..) | Event::Bfd(..) if self.hands_over => return,
+            event => event,
+        };
         match event {
             Event::Frame(interface, frame) => {
                 if let Some(segment) = self.segments.get_mut(&interface) {

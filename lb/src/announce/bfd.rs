@@ -118,7 +118,8 @@ impl Sessions {
             if self.sessions.contains_key(way) {
                 continue;
             }
-            if let Some(handed) = inheritance.way(way, &told_of(bfd))
+            if let Some(wanted) = told_of(bfd)
+                && let Some(handed) = inheritance.way(way, &wanted)
                 && let Some(watched) = Watched::go_on(bfd, handed, now)
             {
                 self.sessions.insert(*way, watched);
@@ -160,11 +161,22 @@ impl Sessions {
         self.ears.values().flatten().for_each(|ear| ear.task.abort());
     }
 
-    /// Says that ways are well, which is not looked at meanwhile.
+    /// Says that ways are well which were; whether they are is not looked at meanwhile.
     pub(crate) fn repeat(&mut self, now: Tick) {
+        let chance = self.chance();
         self.resume(now);
-        // Nothing follows from silence that was not listened to.
-        let _ = self.turn(now);
+        for (way, watched) in &mut self.sessions {
+            if watched.is_up() && watched.session.due() <= now {
+                let outcome = watched.session.turn(now, chance);
+                watched.send(*way, outcome.send);
+            }
+        }
+    }
+
+    /// When [`Sessions::repeat`] is due.
+    pub(crate) fn repeat_due(&self) -> Option<Tick> {
+        let up = self.sessions.values().filter(|watched| watched.is_up());
+        up.map(|watched| watched.session.due()).min()
     }
 
     /// Hears again.
@@ -191,7 +203,7 @@ impl Sessions {
                 peer: way.peer,
                 source: way.source,
                 multihop: way.multihop,
-                wanted: told_of(&watched.wanted),
+                wanted: told_of(&watched.wanted)?,
                 number: watched.session.number(),
                 heard: watched.session.heard()?.bytes().into(),
                 changes: watched.changes,
@@ -318,8 +330,8 @@ fn settings(bfd: &Wanted) -> Settings {
 }
 
 /// What the document says of a session, for comparing.
-fn told_of(bfd: &Wanted) -> serde_json::Value {
-    serde_json::to_value(bfd).unwrap_or_default()
+fn told_of(bfd: &Wanted) -> Option<serde_json::Value> {
+    serde_json::to_value(bfd).ok()
 }
 
 impl Watched {
@@ -334,6 +346,10 @@ impl Watched {
             far: None,
             changes: handed.changes,
         })
+    }
+
+    fn is_up(&self) -> bool {
+        self.state() == State::Up
     }
 
     fn follow(&mut self, way: Way, outcome: Outcome, news: &mut Vec<News>) {

@@ -31,16 +31,11 @@ impl Ear {
     /// (IPv4?).
     pub(crate) fn open(
         port: u16,
-        inherited: Vec<(bool, OwnedFd)>,
+        (inherited, signed): (Vec<(bool, OwnedFd)>, BTreeSet<IpAddr>),
         events: &mpsc::UnboundedSender<Event>,
     ) -> Result<Self, String> {
-        let mut ear = Self {
-            port,
-            peers: Arc::default(),
-            sockets: Vec::new(),
-            tasks: Vec::new(),
-            signed: BTreeSet::new(),
-        };
+        let mut ear =
+            Self { port, peers: Arc::default(), sockets: Vec::new(), tasks: Vec::new(), signed };
         let mut inherited: BTreeMap<bool, OwnedFd> = inherited.into_iter().collect();
         for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
             if let Some(socket) = inherited.remove(&any.is_ipv4()) {
@@ -94,6 +89,11 @@ impl Ear {
             Some((ipv4, socket.try_clone().ok()?.into()))
         };
         self.sockets.iter().filter_map(copy)
+    }
+
+    /// Peers whose segments are signed.
+    pub(crate) fn signed(&self) -> &BTreeSet<IpAddr> {
+        &self.signed
     }
 
     /// Where it listens.

@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use fairway_core::{IpPrefix, Tick};
 use fairway_uring::Clock;
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -34,14 +35,27 @@ pub(crate) struct Handed {
     /// Addresses that Leases say are ours.
     leased: BTreeSet<String>,
     lease_trouble: Option<String>,
+    /// Addresses that go when connections to them have had their time, and when that is.
+    leaving: Vec<(IpAddr, u64)>,
     /// Groups that are active.
+    #[serde(deserialize_with = "understood")]
     groups: Vec<ActiveGroup>,
-    /// Where BGP peers connect.
+    /// Where BGP peers connect,
     listen_port: Option<u16>,
+    /// and those whose segments are signed there.
+    signed: BTreeSet<IpAddr>,
     /// Sessions of BGP that are up.
-    peers: BTreeMap<String, PeerSession>,
+    #[serde(deserialize_with = "understood")]
+    peers: Vec<PeerSession>,
     /// Sessions of BFD that are up, each with its socket.
+    #[serde(deserialize_with = "understood")]
     ways: Vec<WatchedWay>,
+}
+
+/// What can be read of a list; the rest is another version's, and begins anew.
+fn understood<'de, D: Deserializer<'de>, T: DeserializeOwned>(list: D) -> Result<Vec<T>, D::Error> {
+    let list = Vec::<serde_json::Value>::deserialize(list)?;
+    Ok(list.into_iter().filter_map(|it| serde_json::from_value(it).ok()).collect())
 }
 
 /// A group that is active.
@@ -57,6 +71,7 @@ struct ActiveGroup {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PeerSession {
+    pub(super) name: String,
     /// What the document said of the peer: with another word the session begins anew.
     pub(super) spec: serde_json::Value,
     pub(super) session: Kept,
@@ -119,13 +134,15 @@ impl Inheritance {
         Self { handed, descriptors: descriptors.into_iter().collect() }
     }
 
-    /// The sockets at which peers connect to this port, by family (IPv4?).
-    pub(super) fn ears(&mut self, port: u16) -> Vec<(bool, OwnedFd)> {
+    /// The sockets at which peers connect to this port, by family (IPv4?), and whose segments are signed
+    /// there.
+    pub(super) fn ears(&mut self, port: u16) -> (Vec<(bool, OwnedFd)>, BTreeSet<IpAddr>) {
         if self.handed.listen_port != Some(port) {
-            return Vec::new();
+            return Default::default();
         }
         let found = |ipv4| Some((ipv4, self.descriptors.remove(&ear_name(ipv4))?));
-        [true, false].into_iter().filter_map(found).collect()
+        let sockets = [true, false].into_iter().filter_map(found).collect();
+        (sockets, std::mem::take(&mut self.handed.signed))
     }
 
     /// The session of a peer of which the document says this, and its connection.
@@ -134,8 +151,9 @@ impl Inheritance {
         name: &str,
         spec: &serde_json::Value,
     ) -> Option<(PeerSession, OwnedFd)> {
-        let session = self.handed.peers.remove(name).filter(|session| session.spec == *spec)?;
-        Some((session, self.descriptors.remove(&peer_name(name))?))
+        let peers = &mut self.handed.peers;
+        let at = peers.iter().position(|it| it.name == name && it.spec == *spec)?;
+        Some((peers.swap_remove(at), self.descriptors.remove(&peer_name(name))?))
     }
 
     /// Where packets of BFD of a family (IPv4?) come over one hop, or several.
@@ -161,31 +179,45 @@ impl Announcer {
         self.draining = handed.draining.map(Tick);
         self.leased = handed.leased.iter().filter_map(|net| net.parse().ok()).collect();
         self.lease_trouble.clone_from(&handed.lease_trouble);
+        self.local.extend(handed.leaving.iter().map(|(ip, at)| (*ip, Some(Tick(*at)))));
         self.inheritance = Inheritance::new(handed, descriptors);
     }
 
-    /// Goes on as active where this box was; what else was handed over finds its place when peers are made.
+    /// Goes on as active where this box was, with the groups that there are. Others may come soon, as long as
+    /// nobody else can have taken over.
     pub(super) fn go_on_active(&mut self, now: Tick) {
-        for ActiveGroup { name, ipv4, changes } in
-            std::mem::take(&mut self.inheritance.handed.groups)
-        {
+        let before = std::mem::take(&mut self.inheritance.handed.groups);
+        for ActiveGroup { name, ipv4, changes } in before {
             let key: GroupKey = (name, ipv4);
-            // A box that is drained has given them up already.
-            let Some(group) = self.groups.get_mut(&key).filter(|_| self.draining.is_none()) else {
-                continue;
-            };
-            let actions = group.router().go_on(now);
-            group.changes = changes;
-            let words = "it was, before the process was replaced";
-            group.last = Some(Change { at: SystemTime::now(), words });
-            self.follow(&key, actions);
-            self.moved = true;
+            let spec = self.said.announce.vrrp.iter().find(|spec| spec.name == key.0);
+            let Some(patience) = spec.map(|spec| spec.interval * 3) else { continue };
+            self.active_before.insert(key, (changes, now.plus(patience)));
         }
+        for key in self.groups.keys().cloned().collect::<Vec<_>>() {
+            self.go_on_as_active(&key, now);
+        }
+    }
+
+    /// Goes on as the active one of a group, if this box was that a moment ago.
+    pub(super) fn go_on_as_active(&mut self, key: &GroupKey, now: Tick) {
+        if !self.begun {
+            return;
+        }
+        let Some((changes, until)) = self.active_before.remove(key) else { return };
+        // A box that is drained has given them up already.
+        let goes_on = now <= until && self.draining.is_none();
+        let Some(group) = self.groups.get_mut(key).filter(|_| goes_on) else { return };
+        let actions = group.router().go_on(now);
+        group.changes = changes;
+        let words = "it was, before the process was replaced";
+        group.last = Some(Change { at: SystemTime::now(), words });
+        self.follow(key, actions);
+        self.moved = true;
     }
 
     /// What nobody has taken is not of use any more.
     pub(super) fn drop_inheritance(&mut self) {
-        for name in self.inheritance.handed.peers.keys() {
+        for PeerSession { name, .. } in &self.inheritance.handed.peers {
             tracing::info!(peer = name, "BGP: the session before is not gone on with");
         }
         self.inheritance = Inheritance::default();
@@ -207,6 +239,7 @@ impl Announcer {
         let end = clock.now().plus(FLUSH);
         loop {
             let now = clock.now();
+            self.repeat(now);
             while let Ok(event) = happened.try_recv() {
                 self.take(event, now).await;
             }
@@ -214,7 +247,8 @@ impl Announcer {
             if !waits || now >= end {
                 break;
             }
-            if let Ok(Some(event)) = timeout(end.since(now), happened.recv()).await {
+            let wait = self.repeat_due().map_or(end, |due| due.min(end)).since(now);
+            if let Ok(Some(event)) = timeout(wait, happened.recv()).await {
                 self.take(event, now).await;
             }
         }
@@ -223,6 +257,7 @@ impl Announcer {
             draining: self.draining.map(|since| since.0),
             leased: self.leased.iter().map(IpPrefix::to_string).collect(),
             lease_trouble: self.lease_trouble.clone(),
+            leaving: self.local.iter().filter_map(|(ip, at)| Some((*ip, (*at)?.0))).collect(),
             ..Handed::default()
         };
         let mut named = Vec::new();
@@ -232,12 +267,13 @@ impl Announcer {
         }
         if let Ok(Some(ear)) = &self.ear {
             handed.listen_port = Some(ear.port());
+            handed.signed = ear.signed().clone();
             named.extend(ear.copies().map(|(ipv4, socket)| (ear_name(ipv4), socket)));
         }
         for (name, speaker) in &self.speakers {
             if let Some((session, connection)) = speaker.hand_over() {
                 named.push((peer_name(name), connection));
-                handed.peers.insert(name.clone(), session);
+                handed.peers.push(session);
             }
         }
         named.extend(self.bfd.ears().map(|(ear, socket)| (bfd_ear_name(ear), socket)));
@@ -257,6 +293,7 @@ impl Announcer {
             self.follow(&key, actions);
         }
         self.bfd.repeat(now);
+        self.speakers.values_mut().for_each(|speaker| speaker.repeat(now));
         self.segments.values_mut().for_each(|segment| _ = segment.beat(now));
     }
 
@@ -264,11 +301,14 @@ impl Announcer {
     pub(super) fn repeat_due(&self) -> Option<Tick> {
         let groups = self.groups.values().filter(|group| group.is_active());
         let guards = self.segments.values().filter_map(super::segment::Segment::beat_due);
-        groups.filter_map(super::vrrp::Group::due).chain(guards).chain(self.bfd.due()).min()
+        let peers = self.speakers.values().filter_map(super::speakers::Speaker::repeat_due);
+        let others = guards.chain(peers).chain(self.bfd.repeat_due());
+        groups.filter_map(super::vrrp::Group::due).chain(others).min()
     }
 
-    /// Nobody has taken over: goes on as before.
-    pub(super) fn go_on(&mut self, now: Tick) {
+    /// Nobody has taken over: goes on as before. The other process `may_have_begun` to speak: what it has
+    /// told peers is not known then.
+    pub(super) async fn go_on(&mut self, may_have_begun: bool, now: Tick) {
         if !std::mem::take(&mut self.hands_over) {
             return;
         }
@@ -276,12 +316,30 @@ impl Announcer {
             ear.resume(&self.events);
         }
         self.bfd.go_on(now);
-        self.speakers.values_mut().for_each(super::speakers::Speaker::resume);
+        self.speakers.values_mut().for_each(|speaker| speaker.resume(may_have_begun, now));
         // Who waits for another one's silence has not listened.
         for group in self.groups.values_mut().filter(|group| !group.is_active()) {
             group.router().resume(now);
         }
+        for (name, event) in std::mem::take(&mut self.kept_back) {
+            self.take(Event::Bgp(name, event), now).await;
+        }
         (self.stale, self.moved) = (true, true);
-        self.links_at.get_or_insert(now);
+        self.links_at = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_version_says_otherwise_begins_anew() {
+        let text = r#"{"leased": ["192.0.2.1/32"], "news": 7, "groups": [{"name": "a", "ipv4": true, "changes": 3},
+            {"name": "b", "family": 4}], "peers": [{"name": "router"}]}"#;
+        let handed: Handed = serde_json::from_str(text).unwrap();
+        assert_eq!(handed.leased.len(), 1);
+        assert_eq!(handed.groups.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["a"]);
+        assert!(handed.peers.is_empty());
     }
 }

@@ -38,7 +38,8 @@ impl Announcer {
             if self.speakers.contains_key(name) {
                 continue;
             }
-            let speaker = match self.inheritance.peer(name, &told_of(spec)) {
+            let handed = told_of(spec).and_then(|spec| self.inheritance.peer(name, &spec));
+            let speaker = match handed {
                 Some(handed) => Speaker::go_on(spec, handed, self.events.clone(), now)
                     .inspect_err(|error| tracing::warn!(peer = name, "BGP: begins anew: {error}"))
                     .ok(),

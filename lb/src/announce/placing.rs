@@ -42,6 +42,7 @@ impl Announcer {
                 match Group::new(&spec, family, &state, self.events.clone()) {
                     Ok(group) => {
                         self.groups.insert(key.clone(), group);
+                        self.go_on_as_active(&key, now);
                         wanted.insert(key);
                     }
                     Err(why) => _ = self.group_troubles.insert(key, why),

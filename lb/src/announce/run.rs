@@ -35,6 +35,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const TELL: Duration = Duration::from_millis(20);
 /// How long the end waits for Leases to be given back.
 const PARTING: Duration = Duration::from_millis(500);
+/// How long announcing may take to begin: thousands of addresses are put on interfaces one by one.
+const BEGINS: Duration = Duration::from_secs(30);
 /// How long the control loop waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -48,8 +50,9 @@ pub(crate) enum Input {
     Inherit(Box<Handed>, Vec<(String, OwnedFd)>),
     /// The first of both has come: what a process before this one has left is nobody's.
     Begun,
-    /// Shared addresses that Leases say are ours, and why boxes cannot agree, if they cannot.
-    Leased(BTreeSet<IpPrefix>, Option<String>),
+    /// Shared addresses that Leases say are ours, none while nobody has read any, and why boxes cannot agree,
+    /// if they cannot.
+    Leased(Option<BTreeSet<IpPrefix>>, Option<String>),
     /// Take back what is announced, or announce it again.
     Drain(bool),
     /// The same for good: this process ends.
@@ -61,7 +64,10 @@ pub(crate) enum Input {
     /// Give everything to the next process, and stand still.
     HandOver(std::sync::mpsc::Sender<(Handed, Vec<(String, OwnedFd)>)>),
     /// The next process does not take it.
-    GoOn,
+    GoOn {
+        /// It may have begun to speak.
+        may_have_begun: bool,
+    },
     /// End, and leave everything as it is to the next process.
     Abandon,
     /// Take back everything, and end.
@@ -127,6 +133,14 @@ impl Handle {
         self.wait(Input::Sync);
     }
 
+    /// Waits until it has begun; as long as it takes, up to what the process before waits.
+    pub(crate) fn begin(&self) -> Result<(), String> {
+        self.send(Input::Begun);
+        let Some(begun) = self.asked(Input::Sync) else { return Ok(()) };
+        let late = |_| format!("announcing did not begin within {BEGINS:?}");
+        begun.recv_timeout(BEGINS).map_err(late)
+    }
+
     /// Has it take back everything and end.
     pub(crate) fn stop(&self) {
         self.wait(Input::Stop);
@@ -140,10 +154,17 @@ impl Handle {
 
     /// The answer; none when it is late. What waits goes on all the same.
     fn wait<T>(&self, input: impl FnOnce(std::sync::mpsc::Sender<T>) -> Input) -> Option<T> {
+        self.asked(input)?.recv_timeout(PATIENCE).ok()
+    }
+
+    fn asked<T>(
+        &self,
+        input: impl FnOnce(std::sync::mpsc::Sender<T>) -> Input,
+    ) -> Option<std::sync::mpsc::Receiver<T>> {
         self.inputs.as_ref()?;
         let (sender, receiver) = std::sync::mpsc::channel();
         self.send(input(sender));
-        receiver.recv_timeout(PATIENCE).ok()
+        Some(receiver)
     }
 }
 

@@ -234,10 +234,12 @@ impl Segment {
                 self.added.insert(ip);
                 tracing::info!(%ip, interface, "address added");
             }
+            // By a process before this one,
+            Ok(Added::There) if self.left.remove(&ip) => _ = self.added.insert(ip),
             Ok(Added::There) => {
-                // By a process before this one, or by us with an answer that was late.
+                // or by us with an answer that was late.
                 let marked = self.kernel.look(interface).await;
-                if self.left.remove(&ip) || marked.is_ok_and(|state| state.ours.contains(&ip)) {
+                if marked.is_ok_and(|state| state.ours.contains(&ip)) {
                     self.added.insert(ip);
                 }
             }
@@ -307,12 +309,20 @@ impl Segment {
         self.state = state;
     }
 
-    /// Takes away what a process before this one has left behind and nobody wants.
-    pub(crate) async fn take_over(&mut self) {
+    /// Takes away what a process before this one has left behind and nobody wants, once connections to it
+    /// have had their time.
+    pub(crate) async fn take_over(&mut self, ends: &BTreeMap<IpAddr, Option<Tick>>, now: Tick) {
         for ip in std::mem::take(&mut self.left) {
-            if !self.held.contains_key(&ip) {
-                self.added.insert(ip);
-                self.take_away(ip).await;
+            if self.held.contains_key(&ip) {
+                continue;
+            }
+            self.added.insert(ip);
+            match ends.get(&ip).copied().flatten().filter(|at| *at > now) {
+                Some(at) => {
+                    self.held.insert(ip, Held { manner: Manner::Add, since: now, told: None });
+                    self.leaving.insert(ip, at);
+                }
+                None => self.take_away(ip).await,
             }
         }
     }

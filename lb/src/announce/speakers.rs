@@ -81,6 +81,8 @@ pub(crate) struct Speaker {
     pub(crate) local: Option<IpAddr>,
     events: mpsc::UnboundedSender<Event>,
     connecting: Option<JoinHandle<()>>,
+    /// Nothing is read here.
+    paused: bool,
 }
 
 impl Speaker {
@@ -98,6 +100,7 @@ impl Speaker {
             local: None,
             events,
             connecting: None,
+            paused: false,
         }
     }
 
@@ -120,19 +123,42 @@ impl Speaker {
 
     /// Reads nothing more, so that another process can.
     pub(crate) fn pause(&mut self) {
+        self.paused = true;
         for link in [&self.ours, &self.theirs].into_iter().flatten() {
             link.reader.abort();
         }
     }
 
-    /// Reads on.
-    pub(crate) fn resume(&mut self) {
+    /// That we are there, when that is due.
+    pub(crate) fn repeat(&mut self, now: Tick) {
+        // Behind what waits it would be of no use.
+        if self.is_flushed()
+            && let Some((side, octets)) = self.session.repeat(now)
+        {
+            self.send(side, octets);
+        }
+    }
+
+    /// When [`Speaker::repeat`] is due.
+    pub(crate) fn repeat_due(&self) -> Option<Tick> {
+        self.session.repeat_due().filter(|_| self.is_flushed())
+    }
+
+    /// Reads on. When another process `may_have_begun` to speak, a session begins anew.
+    pub(crate) fn resume(&mut self, may_have_begun: bool, now: Tick) {
+        self.paused = false;
+        // Nobody has heard the peer meanwhile.
+        let _ = self.session.repeat(now);
+        if may_have_begun && self.session.up_since().is_some() {
+            let actions = self.session.fail(&Fault::reset(), now);
+            self.act(actions);
+        }
         for side in [Side::Ours, Side::Theirs] {
             let reader = self.link(side).as_ref().map(|link| (link.number, link.stream.clone()));
             let Some((number, stream)) = reader else { continue };
             let reader = self.read(side, number, stream);
             if let Some(link) = self.link(side) {
-                link.reader = reader;
+                std::mem::replace(&mut link.reader, reader).abort();
             }
         }
     }
@@ -158,8 +184,8 @@ impl Speaker {
         let connection = connection.inspect_err(words).ok()?;
         let up_at = self.last.as_ref().map_or_else(SystemTime::now, |(at, _)| *at);
         let up_at = up_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let spec = told_of(&self.spec);
-        Some((PeerSession { spec, session, changes: self.changes, up_at }, connection))
+        let (name, spec) = (peer.clone(), told_of(&self.spec)?);
+        Some((PeerSession { name, spec, session, changes: self.changes, up_at }, connection))
     }
 
     /// Does what a session wants; returns what became of it.
@@ -257,9 +283,7 @@ impl Speaker {
                 false => return None,
             },
             PeerEvent::Wrote(side, number, count) => {
-                if let Some(link) = self.link(side).as_mut().filter(|link| link.number == number) {
-                    link.waiting -= count.min(link.waiting);
-                }
+                self.wrote(side, number, count);
                 self.tell();
                 return None;
             }
@@ -272,6 +296,13 @@ impl Speaker {
             },
         };
         self.act(actions)
+    }
+
+    /// So many octets were taken.
+    pub(crate) fn wrote(&mut self, side: Side, number: u64, count: usize) {
+        if let Some(link) = self.link(side).as_mut().filter(|link| link.number == number) {
+            link.waiting -= count.min(link.waiting);
+        }
     }
 
     /// Ends its session; what was sent leaves before.
@@ -369,8 +400,11 @@ impl Speaker {
     }
 
     fn read(&self, side: Side, number: u64, stream: Arc<TcpStream>) -> JoinHandle<()> {
-        let tell = self.teller();
+        let (tell, paused) = (self.teller(), self.paused);
         tokio::spawn(async move {
+            if paused {
+                return;
+            }
             let mut octets = vec![0; 1 << 14];
             let why = loop {
                 let ready = stream.readable().await;
@@ -424,9 +458,9 @@ fn settings(spec: &BgpPeer) -> Settings {
     }
 }
 
-/// What the document says of a peer, for comparing; one that cannot be told is like no other.
-pub(crate) fn told_of(spec: &BgpPeer) -> serde_json::Value {
-    serde_json::to_value(spec).unwrap_or_default()
+/// What the document says of a peer, for comparing.
+pub(crate) fn told_of(spec: &BgpPeer) -> Option<serde_json::Value> {
+    serde_json::to_value(spec).ok()
 }
 
 impl Drop for Link {

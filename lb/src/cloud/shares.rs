@@ -86,7 +86,7 @@ pub(super) async fn run(
     };
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut trouble = None;
+    let (mut trouble, mut has_read) = (None, false);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -125,7 +125,10 @@ pub(super) async fn run(
             tracing::warn!("{words}");
         }
         trouble = words;
-        sharer.handle.send(AnnounceInput::Leased(sharer.held.clone(), trouble.clone()));
+        // What the process before has held is held until it is known, or must be given up.
+        has_read |= trouble.is_none() || sharer.begun.elapsed() >= GIVES_UP;
+        let held = has_read.then(|| sharer.held.clone());
+        sharer.handle.send(AnnounceInput::Leased(held, trouble.clone()));
     }
 }
 

@@ -74,9 +74,9 @@ impl Announcing {
         self.handle.hand_over()
     }
 
-    /// Nobody has taken over.
-    pub(super) fn go_on(&self) {
-        self.handle.send(AnnounceInput::GoOn);
+    /// Nobody has taken over; somebody `may_have_begun` to.
+    pub(super) fn go_on(&self, may_have_begun: bool) {
+        self.handle.send(AnnounceInput::GoOn { may_have_begun });
     }
 
     /// Takes back everything.
@@ -103,8 +103,9 @@ impl Control {
 
     /// The thread begins to announce what it has been told.
     pub(super) fn begin_announcing(&self) {
-        self.announcing.handle.send(AnnounceInput::Begun);
-        self.announcing.handle.sync();
+        if let Err(why) = self.announcing.handle.begin() {
+            tracing::error!("{why}");
+        }
     }
 
     /// What announcements go by has changed.

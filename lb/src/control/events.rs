@@ -12,6 +12,30 @@ use crate::health::agent::AgentState;
 use crate::health::{CheckTarget, HealthEvent, News, Transition};
 
 impl Control {
+    /// Takes what a check says; not at once that a backend is down, while nothing can come from any.
+    pub(super) fn hear_health(&mut self, event: HealthEvent) {
+        let deaf = self.is_cut_off() || self.clock.now() < self.unheard.1;
+        match &event.news {
+            News::Health(Transition::Down { .. }) if deaf => {
+                self.unheard.0.insert(event.target.clone(), event);
+            }
+            News::Health(Transition::Up { .. }) if deaf => {
+                self.unheard.0.remove(&event.target);
+                self.take_health(event);
+            }
+            _ => self.take_health(event),
+        }
+    }
+
+    /// Backends that are still down when everything could have been heard for a while are down.
+    pub(super) fn tend_unheard(&mut self, now: Tick) {
+        if !self.unheard.0.is_empty() && !self.is_cut_off() && now >= self.unheard.1 {
+            for (_, event) in std::mem::take(&mut self.unheard.0) {
+                self.take_health(event);
+            }
+        }
+    }
+
     pub(super) fn take_health(&mut self, event: HealthEvent) {
         // A check that was stopped may still have had something to say.
         let Some(checked) = self.checked.get_mut(&event.target) else { return };

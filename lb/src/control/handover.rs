@@ -64,7 +64,7 @@ impl Control {
         let ((announcements, announcing), sessions, packets_until) = match standing {
             Ok(standing) => standing,
             Err(why) => {
-                self.go_on();
+                self.go_on(false);
                 return Err(why);
             }
         };
@@ -76,7 +76,7 @@ impl Control {
             match socket.try_clone_to_owned() {
                 Ok(socket) => named.push((name, socket)),
                 Err(error) => {
-                    self.go_on();
+                    self.go_on(false);
                     return Err(format!("no descriptors left: {error}; raise LimitNOFILE="));
                 }
             }
@@ -97,15 +97,18 @@ impl Control {
         asked.iter().map(|sessions| sessions.recv_timeout(PATIENCE).map_err(late)).collect()
     }
 
-    /// Goes on as if nothing had been handed over.
-    pub(crate) fn go_on(&mut self) {
+    /// Goes on as if nothing had been handed over; another process `may_have_begun` to serve.
+    pub(crate) fn go_on(&mut self, may_have_begun: bool) {
         for worker in &self.workers {
             worker.send(Command::ResumeDatagrams);
+        }
+        // First what others are told of addresses by.
+        self.restore_packets(self.clock.now());
+        for worker in &self.workers {
             worker.send(Command::ResumePackets);
         }
-        self.announcing.go_on();
+        self.announcing.go_on(may_have_begun);
         self.listeners.restore();
-        self.restore_packets(self.clock.now());
     }
 
     /// Another process serves: this one keeps its connections and ends with the last of them.

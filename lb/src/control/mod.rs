@@ -167,6 +167,8 @@ pub(crate) struct Control {
     /// What DNS says of the names that services use.
     names: HashMap<Query, Named>,
     checked: HashMap<CheckTarget, Checked>,
+    /// What checks have said while nothing could come from backends, and until when that counts.
+    unheard: (HashMap<CheckTarget, HealthEvent>, Tick),
     pub(crate) retiring: Retiring,
     /// Services with an ejected backend.
     ejected: BTreeSet<ServiceKey>,
@@ -250,6 +252,7 @@ impl Control {
             resolver,
             names: HashMap::new(),
             checked: HashMap::new(),
+            unheard: (HashMap::new(), Tick(0)),
             retiring: Retiring::default(),
             ejected: BTreeSet::new(),
             starting: BTreeSet::new(),
@@ -376,9 +379,7 @@ impl Control {
             }
             Input::Cluster(news) => self.take_cluster(*news),
             Input::ConfigFailed(problems) => self.config_failed(&problems),
-            // Nothing is to be heard, whatever backends say.
-            Input::Health(_) if self.is_cut_off() => {}
-            Input::Health(event) => self.take_health(event),
+            Input::Health(event) => self.hear_health(event),
             Input::Names(event) => self.take_names(event),
             Input::Network(news) => self.take_network(news),
             Input::Announced(Ok(announced)) => self.take_announced(*announced),
@@ -543,6 +544,7 @@ impl Control {
         self.publisher.collect();
         self.stop_accepting();
         self.tend_heir(now);
+        self.tend_unheard(now);
         self.tend_watchdog(now);
         self.tend_stop(now);
     }

@@ -32,6 +32,8 @@ const ENDS: Duration = Duration::from_secs(2);
 const ADOPTS: Duration = Duration::from_secs(30);
 /// How often cards are looked at, and whether ports have run out.
 const LOOK: Duration = Duration::from_secs(1);
+/// When cards are open again, how long checks may take to find out about backends.
+const HEARS: Duration = Duration::from_secs(5);
 /// How long it is told that ports have run out.
 const TOLD: Duration = Duration::from_secs(60);
 
@@ -141,7 +143,7 @@ impl PacketPath {
     fn release_cards(&mut self, workers: &[WorkerHandle]) -> Result<(), String> {
         let Some(cards) = &mut self.cards else { return Ok(()) };
         let ends = KernelEnds::look(self.ports.iter().map(|port| port.name.clone()).collect())?;
-        ends.keep()?;
+        ends.keep().inspect_err(|_| ends.keep_no_longer())?;
         self.released = Some(ends);
         let (reply, done) = unbounded();
         for worker in workers {
@@ -150,8 +152,7 @@ impl PacketPath {
         for _ in workers {
             done.recv_timeout(ENDS).map_err(|_| "a worker did not let go of cards".to_owned())?;
         }
-        cards.release();
-        Ok(())
+        cards.release()
     }
 
     /// Opens the cards; `ends` is what the kernel's ends had before.
@@ -231,7 +232,7 @@ impl PacketPath {
     }
 
     fn look_at_cards(&mut self) {
-        let Some(cards) = self.cards.as_ref().filter(|_| self.released.is_none()) else { return };
+        let Some(cards) = self.cards.as_mut().filter(|_| self.released.is_none()) else { return };
         let links = cards.look(self.ports.iter().map(|port| port.name.as_str()));
         for (port, up) in self.ports.iter_mut().zip(links) {
             if port.without_link == up {
@@ -512,6 +513,7 @@ impl Control {
         let Some(ends) = packets.released.take() else { return };
         let opened = packets.open_cards(&ends, &self.workers);
         ends.keep_no_longer();
+        self.unheard.1 = self.clock.now().plus(HEARS);
         if let Err(why) = opened {
             // Another start may have more luck.
             self.failure = Some(format!("its cards cannot be opened again: {why}"));

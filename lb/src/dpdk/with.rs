@@ -1,12 +1,15 @@
 //! DPDK's memory, its cards, and the kernel's end of each link.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use fairway_config::document::KernelEndDoc;
 use fairway_config::{self as config, PacketPath, Pages};
 use fairway_core::packet::Toeplitz;
-use fairway_dpdk::{Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, Queues};
+use fairway_dpdk::{
+    Eal, EalOptions, Exchange, LogLevel, Memory, Mempool, Port, PortSetup, PortStats, Queues,
+};
 use fairway_uring::{Polled, keep_descriptors};
 
 use super::Opened;
@@ -38,8 +41,10 @@ const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 /// The cards, by the order of their interfaces: what they count, and whether they have a link.
 pub(crate) struct Cards {
     ports: Vec<Port<'static>>,
-    /// DPDK has found them.
-    found: bool,
+    /// What each had counted when it was looked at last.
+    counted: Vec<PortStats>,
+    /// Devices that DPDK has.
+    found: BTreeSet<String>,
     eal: &'static Eal,
     pool: &'static Mempool<'static>,
     config: config::Dpdk,
@@ -50,17 +55,28 @@ pub(crate) struct Cards {
 
 impl Cards {
     /// Shows what they have counted; returns whether each has a link.
-    pub(crate) fn look<'i>(&self, interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
-        let look = |(port, interface): (&Port<'static>, &str)| {
+    pub(crate) fn look<'i>(&mut self, interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
+        self.counted.resize(self.ports.len(), PortStats::default());
+        let look = |((port, before), interface): ((&Port<'static>, &mut PortStats), &str)| {
             let stats = port.stats().unwrap_or_default();
+            let before = std::mem::replace(before, stats);
             let interface = || interface.to_owned();
             for (name, value) in [
-                ("fairway_card_missed_packets_total", stats.missed),
-                ("fairway_card_receive_errors_total", stats.receive_errors),
-                ("fairway_card_send_errors_total", stats.send_errors),
-                ("fairway_card_packets_without_memory_total", stats.without_memory),
+                ("fairway_card_missed_packets_total", (stats.missed, before.missed)),
+                (
+                    "fairway_card_receive_errors_total",
+                    (stats.receive_errors, before.receive_errors),
+                ),
+                ("fairway_card_send_errors_total", (stats.send_errors, before.send_errors)),
+                (
+                    "fairway_card_packets_without_memory_total",
+                    (stats.without_memory, before.without_memory),
+                ),
             ] {
-                metrics::counter!(name, "interface" => interface()).absolute(value);
+                let (now, before) = value;
+                // One that was opened again counts from nothing.
+                let more = now.checked_sub(before).unwrap_or(now);
+                metrics::counter!(name, "interface" => interface()).increment(more);
             }
             // Devices that say nothing of it have one.
             let up = port.link_is_up().unwrap_or(true);
@@ -68,21 +84,20 @@ impl Cards {
             metrics::gauge!("fairway_card_up", "interface" => interface()).set(shown);
             up
         };
-        self.ports.iter().zip(interfaces).map(look).collect()
+        self.ports.iter().zip(&mut self.counted).zip(interfaces).map(look).collect()
     }
 
     /// Lets go of all cards, so that another process can have them. Workers have done so before.
-    pub(crate) fn release(&mut self) {
+    pub(crate) fn release(&mut self) -> Result<(), String> {
         self.ports.clear();
-        self.found = false;
-        for (number, device) in self.config.devices.iter().enumerate() {
-            let (name, _) = words_of(device);
-            for (bus, name) in [(bus_of(name), name), ("vdev", &*self.end_name(number))] {
-                if let Err(error) = self.eal.remove_device(bus, name) {
-                    tracing::warn!(device = name, "{error}");
-                }
+        self.counted.clear();
+        for name in std::mem::take(&mut self.found) {
+            if let Err(error) = self.eal.remove_device(bus_of(&name), &name) {
+                self.found.insert(name);
+                return Err(error.to_string());
             }
         }
+        Ok(())
     }
 }
 
@@ -168,10 +183,13 @@ impl Cards {
         let count = UNDER_WAY * workers as u32 + queues * u32::from(DESCRIPTORS);
         let mtu = config.devices.iter().filter_map(|device| device.mtu).max().unwrap_or(0);
         let bytes = (mtu + BESIDES).next_multiple_of(256).max(LEAST);
+        let names = config.devices.iter().map(|device| words_of(device).0.to_owned());
+        let found = names.filter(|_| !later).collect();
         let pool = Mempool::new(eal, "packets", count, bytes).map_err(|error| error.to_string())?;
         Ok(Self {
             ports: Vec::new(),
-            found: !later,
+            found,
+            counted: Vec::new(),
             eal,
             pool: Box::leak(Box::new(pool)),
             config,
@@ -183,12 +201,16 @@ impl Cards {
 
     /// Opens all cards, and the kernel's end of each link.
     pub(crate) fn open(&mut self) -> Result<Opened, String> {
-        for device in self.config.devices.iter().filter(|_| !self.found) {
-            let (name, arguments) = words_of(device);
-            let added = self.eal.add_device(bus_of(name), name, arguments);
-            added.map_err(|error| error.to_string())?;
+        if !self.ports.is_empty() {
+            return Err("a worker has not let go of the cards".into());
         }
-        self.found = true;
+        for device in &self.config.devices {
+            let (name, arguments) = words_of(device);
+            if self.found.insert(name.to_owned()) {
+                let added = self.eal.add_device(bus_of(name), name, arguments);
+                added.map_err(|error| error.to_string())?;
+            }
+        }
         let Self { eal, pool, config, workers, .. } = &*self;
         let (eal, pool, workers) = (*eal, *pool, *workers);
         let exchange = Exchange::between(eal, workers)?.into_iter();
@@ -223,8 +245,10 @@ impl Cards {
                     format!(",path={VHOST},queues={workers},queue_size={DESCRIPTORS}")
                 }
             };
-            eal.add_device("vdev", &kernel, &format!("iface={interface},mac={mac}{more}"))
-                .map_err(|error| format!("interface `{interface}`: {error}"))?;
+            if self.found.insert(kernel.clone()) {
+                eal.add_device("vdev", &kernel, &format!("iface={interface},mac={mac}{more}"))
+                    .map_err(|error| format!("interface `{interface}`: {error}"))?;
+            }
             let (_, taps) = open(&kernel, None, false)?;
             if device.mtu > Some(USUAL_MTU) && config.kernel_end == KernelEndDoc::Tap {
                 tracing::warn!(

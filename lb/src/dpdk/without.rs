@@ -24,11 +24,11 @@ impl Cards {
         match *self {}
     }
 
-    pub(crate) fn look<'i>(&self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
+    pub(crate) fn look<'i>(&mut self, _interfaces: impl Iterator<Item = &'i str>) -> Vec<bool> {
         match *self {}
     }
 
-    pub(crate) fn release(&mut self) {
+    pub(crate) fn release(&mut self) -> Result<(), String> {
         match *self {}
     }
 }

@@ -73,19 +73,26 @@ impl Giver {
         let next = Launched::new(&program, &self.config, theirs)?;
         let pid = next.pid;
         tracing::info!(pid, program = %program.display(), "a new process starts");
-        match self.give(channel, &next) {
+        let mut may_have_begun = false;
+        match self.give(channel, &next, &mut may_have_begun) {
             Ok(version) => Ok(format!("process {pid} serves, version {version}")),
             Err(why) => {
                 // It has said what it had to say, and is to touch nothing any more.
                 next.end();
-                let _ = self.ask(Control::go_on);
+                let _ = self.ask(move |control| control.go_on(may_have_begun));
                 tracing::error!("the new process does not serve, this one goes on: {why}");
                 Err(why)
             }
         }
     }
 
-    fn give(&self, channel: Channel, next: &Launched) -> Result<String, String> {
+    /// Gives everything to the next process; it `may_have_begun` to serve unless it has said that it has not.
+    fn give(
+        &self,
+        channel: Channel,
+        next: &Launched,
+        may_have_begun: &mut bool,
+    ) -> Result<String, String> {
         let greeting = Greeting {
             version: env!("CARGO_PKG_VERSION").into(),
             affinity_seeds: Some(self.shared.clients.affinity.seeds()),
@@ -98,11 +105,16 @@ impl Giver {
         };
         let started = Instant::now();
         let given = self.bequeath(&channel);
-        let outcome = given.and_then(|()| match hear(&channel, TAKES_OVER)? {
-            Answer::Serving => Ok(()),
-            other => Err(unexpected(other)),
-        });
-        outcome?;
+        given?;
+        *may_have_begun = true;
+        match hear(&channel, TAKES_OVER)? {
+            Answer::Serving => {}
+            other => {
+                // It says so only before it begins.
+                *may_have_begun = !matches!(other, Answer::Failed(_));
+                return Err(unexpected(other));
+            }
+        }
         if self.ask(|control| control.is_stopping())? {
             return Err("this process was told to end meanwhile".into());
         }

@@ -182,6 +182,14 @@ impl Fault {
         Self { message: BgpNotificationMessage::CeaseError(error), why }
     }
 
+    /// What the peer was told last is not known here.
+    #[must_use]
+    pub fn reset() -> Self {
+        let error = CeaseError::AdministrativeReset { value: Box::default() };
+        let why = "another process of this box has had it, and has failed".into();
+        Self { message: BgpNotificationMessage::CeaseError(error), why }
+    }
+
     /// BFD says that the way is gone (RFC 9384).
     #[must_use]
     pub fn bfd() -> Self {

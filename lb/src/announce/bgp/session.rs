@@ -190,6 +190,22 @@ impl Session {
         (session, side)
     }
 
+    /// That we are there, when that is due; whether the peer is, is not looked at: another process may hear
+    /// it.
+    pub fn repeat(&mut self, now: Tick) -> Option<(Side, Vec<u8>)> {
+        let side = self.established()?;
+        self.heard(side, now);
+        self.repeat_due().filter(|due| *due <= now)?;
+        self.schedule(side, now);
+        Some((side, message::keepalive()))
+    }
+
+    /// When [`Session::repeat`] is due.
+    #[must_use]
+    pub fn repeat_due(&self) -> Option<Tick> {
+        self.connection(self.established()?)?.speak_at
+    }
+
     /// Our identifier, where none was set.
     pub fn set_id(&mut self, id: std::net::Ipv4Addr) {
         self.settings.id = id;
