@@ -56,9 +56,10 @@ impl Control {
         self.can_hand_over()?;
         self.publish();
         // Peers may take a moment, in which traffic goes on.
+        let ends = self.kernel_ends()?;
         let standing = self.announcing.hand_over().and_then(|announcements| {
             let (sessions, until) = (self.pause()?, self.end_packets()?);
-            self.release_cards()?;
+            self.release_cards(ends)?;
             Ok((announcements, sessions, until))
         });
         let ((announcements, announcing), sessions, packets_until) = match standing {

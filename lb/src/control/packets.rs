@@ -140,9 +140,8 @@ impl PacketPath {
     }
 
     /// Lets go of the cards, for the next process.
-    fn release_cards(&mut self, workers: &[WorkerHandle]) -> Result<(), String> {
+    fn release_cards(&mut self, ends: KernelEnds, workers: &[WorkerHandle]) -> Result<(), String> {
         let Some(cards) = &mut self.cards else { return Ok(()) };
-        let ends = KernelEnds::look(self.ports.iter().map(|port| port.name.clone()).collect())?;
         ends.keep().inspect_err(|_| ends.keep_no_longer())?;
         self.released = Some(ends);
         let (reply, done) = unbounded();
@@ -469,9 +468,12 @@ impl Control {
         Ok(until)
     }
 
-    /// Lets go of cards that one process alone can have, for the next one.
-    pub(super) fn release_cards(&mut self) -> Result<(), String> {
-        self.packets.as_mut().map_or(Ok(()), |packets| packets.release_cards(&self.workers))
+    /// Lets go of cards that one process alone can have, for the next one; the kernel's ends have `ends`.
+    pub(super) fn release_cards(&mut self, ends: Option<KernelEnds>) -> Result<(), String> {
+        match (&mut self.packets, ends) {
+            (Some(packets), Some(ends)) => packets.release_cards(ends, &self.workers),
+            _ => Ok(()),
+        }
     }
 
     /// What the kernel's ends of cards have, if there are cards.

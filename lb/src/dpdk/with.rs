@@ -214,7 +214,7 @@ impl Cards {
         let Self { eal, pool, config, workers, .. } = &*self;
         let (eal, pool, workers) = (*eal, *pool, *workers);
         let exchange = Exchange::between(eal, workers)?.into_iter();
-        let mut ports = Vec::new();
+        let (mut ports, mut ends) = (Vec::new(), Vec::new());
         let key = Toeplitz::key(self.hash_seed);
         let no_descriptors = |error| format!("no descriptor to sleep by: {error}");
         let mut queues = exchange
@@ -245,11 +245,12 @@ impl Cards {
                     format!(",path={VHOST},queues={workers},queue_size={DESCRIPTORS}")
                 }
             };
-            if self.found.insert(kernel.clone()) {
+            if !self.found.contains(&kernel) {
                 eal.add_device("vdev", &kernel, &format!("iface={interface},mac={mac}{more}"))
                     .map_err(|error| format!("interface `{interface}`: {error}"))?;
             }
             let (_, taps) = open(&kernel, None, false)?;
+            ends.push(kernel);
             if device.mtu > Some(USUAL_MTU) && config.kernel_end == KernelEndDoc::Tap {
                 tracing::warn!(
                     interface,
@@ -280,6 +281,7 @@ impl Cards {
         }
         let toeplitz = divide.then(|| Arc::new(Toeplitz::new(&key, workers as u16)));
         self.ports = ports;
+        self.found.extend(ends);
         // A child that has a queue of a card, or of a tap, would get its packets.
         keep_descriptors().map_err(|error| format!("descriptors of DPDK: {error}"))?;
         Ok(Opened { polled, toeplitz })
