@@ -21,7 +21,9 @@ use super::announcer::Announcer;
 use super::bfd::Way;
 use super::bgp::session::Kept;
 use super::run::Event;
-use super::vrrp::{Change, GroupKey};
+use super::segment::Segment;
+use super::speakers::Speaker;
+use super::vrrp::{Change, Group, GroupKey};
 
 /// How long peers may take to read what they are told before their sessions are handed over.
 const FLUSH: Duration = Duration::from_millis(500);
@@ -233,7 +235,7 @@ impl Announcer {
             ear.pause();
         }
         self.bfd.pause();
-        self.speakers.values_mut().for_each(super::speakers::Speaker::pause);
+        self.speakers.values_mut().for_each(Speaker::pause);
         // Readers end, and what they have read counts.
         tokio::task::yield_now().await;
         let end = clock.now().plus(FLUSH);
@@ -300,10 +302,10 @@ impl Announcer {
     /// When [`Announcer::repeat`] is due.
     pub(super) fn repeat_due(&self) -> Option<Tick> {
         let groups = self.groups.values().filter(|group| group.is_active());
-        let guards = self.segments.values().filter_map(super::segment::Segment::beat_due);
-        let peers = self.speakers.values().filter_map(super::speakers::Speaker::repeat_due);
+        let guards = self.segments.values().filter_map(Segment::beat_due);
+        let peers = self.speakers.values().filter_map(Speaker::repeat_due);
         let others = guards.chain(peers).chain(self.bfd.repeat_due());
-        groups.filter_map(super::vrrp::Group::due).chain(others).min()
+        groups.filter_map(Group::due).chain(others).min()
     }
 
     /// Nobody has taken over: goes on as before. The other process `may_have_begun` to speak: what it has

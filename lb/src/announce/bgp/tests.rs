@@ -376,6 +376,45 @@ fn bytes_that_are_no_message_end_a_session_with_a_word() {
     assert_eq!(pair.ends[0].state(), State::Established);
 }
 
+/// As it comes to another process.
+fn handed<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
+    serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap()
+}
+
+#[test]
+fn another_process_goes_on_in_the_middle_of_a_message() {
+    let ends = [settings(64512, PeerAs::External, 1), settings(64513, PeerAs::Number(64512), 2)];
+    let mut pair = Pair::new(ends.clone());
+    assert!(pair.ends[0].keep().is_none());
+    pair.start();
+    pair.ends[0].want(wanted(&[(2, 0), (3, 1)]));
+    pair.settle(4096);
+    let told = pair.ends[0].routes().told().clone();
+    assert_eq!(told.len(), 2);
+    // Half a message has come, and another process hears the rest.
+    let side = if pair.ways[0].is_some() { Side::Ours } else { Side::Theirs };
+    let keepalive = message::keepalive();
+    pair.now = Tick(2000);
+    assert!(pair.ends[0].received(side, &keepalive[..10], pair.now).is_empty());
+    let kept = handed(&pair.ends[0].keep().unwrap());
+    let (next, by) = Session::go_on(ends[0].clone(), kept, pair.now);
+    assert_eq!((next.state(), by), (State::Established, side));
+    assert_eq!(next.up_since(), pair.ends[0].up_since());
+    pair.ends[0] = next;
+    assert!(pair.ends[0].received(side, &keepalive[10..], pair.now).is_empty());
+    // What the peer has is not told again; what is new is, and what is gone.
+    pair.ends[0].want(told);
+    assert_eq!(pair.ends[0].next_update(), None);
+    pair.ends[0].want(wanted(&[(3, 1), (4, 0)]));
+    assert!(pair.ends[0].next_update().is_some() && pair.ends[0].next_update().is_some());
+    assert_eq!(pair.ends[0].next_update(), None);
+    for at in (2000..60_000).step_by(500) {
+        pair.turn(at);
+    }
+    assert_eq!(pair.states(), [State::Established; 2]);
+    assert_eq!(pair.changes[1], [Action::Up], "the peer has noticed nothing");
+}
+
 /// What a peer has after messages.
 fn learn(table: &mut BTreeMap<IpPrefix, Vec<u32>>, octets: &[u8]) {
     let told = decoded(octets);
@@ -422,13 +461,16 @@ proptest! {
     /// Whatever is wanted, in whatever steps, the peer has it in the end, and nothing else.
     #[test]
     fn a_peer_has_what_is_wanted(
-        steps in prop::collection::vec((prop::collection::vec((any::<u8>(), 0_u8..3), 0..40), 0_usize..4, any::<bool>()), 1..12),
+        steps in prop::collection::vec((prop::collection::vec((any::<u8>(), 0_u8..3), 0..40), 0_usize..4, any::<bool>(), any::<bool>()), 1..12),
     ) {
         let mut routes = Routes::default();
         routes.begin(true, true);
         let mut table = BTreeMap::new();
         let told = |routes: &mut Routes| routes.next(&manner(false, true), |_| true);
-        for (sets, messages, again) in &steps {
+        for (sets, messages, again, other_process) in &steps {
+            if *other_process {
+                routes = Routes::go_on(handed(&routes.keep()));
+            }
             routes.want(wanted(sets));
             if *again {
                 routes.tell_again();
