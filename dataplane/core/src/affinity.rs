@@ -36,7 +36,6 @@ pub struct Remembered {
     pub used: Tick,
 }
 
-#[repr(align(64))]
 #[derive(FromZeros)]
 struct Bucket {
     lock: SpinLock,

@@ -25,7 +25,6 @@ pub struct ClientTable {
     untracked: Counter,
 }
 
-#[repr(align(64))]
 #[derive(FromZeros)]
 struct Bucket {
     lock: SpinLock,

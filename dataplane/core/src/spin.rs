@@ -10,7 +10,8 @@ use zerocopy::FromZeros;
 #[derive(Debug, Default, FromZeros)]
 pub(crate) struct SpinLock(AtomicBool);
 
-/// So many buckets that are empty, which is all zeros: the system gives memory for them as they are used.
+/// So many buckets that are empty, which is all zeros: the system gives memory for them as they are used, if
+/// they ask for no wider alignment than its own (they would be written otherwise, some 30 ms of a start).
 /// Panics when it has no room for them.
 pub(crate) fn empty_buckets<B: FromZeros>(count: usize) -> Box<[B]> {
     <[B]>::new_box_zeroed_with_elems(count).expect("no memory for a table of clients")
