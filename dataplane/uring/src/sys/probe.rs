@@ -90,10 +90,7 @@ pub enum SetupError {
     )]
     Missing,
     /// The system call is forbidden.
-    #[error(
-        "io_uring is forbidden (EPERM): kernel.io_uring_disabled is {0}; set it with `sysctl \
-         kernel.io_uring_disabled=0`, or allow io_uring in the container's seccomp profile"
-    )]
+    #[error("io_uring is forbidden (EPERM): {}", remedy(.0))]
     Forbidden(String),
     /// The kernel is older than the flags that we need.
     #[error(
@@ -121,6 +118,19 @@ impl SetupError {
             Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Self::Resources(error),
             _ => Self::Other(error),
         }
+    }
+}
+
+/// What is to be mended where `kernel.io_uring_disabled` has this value.
+fn remedy(setting: &str) -> String {
+    match setting {
+        "0" => "the kernel lets everybody use it (kernel.io_uring_disabled is 0), so a seccomp profile or a \
+                security module forbids it; allow io_uring_setup, io_uring_enter and io_uring_register there"
+            .into(),
+        _ => format!(
+            "kernel.io_uring_disabled is {setting}; set it with `sysctl kernel.io_uring_disabled=0`, or allow \
+             io_uring in the container's seccomp profile"
+        ),
     }
 }
 
@@ -188,12 +198,14 @@ mod tests {
     fn errors_name_the_remedy() {
         for (errno, word) in [
             (libc::ENOSYS, "seccomp"),
-            (libc::EPERM, "sysctl kernel.io_uring_disabled=0"),
+            (libc::EPERM, "io_uring_disabled is"),
             (libc::EINVAL, "6.1"),
             (libc::ENOMEM, "LimitMEMLOCK"),
         ] {
             let text = SetupError::of(io::Error::from_raw_os_error(errno), "a flag").to_string();
             assert!(text.contains(word), "{errno}: {text}");
         }
+        assert!(remedy("2").contains("`sysctl kernel.io_uring_disabled=0`"));
+        assert!(remedy("0").contains("seccomp") && !remedy("0").contains("sysctl"));
     }
 }
