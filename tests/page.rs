@@ -127,6 +127,35 @@ fn whoever_has_the_token_steers_by_the_page() {
 }
 
 #[test]
+fn whoever_reaches_the_page_cannot_use_up_what_serving_needs() {
+    let Some(net) = Net::new() else { return };
+    let server = Nginx::start(&net, 1);
+    let text = format!(
+        "services:\n  - name: web\n    addresses: [{VIP4}]\n    ports: [{{port: 80}}]\n    backends: [\"{}\"]\n",
+        server.addr
+    );
+    let fairway = Fairway::start(&net, &text);
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", fairway.pid())).unwrap().count();
+    let before = open();
+    let half: Vec<_> = net.on(Host::Lb, || {
+        (0..240)
+            .map(|_| {
+                let mut stream = connect(([127, 0, 0, 1], 9180).into()).unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+                stream
+            })
+            .collect()
+    });
+    wait_for("some are taken", || open() > before + 100);
+    assert!(open() < before + 200, "{} and then {}", before, open());
+    net.on(Host::Client, || get((VIP4, 80).into(), "/").unwrap());
+    drop(half);
+    net.on(Host::Lb, || {
+        wait_for("others are answered", || get(([127, 0, 0, 1], 9180).into(), "/readyz").is_ok());
+    });
+}
+
+#[test]
 fn dashboard_and_alerts_speak_of_metrics_that_there_are() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();

@@ -42,6 +42,22 @@ pub(super) const OF_SERVICE: [&str; 9] = [
 /// The same of a Gateway with its routes.
 pub(super) const OF_GATEWAY: [&str; 5] = ["name", "labels", "ports", "backends", "backupBackends"];
 
+/// Programs and files are this machine's, and its operator's to name: whoever writes to a cluster is
+/// another one.
+const OF_OPERATOR: [&str; 2] = ["command", "caFile"];
+
+/// The first field in `value` that is the operator's.
+fn of_operator(value: &Node) -> Option<&'static str> {
+    match &value.value {
+        Value::Map(entries) => entries.iter().find_map(|(key, value)| {
+            let named = OF_OPERATOR.into_iter().find(|field| **field == *key.text);
+            named.or_else(|| of_operator(value))
+        }),
+        Value::List(all) => all.iter().find_map(of_operator),
+        Value::Null | Value::Scalar { .. } => None,
+    }
+}
+
 /// Whether a field is for each Service to say.
 pub(crate) fn is_of_service(field: &str) -> bool {
     field == "addresses" || OF_SERVICE.contains(&field)
@@ -96,6 +112,10 @@ pub(crate) fn of_annotations<'a>(
             continue;
         }
         match tree::parse(text) {
+            Ok(value) if let Some(named) = of_operator(&value) => report(format!(
+                "annotation `{key}`: `{named}` names a program or a file of this machine, which is for its operator: \
+                 `sources.kubernetes.defaults` may say it"
+            )),
             Ok(value) => settings.push(Setting {
                 origin: format!("annotation `{key}`").into(),
                 field: field.into(),
@@ -235,5 +255,31 @@ fn adopt(node: &mut Node, line: u32, ids: &mut std::ops::RangeFrom<u32>) {
             }
         }
         Value::Null | Value::Scalar { .. } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_name_no_programs_and_files() {
+        for (text, named) in [
+            ("{type: exec, command: [/bin/id]}", Some("`command`")),
+            ("{type: https, tls: {caFile: /etc/shadow}}", Some("`caFile`")),
+            ("[{deep: [{command: x}]}]", Some("`command`")),
+            ("{type: http, path: /command}", None),
+        ] {
+            let annotation = ("fairway.dev/healthCheck".to_owned(), text.to_owned());
+            let mut said = Vec::new();
+            let pairs = std::iter::once((&annotation.0, &annotation.1));
+            let settings = of_annotations(pairs, &[], |why| said.push(why));
+            match named {
+                Some(named) => {
+                    assert!(settings.is_empty() && said[0].contains(named), "{text}: {said:?}");
+                }
+                None => assert!(settings.len() == 1 && said.is_empty(), "{text}: {said:?}"),
+            }
+        }
     }
 }

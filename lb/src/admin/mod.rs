@@ -2,6 +2,7 @@
 
 mod api;
 mod bearer;
+mod bounded;
 mod capture;
 pub(crate) mod explain;
 mod metrics_text;
@@ -22,6 +23,7 @@ use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::AbortHandle;
 
+use self::bounded::Bounded;
 pub(crate) use page::Summary;
 
 use crate::handover::Inherited;
@@ -98,7 +100,7 @@ impl Doors {
         listener.set_nonblocking(true)?;
         let bound = listener.local_addr()?;
         self.listeners.push((METRICS, listener.try_clone()?.into()));
-        let listener = TcpListener::from_std(listener)?;
+        let listener = Bounded::new(TcpListener::from_std(listener)?);
         self.waiting.push(Box::pin(async move {
             // It only ends when the listener is lost, which probes then show.
             let _ = axum::serve(listener, router).await;
