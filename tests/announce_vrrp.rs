@@ -33,15 +33,7 @@ fn is(fairway: &Fairway, state: &str) -> bool {
 fn keepalived_and_fairway_take_turns() {
     let Some(rack) = Rack::new(&["a", "b"]) else { return };
     let _server = rack.server(1);
-    let instance = |name: &str, family: &str, address: &str| {
-        format!(
-            "vrrp_instance {name} {{\n  state BACKUP\n  interface front\n  virtual_router_id 51\n  priority 150\n  \
-             advert_int 0.2\n  {family}\n  virtual_ipaddress {{\n    {address}\n  }}\n}}\n"
-        )
-    };
-    let config = instance("four", "", &format!("{NEAR}/32"))
-        + &instance("six", "native_ipv6", &format!("{NEAR_V6}/128"));
-    let other = Peer::keepalived(&rack, "b", &config);
+    let other = Peer::keepalived_with_both(&rack, "b", 150);
     let has = |host| rack.with_address(NEAR) == [host] && rack.with_address(NEAR_V6) == [host];
     wait_for("keepalived is active", || has("b"));
     let fairway = rack.fairway("a", &document(100, ""));
@@ -58,12 +50,12 @@ fn keepalived_and_fairway_take_turns() {
     wait_for("Fairway is active", || is(&fairway, "active") && has("a"));
     assert_eq!(fairway.announced()["groups"][0]["cause"], "the active box has left");
     wait_for("clients are served", || rack.answers(NEAR));
-    let other = Peer::keepalived(&rack, "b", &config);
+    let other = Peer::keepalived_with_both(&rack, "b", 150);
     wait_for("keepalived is active again", || is(&fairway, "backup") && has("b"));
     assert_eq!(fairway.announced()["groups"][0]["cause"], "a box of higher priority is active");
     // Of lower priority it gives way to us.
     drop(other);
-    let other = Peer::keepalived(&rack, "b", &config.replace("priority 150", "priority 50"));
+    let other = Peer::keepalived_with_both(&rack, "b", 50);
     wait_for("Fairway is active", || is(&fairway, "active") && has("a"));
     let groups = fairway.announced()["groups"].clone();
     assert!(

@@ -27,19 +27,6 @@ fn upgrades_under_load(rack: &Rack, fairway: &mut Fairway, vips: [&str; 2], coun
     assert_eq!(outcome.failed(), 0, "of {} requests", outcome.requests());
 }
 
-/// An upgrade that fails when everything has been handed over: its metrics address is taken.
-fn fails_to_upgrade(rack: &Rack, fairway: &Fairway) {
-    let text = std::fs::read_to_string(fairway.config_path()).unwrap();
-    let taken = rack.on("a", || std::net::TcpListener::bind("127.0.0.1:9199").unwrap());
-    let other = text.replace("127.0.0.1:9180", "127.0.0.1:9199");
-    std::fs::write(fairway.config_path(), other).unwrap();
-    let output = fairway.cli(&["upgrade"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("metrics address 127.0.0.1:9199"), "{said}");
-    std::fs::write(fairway.config_path(), text).unwrap();
-    drop(taken);
-}
-
 #[test]
 fn groups_stay_active_and_no_other_box_takes_over() {
     let Some(rack) = Rack::new(&["a", "b"]) else { return };
@@ -54,20 +41,12 @@ fn groups_stay_active_and_no_other_box_takes_over() {
     let active = || groups().as_array().unwrap().iter().all(|it| it["state"] == "active");
     let has = |host| rack.with_address(NEAR) == [host] && rack.with_address(NEAR_V6) == [host];
     wait_for("a is active", || active() && has("a"));
-    let instance = |name: &str, family: &str, address: &str| {
-        format!(
-            "vrrp_instance {name} {{\n  state BACKUP\n  interface front\n  virtual_router_id 51\n  priority 150\n  \
-             advert_int 0.2\n  {family}\n  virtual_ipaddress {{\n    {address}\n  }}\n}}\n"
-        )
-    };
-    let config = instance("four", "", &format!("{NEAR}/32"))
-        + &instance("six", "native_ipv6", &format!("{NEAR_V6}/128"));
-    let other = Peer::keepalived(&rack, "b", &config);
+    let other = Peer::keepalived_with_both(&rack, "b", 150);
     wait_for("keepalived waits", || other.log().matches("Entering BACKUP STATE").count() == 2);
     wait_for("clients are served", || rack.answers(NEAR) && rack.answers(NEAR_V6));
     let changes = groups()[0]["changes"].clone();
     upgrades_under_load(&rack, &mut fairway, [NEAR, NEAR_V6], 5);
-    fails_to_upgrade(&rack, &fairway);
+    fairway.fails_to_upgrade();
     upgrades_under_load(&rack, &mut fairway, [NEAR, NEAR_V6], 1);
     let (log, others) = (fairway.log(), other.log());
     assert!(!others.contains("Entering MASTER STATE"), "{others}\n{log}");
@@ -95,7 +74,7 @@ fn routers_keep_their_sessions_and_their_routes() {
             "router",
             &format!(
                 "protocol bfd {{ interface \"front\" {{ min rx interval 100 ms; min tx interval 100 ms; multiplier \
-                 3; }}; }}\nprotocol bgp a {{ local 10.81.0.254 as 64500; neighbor 10.81.0.1 as 64511; password \
+                 10; }}; }}\nprotocol bgp a {{ local 10.81.0.254 as 64500; neighbor 10.81.0.1 as 64511; password \
                  \"hush\"; bfd on; hold time 3; error wait time 1, 1; connect delay time 1; {}\n\
                  ipv4 {{ import all; export none; next hop self; }}; ipv6 {{ import all; export none; }}; }}\n",
                 if ours { "passive on;" } else { "" }
@@ -104,7 +83,7 @@ fn routers_keep_their_sessions_and_their_routes() {
         // Another one is away, and comes when an upgrade has failed.
         let document = format!(
             "dataplane: {{vip: {{interface: lo}}}}\nannounce:\n  bfdProfiles: [{{name: quick, receiveInterval: 100ms, \
-             transmitInterval: 100ms}}]\n  bgp:\n    myASN: 64511\n    listenPort: 179\n    peers: [{{name: router, \
+             transmitInterval: 100ms, detectMultiplier: 10}}]\n  bgp:\n    myASN: 64511\n    listenPort: 179\n    peers: [{{name: router, \
              peerAddress: 10.81.0.254, peerASN: 64500, bfdProfile: quick, passwordFile: {}{more}}}, {{name: \
              other, peerAddress: 10.81.0.2, peerASN: 64501, connectTime: 1s}}]\n    \
              advertisements: [{{name: all, communities: [\"64512:7\"]}}]\nservices:\n  - name: web\n    addresses: \
@@ -134,7 +113,7 @@ fn routers_keep_their_sessions_and_their_routes() {
         };
         let (before, changes) = (stands(), peer(&fairway)["changes"].clone());
         upgrades_under_load(&rack, &mut fairway, [FAR, FAR_V6], 5);
-        fails_to_upgrade(&rack, &fairway);
+        fairway.fails_to_upgrade();
         let other = Peer::bird(
             &rack,
             "b",

@@ -85,13 +85,8 @@ fn packets_are_carried_on_when_the_next_process_cannot() {
     let (document, _servers) = both(&net, "");
     let fairway = Fairway::start(&net, &document);
     let mut streams = open(&net);
-    let taken = net.on(Host::Lb, || std::net::TcpListener::bind("127.0.0.1:9199").unwrap());
-    let other = fairway.whole(&document).replace("127.0.0.1:9180", "127.0.0.1:9199");
-    std::fs::write(fairway.config_path(), other).unwrap();
     for _ in 0..2 {
-        let output = fairway.cli(&["upgrade"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("metrics address 127.0.0.1:9199"), "{said}");
+        fairway.fails_to_upgrade();
         net.on(Host::Client, || {
             streams.iter_mut().for_each(|stream| _ = ask(stream, "/kib").unwrap());
             for vip in [VIP4, VIP6] {
@@ -99,7 +94,6 @@ fn packets_are_carried_on_when_the_next_process_cannot() {
             }
         });
     }
-    drop(taken);
 }
 
 /// The kernel's ends of cards end with a process that is killed: whoever configures networks gives the next

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{Host, Net, program, wait_for};
+use crate::{Host, Net, in_namespace, program, wait_for};
 
 /// The first line of a document whose metrics are elsewhere.
 const BESIDE: &str = "# beside another\n";
@@ -189,6 +189,21 @@ impl Fairway {
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
         let pid = said.split(' ').nth(1).and_then(|pid| pid.parse().ok());
         self.heirs.push(pid.unwrap_or_else(|| panic!("no process in {said}")));
+    }
+
+    /// An upgrade that fails when everything has been handed over: the next metrics address is taken.
+    pub fn fails_to_upgrade(&self) {
+        let text = std::fs::read_to_string(self.config_path()).unwrap();
+        let taken = in_namespace(&self.namespace, || {
+            std::net::TcpListener::bind("127.0.0.1:9199").unwrap()
+        });
+        let other = text.replace("127.0.0.1:9180", "127.0.0.1:9199");
+        std::fs::write(self.config_path(), other).unwrap();
+        let output = self.cli(&["upgrade"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("metrics address 127.0.0.1:9199"), "{said}");
+        std::fs::write(self.config_path(), text).unwrap();
+        drop(taken);
     }
 
     fn json(&self, arguments: &[&str]) -> Option<Value> {

@@ -296,6 +296,19 @@ impl Peer {
         self.children.push(child);
     }
 
+    /// keepalived with the near addresses of both families, one virtual router each.
+    pub fn keepalived_with_both(rack: &Rack, host: &str, priority: u8) -> Self {
+        let instance = |name: &str, family: &str, address: &str| {
+            format!(
+                "vrrp_instance {name} {{\n  state BACKUP\n  interface front\n  virtual_router_id 51\n  priority \
+                 {priority}\n  advert_int 0.2\n  {family}\n  virtual_ipaddress {{\n    {address}\n  }}\n}}\n"
+            )
+        };
+        let config = instance("four", "", &format!("{NEAR}/32"))
+            + &instance("six", "native_ipv6", &format!("{NEAR_V6}/128"));
+        Self::keepalived(rack, host, &config)
+    }
+
     /// BIRD 2, with routes in its kernel's table.
     pub fn bird(rack: &Rack, host: &str, config: &str) -> Self {
         let mut peer = Self::new(rack, host);

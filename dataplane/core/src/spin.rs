@@ -1,4 +1,4 @@
-//! A lock of one word for a bucket of one or two cache lines.
+//! A lock of one word for a bucket of some cache lines.
 
 use alloc::boxed::Box;
 use core::hint::spin_loop;

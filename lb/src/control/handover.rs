@@ -55,8 +55,8 @@ impl Control {
     pub(crate) fn hand_over(&mut self) -> Result<Handed, String> {
         self.can_hand_over()?;
         self.publish();
-        // Peers may take a moment, in which traffic goes on.
         let ends = self.kernel_ends()?;
+        // Peers may take a moment, in which traffic goes on.
         let standing = self.announcing.hand_over().and_then(|announcements| {
             let (sessions, until) = (self.pause()?, self.end_packets()?);
             self.release_cards(ends)?;

@@ -91,11 +91,11 @@ impl Cards {
     pub(crate) fn release(&mut self) -> Result<(), String> {
         self.ports.clear();
         self.counted.clear();
-        for name in std::mem::take(&mut self.found) {
-            if let Err(error) = self.eal.remove_device(bus_of(&name), &name) {
-                self.found.insert(name);
-                return Err(error.to_string());
-            }
+        // Those that stay are known, and not added when the cards are opened again.
+        while let Some(name) = self.found.first().cloned() {
+            let removed = self.eal.remove_device(bus_of(&name), &name);
+            removed.map_err(|error| error.to_string())?;
+            self.found.remove(&name);
         }
         Ok(())
     }

@@ -172,9 +172,7 @@ impl Eal {
             code => Err(EalError::Device { name: name.into(), error: error_text(code) }),
         }
     }
-}
 
-impl Eal {
     /// Lets go of a device whose port is closed: another process can have it.
     pub fn remove_device(&self, bus: &str, name: &str) -> Result<(), EalError> {
         let text = |text: &str| CString::new(text).map_err(|_| EalError::Argument(text.into()));
