@@ -74,7 +74,7 @@ fn routers_keep_their_sessions_and_their_routes() {
             "router",
             &format!(
                 "protocol bfd {{ interface \"front\" {{ min rx interval 100 ms; min tx interval 100 ms; multiplier \
-                 10; }}; }}\nprotocol bgp a {{ local 10.81.0.254 as 64500; neighbor 10.81.0.1 as 64511; password \
+                 5; }}; }}\nprotocol bgp a {{ local 10.81.0.254 as 64500; neighbor 10.81.0.1 as 64511; password \
                  \"hush\"; bfd on; hold time 3; error wait time 1, 1; connect delay time 1; {}\n\
                  ipv4 {{ import all; export none; next hop self; }}; ipv6 {{ import all; export none; }}; }}\n",
                 if ours { "passive on;" } else { "" }
@@ -83,7 +83,7 @@ fn routers_keep_their_sessions_and_their_routes() {
         // Another one is away, and comes when an upgrade has failed.
         let document = format!(
             "dataplane: {{vip: {{interface: lo}}}}\nannounce:\n  bfdProfiles: [{{name: quick, receiveInterval: 100ms, \
-             transmitInterval: 100ms, detectMultiplier: 10}}]\n  bgp:\n    myASN: 64511\n    listenPort: 179\n    peers: [{{name: router, \
+             transmitInterval: 100ms, detectMultiplier: 5}}]\n  bgp:\n    myASN: 64511\n    listenPort: 179\n    peers: [{{name: router, \
              peerAddress: 10.81.0.254, peerASN: 64500, bfdProfile: quick, passwordFile: {}{more}}}, {{name: \
              other, peerAddress: 10.81.0.2, peerASN: 64501, connectTime: 1s}}]\n    \
              advertisements: [{{name: all, communities: [\"64512:7\"]}}]\nservices:\n  - name: web\n    addresses: \

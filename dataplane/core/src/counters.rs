@@ -152,6 +152,8 @@ reasons! {
         Timeout = "timeout",
         /// The one before ended the connection before its first byte.
         ResetBeforeReply = "reset_before_reply",
+        /// The one before ended a young connection on which nothing had been said.
+        Closed = "closed",
         /// The kernel of this box refused the one before.
         Local = "local",
         /// The one before took longer than `hedgeAfter`; it was not given up.

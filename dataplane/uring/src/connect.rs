@@ -1,13 +1,14 @@
 //! Reaching a backend: candidates, hedging, retry, replay.
 //!
 //! A failed connect moves to the next candidate at once. With `hedgeAfter`, a slow one gets a
-//! rival and the first to complete wins. With `resetBeforeReply`, a backend that ends the
+//! rival and the first to complete wins. A backend that closes a young connection before anything
+//! was said on it has not been reached either. With `resetBeforeReply`, a backend that ends the
 //! connection before the first byte of its reply is replaced too, and what the client had sent is
 //! sent again.
 
 use std::rc::Rc;
 
-use fairway_core::{EndReason, FailureCause, RetryCause, Tick};
+use fairway_core::{EndReason, FailureCause, Pick, RetryCause, Tick};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::held::{HeldBackend, HeldService};
@@ -128,9 +129,15 @@ impl Session {
     }
 
     fn next_candidate(&mut self, cause: RetryCause, cx: &mut Cx<'_>) {
-        let Some(admitted) = &self.admitted else {
-            return;
-        };
+        match self.candidate(cause, cx) {
+            Ok(pick) => self.go_to(pick, cause, cx),
+            Err(reason) => self.finish(reason, true, cx),
+        }
+    }
+
+    /// Another backend, on which a place is taken, if the policy allows one.
+    fn candidate<'a>(&self, cause: RetryCause, cx: &Cx<'a>) -> Result<Pick<'a>, EndReason> {
+        let admitted = self.admitted.as_ref().ok_or(EndReason::NoService)?;
         let retry = &admitted.service.policy.retry;
         let allowed = match cause {
             RetryCause::ResetBeforeReply => retry.on_reset_before_reply,
@@ -139,22 +146,19 @@ impl Session {
         let attempts_left = retry.attempts.is_none_or(|most| self.tried.len() < usize::from(most));
         let time_left = self.retry_deadline().is_some_and(|deadline| cx.now < deadline);
         if !(allowed && attempts_left && time_left) {
-            return self.finish(EndReason::ConnectFailed, true, cx);
+            return Err(EndReason::ConnectFailed);
         }
-        let snapshot = cx.snapshot;
-        let Some(service) = snapshot.service(admitted.service.id) else {
-            return self.finish(EndReason::NoService, true, cx);
-        };
-        match service.select(admitted.start, &self.tried, cx.worker) {
-            Ok(pick) => {
-                let counters = admitted.service.state.counters.of(cx.worker);
-                counters.retries[cause as usize].inc();
-                let backend = cx.held.backend(pick.backend);
-                self.start_leg(backend, cx);
-                self.set_timer(cx);
-            }
-            Err(reason) => self.finish(reason, true, cx),
+        let service = cx.snapshot.service(admitted.service.id).ok_or(EndReason::NoService)?;
+        service.select(admitted.start, &self.tried, cx.worker)
+    }
+
+    fn go_to(&mut self, pick: Pick<'_>, cause: RetryCause, cx: &mut Cx<'_>) {
+        if let Some(admitted) = &self.admitted {
+            admitted.service.state.counters.of(cx.worker).retries[cause as usize].inc();
         }
+        let backend = cx.held.backend(pick.backend);
+        self.start_leg(backend, cx);
+        self.set_timer(cx);
     }
 
     /// Asks again when the last candidate could not be started for want of a free leg.
@@ -176,6 +180,31 @@ impl Session {
         self.count_failure(leg, FailureCause::ResetBeforeReply, cx);
         // The time for another candidate counts from the failure: the connection may be old.
         self.searching_since = cx.now;
+        self.leave(leg, cx);
+        self.next_candidate(RetryCause::ResetBeforeReply, cx);
+    }
+
+    /// The backend ended a young connection on which nothing had been said: a process that is
+    /// stopped closes what it has just accepted. Nothing was delivered, so this is a connect that
+    /// failed late, and the next candidate is safe. False when the end has to stand: the client
+    /// has ended too, the connection is older than a connect may take (a server tired of an idle
+    /// client), or nobody is left.
+    pub(crate) fn replace_silent(&mut self, leg: Leg, cx: &mut Cx<'_>) -> bool {
+        let Some(admitted) = &self.admitted else { return false };
+        let timeout = admitted.service.policy.timeouts.connect;
+        let young = cx.now < self.legs[leg.index()].since.plus(timeout);
+        let silent = !self.up.has_sent() && !self.down.has_moved() && !self.up.ended;
+        if self.phase != Phase::Relaying || !young || !silent {
+            return false;
+        }
+        let Ok(pick) = self.candidate(RetryCause::Closed, cx) else { return false };
+        self.leave(leg, cx);
+        self.go_to(pick, RetryCause::Closed, cx);
+        true
+    }
+
+    /// Back to where no backend was connected, with everything that the client sent.
+    fn leave(&mut self, leg: Leg, cx: &mut Cx<'_>) {
         self.legs[leg.index()].close(cx.ring, true);
         self.live = None;
         self.phase = Phase::Connecting;
@@ -183,7 +212,6 @@ impl Session {
         self.down.ended = false;
         self.down.receiving = false;
         self.first_end = None;
-        self.next_candidate(RetryCause::ResetBeforeReply, cx);
     }
 
     /// The next moment at which a connecting session has something to do.

@@ -247,11 +247,13 @@ impl Session {
         }
         if way == Way::Down {
             let failed = self.source(way).is_some_and(|end| end.failed);
-            if self.can_replay()
-                && (failed || self.up.has_sent())
-                && let Some(leg) = self.live
-            {
-                return self.replay(leg, cx);
+            if let Some(leg) = self.live {
+                if self.can_replay() && (failed || self.up.has_sent()) {
+                    return self.replay(leg, cx);
+                }
+                if self.replace_silent(leg, cx) {
+                    return;
+                }
             }
         }
         self.direction(way).ended = true;
@@ -268,6 +270,9 @@ impl Session {
             (Way::Down, live) => {
                 if let Some(leg) = live.filter(|_| !self.down.has_moved()) {
                     self.count_failure(leg, FailureCause::ResetBeforeReply, cx);
+                    if self.replace_silent(leg, cx) {
+                        return;
+                    }
                 }
                 if let Some(end) = self.source(way) {
                     end.failed = true;

@@ -301,6 +301,40 @@ fn a_reset_before_the_reply_is_replayed_when_asked_for() {
 }
 
 #[test]
+fn a_backend_that_ends_before_anything_was_said_is_replaced() {
+    for ends_by_reset in [true, false] {
+        let bad = server(move |stream| {
+            if ends_by_reset {
+                reset(stream);
+            }
+        });
+        let (sender, reached) = std::sync::mpsc::channel();
+        let good = server(move |mut stream| {
+            sender.send(()).unwrap();
+            let mut got = [0; 7];
+            stream.read_exact(&mut got).unwrap();
+            stream.write_all(&got).unwrap();
+        });
+        let proxy = Proxy::start(&[bad, good], policy(), &[]);
+        for _ in 0..4 {
+            let mut client = proxy.connect();
+            // The client speaks when the end has come and gone.
+            reached.recv_timeout(10 * SECOND).unwrap();
+            client.write_all(b"request").unwrap();
+            client.read_exact(&mut [0; 7]).unwrap();
+        }
+        assert_eq!(proxy.retries(RetryCause::Closed), 2, "by reset: {ends_by_reset}");
+    }
+}
+
+#[test]
+fn an_end_without_a_word_stands_when_nobody_else_is_left() {
+    let proxy = Proxy::start(&[server(drop), server(drop)], policy(), &[]);
+    assert_eq!(proxy.connect().read(&mut [0; 1]).unwrap(), 0, "as the backends ended it");
+    assert_eq!(proxy.retries(RetryCause::Closed), 1);
+}
+
+#[test]
 fn more_than_is_kept_is_not_replayed() {
     let bad = server(|mut stream| {
         let mut total = 0;
