@@ -137,6 +137,27 @@ fn ports_that_run_out_are_told_of() {
 }
 
 #[test]
+fn tables_that_are_full_are_told_of() {
+    let Some(net) = net() else { return };
+    let servers = servers(&net, 1, false);
+    let text = document("nat", VIP4, &addresses(&servers), "");
+    let fairway = Fairway::start(&net, &text.replace("packet: {", "packet: {flows: 64, "));
+    let troubles = || fairway.status().unwrap()["troubles"].to_string();
+    let words = "table of flows is full";
+    assert!(!troubles().contains(words), "{}", troubles());
+    net.on(Host::Client, || {
+        let connect = |_| TcpStream::connect_timeout(&at(VIP4, 80), SECOND / 2).ok();
+        // Who is in the table stays in it.
+        let mut held: Vec<TcpStream> = (0..129).map_while(connect).collect();
+        assert!((64..=128).contains(&held.len()), "{}", held.len());
+        assert!(held.iter_mut().all(|stream| http::ask(stream, "/").unwrap() == "s1"));
+    });
+    wait_for("it is told", || troubles().contains(words));
+    assert!(fairway.log().contains(words));
+    assert!(fairway.metrics(&net).contains("flow_table_full"));
+}
+
+#[test]
 fn clients_of_one_family_reach_backends_of_the_other() {
     let Some(net) = net() else { return };
     for (v6, vip, own) in [(true, VIP6, "10.99.1.1"), (false, VIP4, "fd99:1::1")] {

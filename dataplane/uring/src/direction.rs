@@ -68,6 +68,11 @@ impl Direction {
         self.run >= after
     }
 
+    /// Begins to count anew how much has come in large pieces.
+    pub(crate) fn no_bulk(&mut self) {
+        self.run = 0;
+    }
+
     /// Adds what was received; joins it with the chunk before when both fit one buffer, so that
     /// a peer that sends byte by byte does not hold a buffer for each.
     pub(crate) fn push(&mut self, ring: &mut Ring, chunk: Chunk) {

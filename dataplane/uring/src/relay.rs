@@ -383,8 +383,11 @@ impl Session {
             }
             self.nonblocking = true;
         }
-        // Out of descriptors: copying goes on.
-        let Ok(pipe) = Pipe::new() else { return false };
+        let Ok(pipe) = Pipe::new() else {
+            // Copying goes on; as many bytes later it is tried again.
+            self.direction(way).no_bulk();
+            return false;
+        };
         self.direction(way).pipe = Some(pipe);
         *cx.pipes -= 1;
         true

@@ -9,10 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
+use rustix::pipe::{SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, splice};
 
 /// Asked of the kernel; it may grant less to an unprivileged process.
 const PIPE_BYTES: usize = 1 << 20;
+/// With less, moving bytes costs more calls than copying them.
+const LEAST_BYTES: usize = 64 << 10;
 /// Rounds of fill and drain before other sessions have their turn.
 const ROUNDS: usize = 16;
 
@@ -41,13 +43,18 @@ pub(crate) enum Stop {
 }
 
 impl Pipe {
+    /// An error when no descriptor is free, or the user's share of pipe memory (`fs.pipe-user-pages-soft`)
+    /// is used up: then copying is better.
     pub(crate) fn new() -> io::Result<Self> {
         let (reader, writer) = io::pipe()?;
         for end in [reader.as_fd(), writer.as_fd()] {
             set_nonblocking(end)?;
         }
-        // Over the user's share of pipe memory the kernel refuses: a small pipe works too.
-        let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
+        if fcntl_setpipe_size(&writer, PIPE_BYTES).is_err()
+            && fcntl_getpipe_size(&writer)? < LEAST_BYTES
+        {
+            return Err(Errno::PERM.into());
+        }
         Ok(Self { reader, writer, held: 0 })
     }
 

@@ -207,7 +207,11 @@ impl Speaker {
         if let Some(change) = &change {
             let was_up = matches!(self.last, Some((_, Change::Up)));
             match change {
-                Change::Up => tracing::info!(peer = self.spec.name, "BGP: the session is up"),
+                Change::Up => {
+                    let routes = listed(self.session.routes().wanted().keys());
+                    let routes = routes.unwrap_or_else(|| "none".into());
+                    tracing::info!(peer = self.spec.name, routes, "BGP: the session is up");
+                }
                 Change::Down(why) if was_up => {
                     tracing::warn!(peer = self.spec.name, "BGP: the session is down: {why}");
                 }
@@ -233,10 +237,12 @@ impl Speaker {
         let (peer, new) =
             (&self.spec.name, listed(wanted.iter().filter(is_new).map(|(net, _)| net)));
         let gone = listed(before.keys().filter(|net| !wanted.contains_key(*net)));
-        if let Some(routes) = new {
+        // A session that is not up has been told nothing; what it is told once it is, that says.
+        let up = self.session.up_since().is_some();
+        if let Some(routes) = new.filter(|_| up) {
             tracing::info!(peer, routes, "BGP: routes are told");
         }
-        if let Some(routes) = gone {
+        if let Some(routes) = gone.filter(|_| up) {
             tracing::info!(peer, routes, "BGP: routes are withdrawn");
         }
         self.session.want(wanted);

@@ -433,7 +433,7 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
     };
     row("scheduler", format!("{}{slots}, hash {}", explanation.scheduler, explanation.hash));
     if let Some(backend) = &explanation.affinity {
-        row("affinity", format!("remembers {backend}, which goes first if it is admitted"));
+        row("affinity", format!("this client goes to {backend} while that takes flows; else:"));
     }
     for slot in &explanation.slots {
         let taken = if slot.taken { " takes it" } else { " does not" };

@@ -25,6 +25,7 @@ mod plan;
 mod publish;
 mod ramp;
 mod retire;
+mod shortage;
 mod stop;
 mod system;
 mod tproxy;

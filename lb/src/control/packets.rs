@@ -15,6 +15,7 @@ use fairway_uring::{Clock, Command, LeftFlows, PortControl, WorkerHandle, open_p
 
 use super::fence::{Fence, Hidden, forwards};
 use super::id_log::{self, IdLog};
+use super::shortage::Shortage;
 use super::{Control, Stop};
 use serde::{Deserialize, Serialize};
 
@@ -30,12 +31,10 @@ const FENCE: &str = "fence";
 const ENDS: Duration = Duration::from_secs(2);
 /// How long workers may take over the flows that were left.
 const ADOPTS: Duration = Duration::from_secs(30);
-/// How often cards are looked at, and whether ports have run out.
+/// How often cards are looked at, and whether something has run out.
 const LOOK: Duration = Duration::from_secs(1);
 /// When cards are open again, how long checks may take to find out about backends.
 const HEARS: Duration = Duration::from_secs(5);
-/// How long it is told that ports have run out.
-const TOLD: Duration = Duration::from_secs(60);
 
 /// An interface of the packet path.
 struct Port {
@@ -77,8 +76,10 @@ pub(crate) struct PacketPath {
     released: Option<KernelEnds>,
     /// When is looked next.
     look_at: Tick,
-    /// New flows for which no port of ours was free, and until when that is told.
-    without_port: (u64, Option<Tick>),
+    /// New flows for which no port of ours was free.
+    without_port: Shortage,
+    /// New flows for which the tables had no room.
+    without_room: Shortage,
     fence: Fence,
     /// Memory of flows that a process before this one has left, its names, and until when it carried
     /// packets.
@@ -119,7 +120,8 @@ impl PacketPath {
             cards,
             released: None,
             look_at: Tick(0),
-            without_port: (0, None),
+            without_port: Shortage::default(),
+            without_room: Shortage::default(),
             fence: Fence::default(),
             left: None,
             memory,
@@ -198,36 +200,43 @@ impl PacketPath {
         self.trouble = None;
     }
 
-    /// Looks at the cards, and whether ports have run out, now and then.
+    /// Looks at the cards, and whether something has run out, now and then.
     fn look(&mut self, now: Tick, workers: &[WorkerHandle]) {
         if now < self.look_at {
             return;
         }
         self.look_at = now.plus(LOOK);
-        let stats = workers.iter().filter_map(|worker| worker.packets.as_ref());
-        let count: u64 =
-            stats.map(|stats| stats.counters.dropped[DropReason::NoPort as usize].get()).sum();
-        let (before, until) = self.without_port;
-        let until = match count > before {
-            true => Some(now.plus(TOLD)),
-            false => until.filter(|until| now < *until),
-        };
-        let begins = self.without_port.1.is_none();
-        self.without_port = (count, until);
-        if let Some(words) = self.port_trouble().filter(|_| begins) {
+        let (mut ports, mut room) = (0, 0);
+        for stats in workers.iter().filter_map(|worker| worker.packets.as_ref()) {
+            let dropped = |reason| stats.counters.dropped[reason as usize].get();
+            ports += dropped(DropReason::NoPort);
+            room += dropped(DropReason::TableFull) + stats.counters.stateless.get();
+        }
+        let begins = (self.without_port.look(ports, now), self.without_room.look(room, now));
+        if let Some(words) = self.port_trouble().filter(|_| begins.0) {
+            tracing::warn!("{words}");
+        }
+        if let Some(words) = self.room_trouble().filter(|_| begins.1) {
             tracing::warn!("{words}");
         }
         self.look_at_cards();
     }
 
     fn port_trouble(&self) -> Option<String> {
-        let (count, until) = self.without_port;
-        until.map(|_| {
-            format!(
-                "new flows find no port of ours free ({count} so far): name more `source.addresses`, \
-                 or a wider range of `source.ports`"
-            )
-        })
+        let count = self.without_port.told()?;
+        Some(format!(
+            "new flows find no port of ours free ({count} so far): name more `source.addresses`, \
+             or a wider range of `source.ports`"
+        ))
+    }
+
+    fn room_trouble(&self) -> Option<String> {
+        let count = self.without_room.told()?;
+        Some(format!(
+            "a worker's table of flows is full: new flows of `nat` and `fullNat` are dropped, others go by \
+             their hash ({count} packets so far): raise `dataplane.packet.flows` or `flowsIPv6` and \
+             `fairway upgrade`; `fairway flows` shows what fills it"
+        ))
     }
 
     fn look_at_cards(&mut self) {
@@ -245,6 +254,7 @@ impl PacketPath {
     fn troubles(&self) -> impl Iterator<Item = String> + '_ {
         let ports = self.ports.iter().filter_map(|port| port.trouble.clone());
         let own = self.trouble.clone().into_iter().chain(self.port_trouble());
+        let own = own.chain(self.room_trouble());
         ports.chain(own).chain(self.fence.troubles())
     }
 }

@@ -29,6 +29,8 @@ reasons! {
         NoBackend = "no_backend",
         /// It belongs to no flow, and nothing says whose it is.
         NoFlow = "no_flow",
+        /// The table has no room for its flow.
+        TableFull = "flow_table_full",
         /// Its flow was cut on purpose; its sender was told.
         Cut = "flow_cut",
         /// A late answer of a backend that the flow has left.

@@ -37,7 +37,9 @@ pub enum PortError {
     #[error("there is no interface `{0}`; `ip link` lists them")]
     Missing(String),
     /// Not allowed.
-    #[error("interface `{0}`: no permission for packet sockets; give the service CAP_NET_RAW")]
+    #[error(
+        "interface `{0}`: no permission for packet sockets; give the service CAP_NET_RAW and CAP_NET_ADMIN"
+    )]
     Forbidden(String),
     /// Anything else.
     #[error("interface `{0}`: {1}")]

@@ -172,7 +172,7 @@ impl Engine<'_> {
             };
             let entered =
                 self.flows.insert_new(&flow, (*hash, reply), cx.now, tick(expires), evicted);
-            entered.ok_or(DropReason::NoFlow)
+            entered.ok_or(DropReason::TableFull)
         });
         let reason = match entered {
             Ok(handle) => {

@@ -210,7 +210,7 @@ impl Engine<'_> {
             let forward = next.forward().ok_or(DropReason::NoFlow)?;
             let hashes = (self.flows.hash(&forward), reply);
             let entered = self.flows.insert_new(&next, hashes, cx.now, expires, evicted);
-            entered.ok_or(DropReason::NoFlow)
+            entered.ok_or(DropReason::TableFull)
         });
         match entered {
             Ok(handle) => {

@@ -70,7 +70,7 @@ fn with_a_full_table_direct_return_goes_on_and_nat_does_not() {
             assert_eq!(world.pass(engine, &reply).0, Verdict::Send(0));
         }
         let more = from(SHAPE.ipv4);
-        let full = Verdict::Drop(DropReason::NoFlow);
+        let full = Verdict::Drop(DropReason::TableFull);
         assert_eq!(world.pass(engine, &tcp(more, nat, tcp_flags::ACK).frame()).0, full);
         let (verdict, frame) = world.pass(engine, &tcp(more, dsr, tcp_flags::ACK).frame());
         assert_eq!((verdict, &frame[..6]), (Verdict::Send(1), &station(ip("10.78.0.12"))[..]));
