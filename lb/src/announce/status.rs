@@ -1,5 +1,6 @@
 //! How announcements stand, for people and for metrics.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::SystemTime;
 
@@ -159,6 +160,11 @@ impl Announcer {
     }
 
     fn address_views(&self) -> Vec<AddressView> {
+        // The plan is as old as its last use; without announcements that may be long.
+        let mut able: BTreeMap<IpPrefix, usize> = BTreeMap::new();
+        for standing in self.services.values() {
+            standing.nets.iter().for_each(|net| *able.entry(*net).or_default() += standing.able);
+        }
         let view = |(net, vip): (&IpPrefix, &Vip)| {
             let at = |segment: &&Segment| net.is_host() && segment.has(net.address());
             let tells = |speaker: &&Speaker| {
@@ -181,7 +187,7 @@ impl Announcer {
                     .map(|it| it.spec.name.clone())
                     .collect(),
                 services: vip.services,
-                able_backends: vip.able,
+                able_backends: able.get(net).copied().unwrap_or_default(),
             }
         };
         self.plan.vips.iter().map(view).collect()
