@@ -40,7 +40,7 @@ pub(crate) struct Announcer {
     pub(super) kernel: Interfaces,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) said: Said,
-    services: BTreeMap<ServiceKey, Standing>,
+    pub(super) services: BTreeMap<ServiceKey, Standing>,
     pub(super) plan: Plan,
     /// Addresses that connections are accepted at, and from when on no longer.
     pub(super) local: BTreeMap<IpAddr, Option<Tick>>,
