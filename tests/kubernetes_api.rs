@@ -348,6 +348,7 @@ fn a_new_token_is_taken() {
     api.apply(&shop("", "allocateLoadBalancerNodePorts: false"));
     let cluster = watching(&net, &api, ", target: pod");
     wait_for("it has an address", || api.addresses("shop") == ["10.77.0.120"]);
+    wait_for("its pod is known", || cluster.states().values().any(|(state, _)| state == "up"));
     if !api.renew_token("another") {
         println!("SKIPPED: tokens of this API server are not ours to renew");
         return;
