@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use fairway_tests::{Host, Net, program, wait_at_most};
 
+use crate::core::{BALANCER, OTHERS, measured};
 use crate::load;
-use crate::rivals::{cpu_of, softirq};
 
 pub(crate) fn run(quick: bool) {
     let Some(net) = Net::new() else { return };
@@ -34,12 +34,12 @@ pub(crate) fn run(quick: bool) {
     std::fs::write(&config, text).unwrap();
     // All of 127/8 is on the balancer's own host: the checks meet a real listener there.
     net.on(Host::Lb, || {
-        load::to_core_1();
+        load::to_core(OTHERS);
         let listener = TcpListener::bind("0.0.0.0:9000").unwrap();
         thread::spawn(move || listener.incoming().for_each(drop));
     });
     let mut child = Command::new("ip")
-        .args(["netns", "exec", &net.name(Host::Lb), "taskset", "-c", "0"])
+        .args(["netns", "exec", &net.name(Host::Lb), "taskset", "-c", &BALANCER.to_string()])
         .arg(program())
         .args(["run", "--config"])
         .arg(&config)
@@ -56,19 +56,15 @@ pub(crate) fn run(quick: bool) {
     });
     // The first round of checks is spread over an interval.
     thread::sleep(Duration::from_secs(4));
-    let before = (cpu_of(child.id()), softirq());
-    thread::sleep(Duration::from_secs(length));
-    let threads = cpu_of(child.id()).saturating_sub(before.0);
-    let softirqs = softirq().saturating_sub(before.1);
+    let (cost, ()) = measured(&[child.id()], || thread::sleep(Duration::from_secs(length)));
     child.kill().unwrap();
     child.wait().unwrap();
     let done = checks as u64 / 2 * length;
-    let micros = |time: Duration| time.as_secs_f64() * 1e6 / done as f64;
-    let share = |time: Duration| time.as_secs_f64() * 100.0 / length as f64;
-    println!("{checks} TCP checks every 2 s, for {length} s, the process on one core");
-    println!("{:<34} {:>14} {:>16}", "", "a check", "of one core");
-    for (name, time) in [("its threads", threads), ("softirqs of its core", softirqs)] {
-        println!("{name:<34} {:>11.1} us {:>15.1}%", micros(time), share(time));
-    }
+    println!(
+        "{checks} TCP checks every 2 s, for {length} s, the process alone on its core: {:.1} µs a check, {:.1} % \
+         of the core",
+        cost.busy.as_secs_f64() * 1e6 / done as f64,
+        cost.busy.as_secs_f64() * 100.0 / cost.wall.as_secs_f64()
+    );
     println!();
 }

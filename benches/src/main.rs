@@ -2,17 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 
 mod checks;
-mod datagrams;
+mod core;
 #[cfg(feature = "dpdk")]
 mod dpdk;
 mod failover;
 mod load;
 mod packets;
 mod ports;
+mod proxy;
 mod rivals;
 mod scale;
 mod tables;
-mod traffic;
 
 use clap::Parser;
 
@@ -22,6 +22,12 @@ pub(crate) struct Arguments {
     /// Fewer rounds and less work: to see that it runs, not to quote
     #[arg(long)]
     quick: bool,
+    /// Rounds of the proxy path's workloads, in turn with the rivals'
+    #[arg(long, value_name = "NUMBER", default_value_t = 5)]
+    rounds: usize,
+    /// Also write what the proxy path's workloads measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<std::path::PathBuf>,
     /// Of `packets` and `dpdk` this mode alone, as their tables call it
     #[arg(long, value_name = "NAME")]
     mode: Option<String>,
@@ -31,9 +37,18 @@ pub(crate) struct Arguments {
     /// Carry packets as this file says: one of the rivals of `ports`
     #[arg(long, hide = true)]
     bounce: Option<String>,
-    /// Only these: tables, packets, dpdk, ports, scale, traffic, datagrams, checks,
-    /// failover
+    /// Only these: tables, packets, dpdk, ports, scale, checks, failover, proxy; or workloads of the
+    /// proxy path: kept-1, kept-64, kept-500, kept-4000, rate, reply-4k, reply-16k, short,
+    /// short-proxy, down-1, down-8, down-100, up-1, up-8, up-100, udp-64, udp-1200, udp-burst,
+    /// udp-burst-one, idle, reload
     only: Vec<String>,
+}
+
+impl Arguments {
+    /// Whether a workload of the proxy path is asked for.
+    fn wants(&self, key: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == key || only == "proxy")
+    }
 }
 
 fn main() {
@@ -60,17 +75,20 @@ fn main() {
     if wanted("scale") {
         scale::run(arguments.quick);
     }
-    if wanted("traffic") {
-        traffic::run(arguments.quick);
-    }
-    if wanted("datagrams") {
-        datagrams::run(arguments.quick);
-    }
     if wanted("checks") {
         checks::run(arguments.quick);
     }
     if wanted("failover") {
         failover::run(arguments.quick);
+    }
+    let others =
+        ["tables", "packets", "dpdk", "ports", "scale", "checks", "failover"].map(str::to_owned);
+    if arguments.only.is_empty() || arguments.only.iter().any(|only| !others.contains(only)) {
+        let mut report = proxy::Report { machine: machine(), ..proxy::Report::default() };
+        proxy::run(&arguments, &mut report);
+        if let Some(path) = &arguments.json {
+            std::fs::write(path, serde_json::to_string_pretty(&report).unwrap()).unwrap();
+        }
     }
 }
 

@@ -9,9 +9,11 @@ use std::time::Duration;
 use fairway_tests::{Host, Net, wait_for};
 use fairway_uring::bounce::{Side, by_messages, by_rings};
 
-use crate::datagrams::{self, ask, client, dnat, echo, exchange};
-use crate::rivals::{Rival, softirq};
-use crate::{load, spread};
+use crate::core::{OTHERS, measured};
+use crate::load::{self, Burst, Datagrams, echo};
+use crate::proxy::Setting;
+use crate::rivals::{Backends, Rival};
+use crate::spread;
 
 /// Where the rivals are dialled. Bouncers change no addresses: the server has theirs.
 const BOUNCED: &str = "10.99.0.1";
@@ -36,19 +38,21 @@ const ALL: [(Who, &str); 4] = [
 
 pub(crate) fn run(quick: bool) {
     let Some(net) = Net::new() else { return };
-    let (rounds, count) = if quick { (1, 8_000) } else { (5, 160_000) };
+    let (rounds, length) = if quick { (1, 300) } else { (5, 2000) };
+    let length = Duration::from_millis(length);
     let server: SocketAddr = (net.server_address(1), PORT).into();
     net.exec(Host::Servers, "ip route add default via 10.78.0.1");
     net.exec(Host::Servers, &format!("ip address add {BOUNCED}/32 dev lo"));
     net.on(Host::Servers, || {
-        load::to_core_1();
-        echo(server);
-        echo(SocketAddr::new(BOUNCED.parse().unwrap(), PORT));
+        load::to_core(OTHERS);
+        echo(server, None);
+        echo(SocketAddr::new(BOUNCED.parse().unwrap(), PORT), None);
     });
-    datagrams::to_core_0(&net);
+    // Otherwise forwarding in the kernel would cost the sender.
+    Setting::Rps.set(&net);
     println!(
-        "The raw port: CPU (the balancer's threads and the softirqs of its core) a packet, each \
-         answered, 64 bytes, 32 clients, {rounds} rounds in turn"
+        "The raw port: time of the balancer's core a packet, each answered, 64 bytes, 32 clients, {rounds} \
+         rounds in turn"
     );
     print!("{:<24} {:<4}", "", "");
     ALL.iter().for_each(|(_, name)| print!(" {name:>22}"));
@@ -57,7 +61,7 @@ pub(crate) fn run(quick: bool) {
         let mut costs: [Vec<f64>; 4] = Default::default();
         for _ in 0..rounds {
             for (rival, costs) in ALL.iter().zip(&mut costs) {
-                costs.push(measure(&net, *rival, server, burst, count));
+                costs.push(measure(&net, *rival, server, burst, length));
             }
         }
         let cell = |costs: &[f64]| {
@@ -81,35 +85,40 @@ fn measure(
     (who, name): (Who, &str),
     server: SocketAddr,
     burst: usize,
-    count: usize,
+    length: Duration,
 ) -> f64 {
     let forwards = u8::from(who == Who::Nftables);
     net.exec(Host::Lb, &format!("sysctl -qw net.ipv4.ip_forward={forwards}"));
-    let (mut rival, mut vip) = (None, SocketAddr::new(BOUNCED.parse().unwrap(), PORT));
-    match who {
+    let mut vip = SocketAddr::new(BOUNCED.parse().unwrap(), PORT);
+    let rival = match who {
         Who::Fairway => {
             vip = SocketAddr::new(FAIRWAY.parse().unwrap(), PORT);
-            rival = Some(Rival::fairway_nat(net, vip, server));
+            Rival::fairway_nat(net, vip, server)
         }
-        Who::Rings => rival = Some(bouncer(net, "rings")),
-        Who::Messages => rival = Some(bouncer(net, "messages")),
+        Who::Rings => bouncer(net, "rings"),
+        Who::Messages => bouncer(net, "messages"),
         Who::Nftables => {
-            dnat(net, &[server]);
-            vip = SocketAddr::new(fairway_tests::VIP4.into(), datagrams::PORTS[2]);
+            let backends = Backends { tcp: vec![], headed: vec![], udp: vec![server] };
+            let kernel = Rival::nftables(net, &backends);
+            vip = kernel.udp.unwrap();
+            kernel
         }
-    }
+    };
     // What the packet sockets have seen the kernel need not look at.
     if matches!(who, Who::Rings | Who::Messages) {
         fence(net);
     }
     let spent = net.on(Host::Client, || {
-        load::to_core_1();
-        wait_for(name, || ask(&client(vip), &[0; 64]).is_some());
-        let cpu = || rival.as_ref().map_or(Duration::ZERO, Rival::cpu) + softirq();
-        let before = cpu();
-        let answered = exchange(vip, 64, burst, count);
+        load::to_core(OTHERS);
+        let open =
+            |clients, burst| Datagrams::open(vip, clients, 64, Burst::Single(burst)).unwrap();
+        wait_for(name, || open(1, 1).verify().is_ok());
+        let mut clients = open(32, burst);
+        clients.run(length / 8).unwrap();
+        let ours: Vec<u32> = rival.process().into_iter().collect();
+        let (cost, outcome) = measured(&ours, || clients.run(length));
         // There and back: two packets.
-        cpu().saturating_sub(before).as_secs_f64() * 1e6 / (2 * answered.max(1)) as f64
+        cost.busy.as_secs_f64() * 1e6 / (2 * outcome.unwrap().0.max(1)) as f64
     });
     drop(rival);
     net.exec(Host::Lb, "nft flush ruleset");

@@ -1,137 +1,221 @@
 //! Balancers under measurement: each a process on the load balancer's host, on core 0.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use fairway_tests::{Host, Net, VIP4, program};
+
+use crate::core::BALANCER;
+
+/// Descriptors that it may have.
+const DESCRIPTORS: u32 = 20_000;
 
 /// A running balancer.
 pub(crate) struct Rival {
     pub(crate) name: &'static str,
-    pub(crate) vip: SocketAddr,
+    /// Where it takes connections.
+    pub(crate) tcp: SocketAddr,
+    /// Where it takes those that it hands on with a PROXY header of version 2, if it can.
+    pub(crate) headed: Option<SocketAddr>,
+    /// Where it takes datagrams, if it can.
+    pub(crate) udp: Option<SocketAddr>,
+    process: Option<Process>,
+}
+
+/// A process and its folder; both go with it.
+struct Process {
     child: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+}
+
+/// The backends, by what is dialled there.
+#[derive(Clone)]
+pub(crate) struct Backends {
+    pub(crate) tcp: Vec<SocketAddr>,
+    /// Their connections begin with a PROXY header.
+    pub(crate) headed: Vec<SocketAddr>,
+    pub(crate) udp: Vec<SocketAddr>,
+}
+
+/// Variants of HAProxy.
+#[derive(Clone, Copy)]
+pub(crate) enum Haproxy {
+    /// As packaged, `mode tcp`, one thread.
+    Default,
+    /// splice(2) wherever it can.
+    Splice,
+    /// 64 KiB in place of 16.
+    LargeBuffers,
+    /// With a master process, which starts another worker for a new configuration.
+    Master,
 }
 
 impl Rival {
-    pub(crate) fn fairway(net: &Net, backends: &[SocketAddr]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let list: Vec<_> = backends.iter().map(ToString::to_string).collect();
-        let config = format!(
-            "admin: {{socket: {}/admin.sock}}\ndataplane: {{workers: 1, pinCpus: false}}\nservices:\n  \
-             - name: bench\n    addresses: [{VIP4}]\n    ports: [{{port: 81}}]\n    \
-             healthCheck: {{type: none}}\n    backends: [{}]\n",
-            folder.path().display(),
-            list.join(", ")
-        );
-        let program = program();
-        let arguments = ["run", "--config"];
-        Self::start(net, "Fairway", 81, folder, &config, program.to_str().unwrap(), &arguments)
-    }
-
-    /// One worker, datagrams on `port`.
-    pub(crate) fn fairway_udp(net: &Net, backends: &[SocketAddr], port: u16) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let list: Vec<_> = backends.iter().map(ToString::to_string).collect();
-        let config = format!(
-            "admin: {{socket: {}/admin.sock}}\ndataplane: {{workers: 1, pinCpus: false}}\nservices:\n  \
-             - name: bench\n    addresses: [{VIP4}]\n    ports: [{{port: {port}, protocol: UDP}}]\n    \
-             backends: [{}]\n",
-            folder.path().display(),
-            list.join(", ")
-        );
-        let program = program();
-        let arguments = ["run", "--config"];
-        Self::start(net, "Fairway", port, folder, &config, program.to_str().unwrap(), &arguments)
+    /// As shipped, with one worker.
+    pub(crate) fn fairway(net: &Net, backends: &Backends) -> Self {
+        let mut services = String::new();
+        let parts = [
+            ("tcp", 81, "TCP", &backends.tcp, ""),
+            ("headed", 181, "TCP", &backends.headed, "proxyProtocol: {send: v2}"),
+            ("udp", 281, "UDP", &backends.udp, ""),
+        ];
+        for (name, port, protocol, backends, more) in parts {
+            if backends.is_empty() {
+                continue;
+            }
+            let list: Vec<_> = backends.iter().map(ToString::to_string).collect();
+            // Writing into a String cannot fail.
+            let _ = writeln!(
+                services,
+                "  - name: {name}\n    addresses: [{VIP4}]\n    ports: [{{port: {port}, protocol: {protocol}}}]\n    \
+                 healthCheck: {{type: none}}\n    backends: [{}]\n    {more}",
+                list.join(", ")
+            );
+        }
+        let document = format!("dataplane: {{workers: 1, pinCpus: false}}\nservices:\n{services}");
+        Self { headed: at(181), udp: at(281), ..Self::run(net, 81, &document) }
     }
 
     /// One worker that forwards packets, `nat`, from `vip` to `backend`.
     pub(crate) fn fairway_nat(net: &Net, vip: SocketAddr, backend: SocketAddr) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = format!(
-            "admin: {{socket: {}/admin.sock}}\ndataplane: {{workers: 1, pinCpus: false, packet: \
-             {{interfaces: [clients, servers]}}}}\nservices:\n  - name: bench\n    mode: nat\n    \
-             addresses: [{}]\n    ports: [{{port: {}, protocol: UDP}}]\n    backends: [{backend}]\n",
-            folder.path().display(),
+        let document = format!(
+            "dataplane: {{workers: 1, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\nservices:\n  \
+             - name: bench\n    mode: nat\n    addresses: [{}]\n    ports: [{{port: {}, protocol: UDP}}]\n    \
+             backends: [{backend}]\n",
             vip.ip(),
             vip.port()
         );
+        Self { tcp: vip, ..Self::run(net, 0, &document) }
+    }
+
+    fn run(net: &Net, port: u16, document: &str) -> Self {
         let program = program();
-        let arguments = ["run", "--config"];
-        Self::start(net, "Fairway", 0, folder, &config, program.to_str().unwrap(), &arguments)
+        let admin = |folder: &Path| format!("admin: {{socket: {}/admin.sock}}\n", folder.display());
+        let text = |folder: &Path| admin(folder) + document;
+        Self::start(net, "Fairway", port, text, program.to_str().unwrap(), &["run", "--config"])
     }
 
     /// This program as a bouncer, as `text` says.
     pub(crate) fn bouncer(net: &Net, text: &str) -> Self {
         let program = std::env::current_exe().unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        Self::start(net, "bouncer", 0, folder, text, program.to_str().unwrap(), &["--bounce"])
+        let program = program.to_str().unwrap();
+        Self::start(net, "bouncer", 0, |_| text.into(), program, &["--bounce"])
     }
 
-    /// nginx stream with one worker, datagrams on `port`.
-    pub(crate) fn nginx_udp(net: &Net, backends: &[SocketAddr], port: u16) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
-        let servers: String = backends.iter().map(|addr| format!("    server {addr};\n")).collect();
-        let config = format!(
-            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off; master_process off; \
-             worker_processes 1; pid {path}/pid;\nerror_log {path}/error.log; worker_rlimit_nofile 20000;\n\
-             events {{ worker_connections 16384; }}\nstream {{\n  upstream bench {{\n{servers}  }}\n  \
-             server {{ listen {VIP4}:{port} udp; proxy_pass bench; proxy_timeout 30s; }}\n}}\n"
-        );
-        Self::start(net, "nginx stream", port, folder, &config, "nginx", &["-c"])
-    }
-
-    /// HAProxy in TCP mode, as packaged, with one thread.
-    pub(crate) fn haproxy(net: &Net, backends: &[SocketAddr]) -> Self {
-        let servers: String = backends
-            .iter()
-            .enumerate()
-            .map(|(n, addr)| format!("  server s{n} {addr}\n"))
-            .collect();
-        let config = format!(
-            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 3s\n  \
-             timeout client 1h\n  timeout server 1h\nlisten bench\n  bind {VIP4}:82\n  \
-             balance roundrobin\n{servers}"
-        );
-        let folder = tempfile::tempdir().unwrap();
-        Self::start(net, "HAProxy", 82, folder, &config, "haproxy", &["-db", "-f"])
-    }
-
-    /// nginx stream, as packaged, with one worker.
-    pub(crate) fn nginx(net: &Net, backends: &[SocketAddr]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
-        let servers: String = backends.iter().map(|addr| format!("    server {addr};\n")).collect();
-        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
-        let load = if std::path::Path::new(module).exists() {
-            format!("load_module {module};\n")
-        } else {
-            String::new()
+    pub(crate) fn haproxy(net: &Net, backends: &Backends, variant: Haproxy) -> Self {
+        let (name, port, global, defaults) = match variant {
+            Haproxy::Default | Haproxy::Master => ("HAProxy", 82, "", ""),
+            Haproxy::Splice => {
+                ("HAProxy, splice", 84, "", "  option splice-request\n  option splice-response\n")
+            }
+            Haproxy::LargeBuffers => ("HAProxy, 64 KiB", 85, "  tune.bufsize 65536\n", ""),
+        };
+        let servers = |addresses: &[SocketAddr], more: &str| -> String {
+            let line = |(n, addr)| format!("  server s{n} {addr}{more}\n");
+            addresses.iter().enumerate().map(line).collect()
         };
         let config = format!(
-            "{load}daemon off; master_process off; worker_processes 1; pid {path}/pid;\n\
-             error_log {path}/error.log; worker_rlimit_nofile 20000;\n\
-             events {{ worker_connections 16384; }}\nstream {{\n  upstream bench {{\n{servers}  }}\n  \
-             server {{ listen {VIP4}:83 backlog=8192; proxy_pass bench; proxy_timeout 1h; tcp_nodelay on; }}\n}}\n"
+            "global\n  nbthread 1\n  maxconn {}\n{global}defaults\n  mode tcp\n  timeout connect 3s\n  \
+             timeout client 1h\n  timeout server 1h\n  balance roundrobin\n{defaults}listen tcp\n  bind \
+             {VIP4}:{port}\n{}listen headed\n  bind {VIP4}:{}\n{}",
+            DESCRIPTORS / 2 - 100,
+            servers(&backends.tcp, ""),
+            port + 100,
+            servers(&backends.headed, " send-proxy-v2"),
         );
-        Self::start(net, "nginx stream", 83, folder, &config, "nginx", &["-c"])
+        let arguments: &[&str] = match variant {
+            Haproxy::Master => &["-W", "-db", "-f"],
+            _ => &["-db", "-f"],
+        };
+        let started = Self::start(net, name, port, |_| config, "haproxy", arguments);
+        Self { headed: at(port + 100), ..started }
+    }
+
+    /// nginx stream, as packaged, with one worker. It knows version 1 of PROXY headers alone.
+    pub(crate) fn nginx(net: &Net, backends: &Backends) -> Self {
+        Self::nginx_as(net, backends, "master_process off;")
+    }
+
+    /// The same with a master process, which starts another worker for a new configuration.
+    pub(crate) fn nginx_with_master(net: &Net, backends: &Backends) -> Self {
+        Self::nginx_as(net, backends, "user root;")
+    }
+
+    fn nginx_as(net: &Net, backends: &Backends, more: &str) -> Self {
+        let servers = |addresses: &[SocketAddr]| -> String {
+            addresses.iter().map(|addr| format!("    server {addr};\n")).collect()
+        };
+        let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+        let load = match Path::new(module).exists() {
+            true => format!("load_module {module};\n"),
+            false => String::new(),
+        };
+        let config = |folder: &Path| {
+            let path = folder.display();
+            format!(
+                "{load}daemon off; {more} worker_processes 1; pid {path}/pid;\n\
+                 error_log {path}/error.log; worker_rlimit_nofile {DESCRIPTORS};\n\
+                 events {{ worker_connections {DESCRIPTORS}; }}\nstream {{\n  upstream tcp {{\n{}  }}\n  \
+                 upstream udp {{\n{}  }}\n  server {{ listen {VIP4}:83 backlog=8192; proxy_pass tcp; \
+                 proxy_timeout 1h; tcp_nodelay on; }}\n  server {{ listen {VIP4}:283 udp; proxy_pass udp; \
+                 proxy_timeout 30s; }}\n}}\n",
+                servers(&backends.tcp),
+                servers(&backends.udp),
+            )
+        };
+        Self { udp: at(283), ..Self::start(net, "nginx stream", 83, config, "nginx", &["-c"]) }
+    }
+
+    /// DNAT in the kernel: a random backend, replies through the balancer.
+    pub(crate) fn nftables(net: &Net, backends: &Backends) -> Self {
+        use std::io::Write;
+        net.exec(Host::Lb, "sysctl -qw net.ipv4.ip_forward=1");
+        let rule = |protocol: &str, port: u16, addresses: &[SocketAddr]| {
+            if addresses.is_empty() {
+                return String::new();
+            }
+            let target =
+                |(n, addr): (usize, &SocketAddr)| format!("{n} : {} . {}", addr.ip(), addr.port());
+            let targets: Vec<String> = addresses.iter().enumerate().map(target).collect();
+            format!(
+                "    ip daddr {VIP4} {protocol} dport {port} dnat ip addr . port to numgen random mod {} map {{ {} }}\n",
+                addresses.len(),
+                targets.join(", ")
+            )
+        };
+        let rules = format!(
+            "table ip lb {{\n  chain pre {{\n    type nat hook prerouting priority dstnat;\n{}{}  }}\n  chain post \
+             {{\n    type nat hook postrouting priority srcnat;\n    oifname \"servers\" masquerade\n  }}\n}}\n",
+            rule("tcp", 86, &backends.tcp),
+            rule("udp", 286, &backends.udp),
+        );
+        let mut child = Command::new("ip")
+            .args(["netns", "exec", &net.name(Host::Lb), "nft", "-f", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "nft");
+        let tcp = SocketAddr::new(VIP4.into(), 86);
+        Self { name: "nftables DNAT", tcp, headed: None, udp: at(286), process: None }
     }
 
     fn start(
         net: &Net,
         name: &'static str,
         port: u16,
-        folder: tempfile::TempDir,
-        config: &str,
+        config: impl FnOnce(&Path) -> String,
         program: &str,
         arguments: &[&str],
     ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config");
-        std::fs::write(&path, config).unwrap();
+        std::fs::write(&path, config(folder.path())).unwrap();
+        let core = BALANCER.to_string();
         let child = Command::new("ip")
-            .args(["netns", "exec", &net.name(Host::Lb), "taskset", "-c", "0", program])
+            .args(["netns", "exec", &net.name(Host::Lb), "taskset", "-c", &core, program])
             .args(arguments)
             .arg(&path)
             .stdin(Stdio::null())
@@ -139,36 +223,29 @@ impl Rival {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Self { name, vip: (VIP4, port).into(), child, _folder: folder }
+        let tcp = SocketAddr::new(VIP4.into(), port);
+        Self { name, tcp, headed: None, udp: None, process: Some(Process { child, folder }) }
     }
 
-    /// CPU time of all its threads so far, to the nanosecond.
-    pub(crate) fn cpu(&self) -> Duration {
-        cpu_of(self.child.id())
+    /// Its process; the kernel has none.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.child.id())
+    }
+
+    /// The file that it was started with.
+    pub(crate) fn config(&self) -> Option<std::path::PathBuf> {
+        self.process.as_ref().map(|process| process.folder.path().join("config"))
     }
 }
 
-/// CPU time of all threads of a process so far, to the nanosecond.
-pub(crate) fn cpu_of(process: u32) -> Duration {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let nanos = |thread: std::fs::DirEntry| -> Option<u64> {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
-    };
-    Duration::from_nanos(threads.flatten().filter_map(nanos).sum())
+fn at(port: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::new(VIP4.into(), port))
 }
 
-impl Drop for Rival {
+impl Drop for Process {
     fn drop(&mut self) {
+        // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Time that core 0 has spent in softirqs, to a hundredth of a second.
-pub(crate) fn softirq() -> Duration {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap();
-    let line = stat.lines().find(|line| line.starts_with("cpu0 ")).unwrap();
-    let ticks: u64 = line.split(' ').nth(7).unwrap().parse().unwrap();
-    Duration::from_millis(ticks * 10)
 }
