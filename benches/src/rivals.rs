@@ -107,9 +107,12 @@ impl Rival {
     pub(crate) fn haproxy(net: &Net, backends: &Backends, variant: Haproxy) -> Self {
         let (name, port, global, defaults) = match variant {
             Haproxy::Default | Haproxy::Master => ("HAProxy", 82, "", ""),
-            Haproxy::Splice => {
-                ("HAProxy, splice", 84, "", "  option splice-request\n  option splice-response\n")
-            }
+            Haproxy::Splice => (
+                "HAProxy, splice",
+                84,
+                "  maxpipes 1000\n",
+                "  option splice-request\n  option splice-response\n",
+            ),
             Haproxy::LargeBuffers => ("HAProxy, 64 KiB", 85, "  tune.bufsize 65536\n", ""),
         };
         let servers = |addresses: &[SocketAddr], more: &str| -> String {
@@ -120,7 +123,8 @@ impl Rival {
             "global\n  nbthread 1\n  maxconn {}\n{global}defaults\n  mode tcp\n  timeout connect 3s\n  \
              timeout client 1h\n  timeout server 1h\n  balance roundrobin\n{defaults}listen tcp\n  bind \
              {VIP4}:{port}\n{}listen headed\n  bind {VIP4}:{}\n{}",
-            DESCRIPTORS / 2 - 100,
+            // Two descriptors each, and some for pipes.
+            DESCRIPTORS / 2 - 1200,
             servers(&backends.tcp, ""),
             port + 100,
             servers(&backends.headed, " send-proxy-v2"),
