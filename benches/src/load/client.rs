@@ -102,7 +102,9 @@ impl Clients {
         let end = start + length;
         let pause = self.plan.rate.map(|rate| Duration::from_secs(1) / rate);
         let mut due = start;
-        let mut idle: VecDeque<usize> = (0..self.connections.len()).collect();
+        // The others are in the middle of a long one, from the run before.
+        let is_idle = |n: &usize| self.connections[*n].step == Step::Idle;
+        let mut idle: VecDeque<usize> = (0..self.connections.len()).filter(is_idle).collect();
         let mut events = Vec::with_capacity(512);
         loop {
             let now = Instant::now();
