@@ -108,7 +108,7 @@ fn measure(
     if matches!(who, Who::Rings | Who::Messages) {
         fence(net);
     }
-    let spent = net.on(Host::Client, || {
+    let work = || {
         load::to_core(OTHERS);
         let open =
             |clients, burst| Datagrams::open(vip, clients, 64, Burst::Single(burst)).unwrap();
@@ -119,8 +119,10 @@ fn measure(
         let (cost, outcome) = measured(&ours, || clients.run(length));
         // There and back: two packets.
         cost.busy.as_secs_f64() * 1e6 / (2 * outcome.unwrap().0.max(1)) as f64
-    });
+    };
+    let spent = rival.active(net, || net.on(Host::Client, work));
     drop(rival);
+    // What fences of the others were there.
     net.exec(Host::Lb, "nft flush ruleset");
     spent
 }

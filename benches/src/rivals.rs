@@ -22,6 +22,8 @@ pub(crate) struct Rival {
     /// Where it takes datagrams, if it can.
     pub(crate) udp: Option<SocketAddr>,
     process: Option<Process>,
+    /// What does it in the kernel, in the words of nft.
+    rules: Option<String>,
 }
 
 /// A process and its folder; both go with it.
@@ -172,9 +174,9 @@ impl Rival {
         Self { udp: at(283), ..Self::start(net, "nginx stream", 83, config, "nginx", &["-c"]) }
     }
 
-    /// DNAT in the kernel: a random backend, replies through the balancer.
+    /// DNAT in the kernel: a random backend, replies through the balancer. Its rules are there while it is
+    /// [`Self::active`] alone: with them the kernel follows every connection, and all would pay for it.
     pub(crate) fn nftables(net: &Net, backends: &Backends) -> Self {
-        use std::io::Write;
         net.exec(Host::Lb, "sysctl -qw net.ipv4.ip_forward=1");
         let rule = |protocol: &str, port: u16, addresses: &[SocketAddr]| {
             if addresses.is_empty() {
@@ -195,6 +197,21 @@ impl Rival {
             rule("tcp", 86, &backends.tcp),
             rule("udp", 286, &backends.udp),
         );
+        let tcp = SocketAddr::new(VIP4.into(), 86);
+        Self {
+            name: "nftables DNAT",
+            tcp,
+            headed: None,
+            udp: at(286),
+            process: None,
+            rules: Some(rules),
+        }
+    }
+
+    /// Runs `work` with this balancer's part of the kernel in place.
+    pub(crate) fn active<T>(&self, net: &Net, work: impl FnOnce() -> T) -> T {
+        use std::io::Write;
+        let Some(rules) = &self.rules else { return work() };
         let mut child = Command::new("ip")
             .args(["netns", "exec", &net.name(Host::Lb), "nft", "-f", "-"])
             .stdin(Stdio::piped())
@@ -202,8 +219,9 @@ impl Rival {
             .unwrap();
         child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "nft");
-        let tcp = SocketAddr::new(VIP4.into(), 86);
-        Self { name: "nftables DNAT", tcp, headed: None, udp: at(286), process: None }
+        let made = work();
+        net.exec(Host::Lb, "nft delete table ip lb");
+        made
     }
 
     fn start(
@@ -228,7 +246,14 @@ impl Rival {
             .spawn()
             .unwrap();
         let tcp = SocketAddr::new(VIP4.into(), port);
-        Self { name, tcp, headed: None, udp: None, process: Some(Process { child, folder }) }
+        Self {
+            name,
+            tcp,
+            headed: None,
+            udp: None,
+            process: Some(Process { child, folder }),
+            rules: None,
+        }
     }
 
     /// Its process; the kernel has none.

@@ -86,13 +86,15 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) {
     net.on(Host::Client, || {
         load::to_core(OTHERS);
         for rival in &rivals {
-            wait_for(rival.name, || std::net::TcpStream::connect(rival.tcp).is_ok());
+            rival.active(&net, || {
+                wait_for(rival.name, || std::net::TcpStream::connect(rival.tcp).is_ok());
+            });
         }
         for setting in Setting::ALL {
             setting.set(&net);
             let chosen = WORKS.iter().filter(|work| arguments.wants(work.key));
             for work in chosen {
-                let measured = measure(work, &rivals, (rounds, length), setting);
+                let measured = measure(&net, work, &rivals, (rounds, length), setting);
                 eprintln!("{}", measured.line(setting.name()));
                 report.add(setting.name(), measured);
             }
@@ -134,6 +136,7 @@ pub(crate) fn hosts() -> Option<(Net, Backends)> {
 }
 
 fn measure(
+    net: &Net,
     work: &Work,
     rivals: &[Rival],
     (rounds, length): (usize, Duration),
@@ -142,16 +145,15 @@ fn measure(
     let rivals: Vec<(&Rival, SocketAddr)> =
         rivals.iter().filter_map(|rival| Some((rival, work.load.at(rival)?))).collect();
     for (rival, vip) in &rivals {
-        work.load
-            .verify(*vip)
-            .unwrap_or_else(|error| panic!("{}, {}: {error}", rival.name, work.name));
+        let verified = rival.active(net, || work.load.verify(*vip));
+        verified.unwrap_or_else(|error| panic!("{}, {}: {error}", rival.name, work.name));
     }
     let mut series: Vec<Series> = rivals.iter().map(|(rival, _)| Series::new(rival.name)).collect();
     for _ in 0..rounds {
         for ((rival, vip), series) in rivals.iter().zip(&mut series) {
             let mut best: Option<Round> = None;
             for _ in 0..AGAIN {
-                let round = work.load.round(*vip, rival.process(), length);
+                let round = rival.active(net, || work.load.round(*vip, rival.process(), length));
                 let round = round.unwrap_or_else(|error| {
                     panic!("{}, {}, {}: {error}", rival.name, work.name, setting.name())
                 });
