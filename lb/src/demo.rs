@@ -4,7 +4,7 @@
 //! privileges; the temporary folder goes at the end.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
@@ -15,11 +15,18 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::cli::EXIT_FAILURE;
+
+/// As `println!`, but for a reader who has gone: that is told of by a signal.
+macro_rules! say {
+    ($($words:tt)*) => {
+        _ = writeln!(std::io::stdout(), $($words)*)
+    };
+}
 
 /// Clients that ask one request after the other, each on a connection of its own.
 const CLIENTS: usize = 8;
@@ -46,6 +53,8 @@ pub(crate) fn demo(length: Option<Duration>) -> ExitCode {
 }
 
 async fn run(length: Option<Duration>) -> anyhow::Result<bool> {
+    // Whoever reads no further (`fairway demo | head`) ends the demo, and not only this process of it.
+    let reader = signal(SignalKind::pipe())?;
     let folder = tempfile::tempdir()?;
     let mut backends = Vec::new();
     for name in ["one", "two", "three"] {
@@ -57,24 +66,24 @@ async fn run(length: Option<Duration>) -> anyhow::Result<bool> {
     std::fs::write(&config, document(folder.path(), vip, metrics, &backends))?;
     let mut fairway = spawn(&config)?;
     ready(&mut fairway, metrics).await?;
-    println!("page      http://{metrics}/");
-    println!("service   curl http://{vip}/");
-    println!("metrics   curl http://{metrics}/metrics");
-    println!("config    {}", config.display());
-    println!("status    fairway status --socket {}", folder.path().join("admin.sock").display());
-    println!();
+    say!("page      http://{metrics}/");
+    say!("service   curl http://{vip}/");
+    say!("metrics   curl http://{metrics}/metrics");
+    say!("config    {}", config.display());
+    say!("status    fairway status --socket {}", folder.path().join("admin.sock").display());
+    say!();
 
     let load = Arc::new(Load::default());
     let clients: Vec<_> =
         (0..CLIENTS).map(|_| tokio::spawn(client(vip, Arc::clone(&load)))).collect();
-    let watched = watch(length, &mut backends, &mut fairway, &load).await;
+    let watched = watch(length, &mut backends, &mut fairway, &load, reader).await;
     load.stop.store(true, Relaxed);
     for client in clients {
         // A client that panicked has failed its last request, which is then missing below.
         let _ = client.await;
     }
     let (requests, failed) = (load.requests.load(Relaxed), load.failed.load(Relaxed));
-    println!("\n{requests} requests, {failed} failed");
+    say!("\n{requests} requests, {failed} failed");
     stop(&mut fairway).await;
     watched?;
     Ok(failed == 0 && requests > 0)
@@ -86,13 +95,14 @@ async fn watch(
     backends: &mut [Backend],
     fairway: &mut Child,
     load: &Load,
+    mut reader: Signal,
 ) -> anyhow::Result<()> {
     let seconds = length.map(|length| length.as_secs().max(1));
     let (kill_at, return_at) = match seconds {
         None => (KILL_AT, RETURN_AT),
         Some(seconds) => ((seconds / 3).clamp(1, KILL_AT), (seconds * 2 / 3).clamp(2, RETURN_AT)),
     };
-    println!("{:>4}  {:>8}  {:<32}  {:>8}  {:>8}", "s", "requests", "share", "p50", "p99");
+    say!("{:>4}  {:>8}  {:<32}  {:>8}  {:>8}", "s", "requests", "share", "p50", "p99");
     let mut ticks = interval(Duration::from_secs(1));
     ticks.tick().await;
     // Whoever ends the demo ends its Fairway with it.
@@ -104,16 +114,17 @@ async fn watch(
             _ = tokio::signal::ctrl_c() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
+            _ = reader.recv() => return Ok(()),
             ended = fairway.wait() => anyhow::bail!("fairway ended: {}", ended?),
         }
         load.print(second, backends);
         if second == kill_at {
             backends[1].kill();
-            println!("{}", said("      backend `two` is killed"));
+            say!("{}", said("      backend `two` is killed"));
         }
         if second == return_at {
             backends[1].restart().await?;
-            println!("{}", said("      backend `two` is back"));
+            say!("{}", said("      backend `two` is back"));
         }
         if seconds.is_some_and(|seconds| second >= seconds) {
             return Ok(());
@@ -286,7 +297,7 @@ impl Load {
         };
         let shares: Vec<_> = backends.iter().map(share).collect();
         let millis = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
-        println!(
+        say!(
             "{second:>4}  {:>8}  {:<32}  {:>8}  {:>8}",
             times.len(),
             shares.join("  "),
@@ -301,7 +312,7 @@ impl Load {
             Ok(answered) => answered,
             Err(why) => {
                 if self.failed.fetch_add(1, Relaxed) == 0 {
-                    println!("      a request failed: {why}");
+                    say!("      a request failed: {why}");
                 }
                 return;
             }
