@@ -12,9 +12,9 @@ use crate::core::{OTHERS, measured, memory_of};
 use crate::load::{self, Clients, Exchange, Plan};
 use crate::rivals::{Backends, Haproxy, Rival};
 
-/// Client, server and both sides of the balancer are descriptors of three processes, of which each may have
-/// 20,000; some are kept for pipes.
-const CONNECTIONS: usize = 8000;
+/// Of the 20,000 descriptors that a process may have in most containers Fairway keeps some for listeners, pipes
+/// and UDP sessions, whatever the document says: this is what all of them take.
+const CONNECTIONS: usize = 4000;
 /// For which they do nothing while the core is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
