@@ -18,8 +18,9 @@ pub(super) fn admit(
         return Err((StatusCode::FORBIDDEN, words.into()));
     };
     let unusable = |why: String| {
+        // Where the token lies is nothing for whoever asks.
         tracing::error!("the page's token: {why}");
-        (StatusCode::FORBIDDEN, format!("{why}\n"))
+        (StatusCode::FORBIDDEN, "the token cannot be used; Fairway's log says why\n".into())
     };
     let wanted = read(secret).map_err(unusable)?;
     if wanted.len() < SHORTEST {
