@@ -1,7 +1,7 @@
 //! HAProxy's configuration: what of it is of layer 4. Each place that clients dial becomes a service with the
 //! servers of its default backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Backend, Document, Port, Service};
@@ -223,6 +223,30 @@ fn set(
     }
 }
 
+/// Backends of a service are checked, limited and told of clients alike: names what servers have each for
+/// themselves.
+fn say_what_differs(document: &mut Document, name: &str, pool: &Section) {
+    let options = |words: &[String]| -> BTreeMap<String, String> {
+        let all = pairs(words.get(2..).unwrap_or_default()).into_iter();
+        all.filter(|(option, _)| !matches!(option.as_str(), "weight" | "backup")).collect()
+    };
+    let all: Vec<_> = pool.servers.iter().map(|(line, words)| (*line, options(words))).collect();
+    let names: BTreeSet<&String> = all.iter().flat_map(|(_, options)| options.keys()).collect();
+    for option in names {
+        let mut values = all.iter().map(|(line, options)| (line, options.get(option)));
+        let first = values.next().and_then(|(_, value)| value);
+        if let Some((line, _)) = values.find(|(_, value)| *value != first) {
+            document.note(
+                *line,
+                format!(
+                    "servers of `{name}` differ in `{option}`, of which a service has one for all: look at \
+                     what is made of it"
+                ),
+            );
+        }
+    }
+}
+
 /// A service of each place of a section.
 fn serve(
     document: &mut Document,
@@ -251,7 +275,7 @@ fn serve(
         let Ok(port) = port.parse() else {
             document.note(
                 *line,
-                format!("`{place}`: a port is a number here; a range is written `1000-2000`"),
+                format!("`{place}` is not carried over: it has no single port; write `ports: [{{port: 1000-2000}}]`"),
             );
             continue;
         };
@@ -310,6 +334,7 @@ fn serve(
     if let Some(most) = own.maxconn {
         limits.push(format!("serviceConnections: {most}"));
     }
+    say_what_differs(document, name, pool);
     let (mut checked, mut check, mut sends, mut most) = (false, Vec::new(), None, None);
     for (line, words) in &pool.servers {
         let all = settings.server.iter().cloned().chain(pairs(words.get(2..).unwrap_or_default()));
@@ -492,6 +517,18 @@ frontend api
         let (text, notes) = settled(read(text, &addresses));
         assert!(text.contains("addresses: [\"198.51.100.7\"]"), "{text}");
         assert!(notes.is_empty(), "{notes:?}");
+    }
+
+    #[test]
+    fn what_servers_have_each_for_themselves_is_named() {
+        let text = "listen x\n bind 192.0.2.1:80-82\n bind 192.0.2.1:90\n server a 10.0.0.1:80 check inter 1s \
+                    send-proxy-v2\n server b 10.0.0.2:80 check inter 9s weight 3\n";
+        let (_, notes) = settled(read(text, &[]));
+        let about = |part: &str| notes.iter().filter(|note| note.contains(part)).count();
+        assert_eq!(about("servers of `x` differ in `inter`"), 1, "{notes:#?}");
+        assert_eq!(about("servers of `x` differ in `send-proxy-v2`"), 1, "{notes:#?}");
+        assert_eq!(about("differ in"), 2, "{notes:#?}");
+        assert_eq!(about("`192.0.2.1:80-82` is not carried over"), 1, "{notes:#?}");
     }
 
     #[test]
