@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
+
 use crate::load::to_core;
 
 /// The core of the balancers, and the one of everything else.
@@ -57,10 +59,14 @@ pub(crate) fn measured<T>(ours: &[u32], work: impl FnOnce() -> T) -> (Cost, T) {
 impl Reading {
     fn now(ours: &[u32]) -> Self {
         let foreign = foreign(ours);
+        let before = sched_getaffinity(None).ok();
         // Only a core that has just been woken has counted all of its idle time.
         to_core(BALANCER);
         let (at, idle) = (Instant::now(), idle());
-        to_core(OTHERS);
+        if let Some(before) = before {
+            // It was allowed before.
+            let _ = sched_setaffinity(None, &before);
+        }
         Self { at, idle, stolen: stolen(), foreign }
     }
 }

@@ -15,6 +15,7 @@ mod scale;
 mod tables;
 
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 
 /// Measures Fairway; prints tables.
 #[derive(Debug, Parser)]
@@ -37,11 +38,17 @@ pub(crate) struct Arguments {
     /// Carry packets as this file says: one of the rivals of `ports`
     #[arg(long, hide = true)]
     bounce: Option<String>,
-    /// Only these: tables, packets, dpdk, ports, scale, checks, failover, proxy; or workloads of the
-    /// proxy path: kept-1, kept-64, kept-500, kept-4000, rate, reply-4k, reply-16k, short,
-    /// short-proxy, down-1, down-8, down-100, up-1, up-8, up-100, udp-64, udp-1200, udp-burst,
-    /// udp-burst-one, idle, reload
+    /// Only these: a part, or workloads of the part `proxy`
+    #[arg(value_name = "NAME", value_parser = names())]
     only: Vec<String>,
+}
+
+/// The parts beside that of the proxy path.
+const PARTS: [&str; 7] = ["tables", "packets", "dpdk", "ports", "scale", "checks", "failover"];
+
+fn names() -> PossibleValuesParser {
+    let proxy = proxy::WORKS.iter().map(|work| work.key).chain(["idle", "reload"]);
+    PossibleValuesParser::new(PARTS.into_iter().chain(["proxy"]).chain(proxy))
 }
 
 impl Arguments {
@@ -81,9 +88,8 @@ fn main() {
     if wanted("failover") {
         failover::run(arguments.quick);
     }
-    let others =
-        ["tables", "packets", "dpdk", "ports", "scale", "checks", "failover"].map(str::to_owned);
-    if arguments.only.is_empty() || arguments.only.iter().any(|only| !others.contains(only)) {
+    let is_proxy = |only: &String| !PARTS.contains(&only.as_str());
+    if arguments.only.is_empty() || arguments.only.iter().any(is_proxy) {
         let mut report = proxy::Report { machine: machine(), ..proxy::Report::default() };
         proxy::run(&arguments, &mut report);
         if let Some(path) = &arguments.json {

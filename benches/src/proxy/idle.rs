@@ -58,7 +58,8 @@ pub(crate) fn run(net: &Net, backends: &Backends, quick: bool) -> IdleTable {
 
 fn row(rival: &Rival, connections: usize, watched: Duration) -> Row {
     let process = rival.process().unwrap();
-    let memory = || memory_of(process).get("Rss").copied().unwrap_or_default();
+    // What the kernel may drop, as the program's own text, says nothing of connections.
+    let memory = || memory_of(process).get("Anonymous").copied().unwrap_or_default();
     let plan = |clients| Plan { clients, exchange: Exchange::new(64, 16 << 10), rate: None };
     // What any traffic at all takes is not for each connection.
     Clients::open(rival.tcp, plan(64)).unwrap().run(Duration::from_millis(500)).unwrap();

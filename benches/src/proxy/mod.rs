@@ -23,7 +23,8 @@ use crate::rivals::{Backends, Haproxy, Rival};
 
 pub(crate) use report::Report;
 use report::{Measured, Round, Series};
-use works::{Load, WORKS, Work};
+pub(crate) use works::WORKS;
+use works::{Load, Work};
 
 /// Backends behind each balancer.
 const SERVERS: u8 = 8;

@@ -424,7 +424,8 @@ pub struct RetryDoc {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RetryOnDoc {
-    /// The connect failed: nothing was delivered, so this is always safe.
+    /// The connect failed, or the backend closed before anything was said: nothing was delivered,
+    /// so this is always safe.
     Connect,
     /// The backend ended the connection before the first byte of its reply. What the client had
     /// sent was delivered and may run twice: for idempotent requests only.

@@ -186,7 +186,8 @@ impl Session {
 
     /// The backend ended a young connection on which nothing had been said: a process that is
     /// stopped closes what it has just accepted. Nothing was delivered, so this is a connect that
-    /// failed late, and the next candidate is safe. False when the end has to stand: the client
+    /// failed late, and the next candidate is safe. A clean end is no failure of the backend: idle
+    /// clients could bring those about. False when the end has to stand: the client
     /// has ended too, the connection is older than a connect may take (a server tired of an idle
     /// client), or nobody is left.
     pub(crate) fn replace_silent(&mut self, leg: Leg, cx: &mut Cx<'_>) -> bool {

@@ -372,6 +372,11 @@ impl Session {
 
     fn switch_to_splice(&mut self, way: Way, cx: &mut Cx<'_>) -> bool {
         let Some(leg) = self.live else { return false };
+        let Ok(pipe) = Pipe::new() else {
+            // Copying goes on; as many bytes later it is tried again.
+            self.direction(way).no_bulk();
+            return false;
+        };
         if !self.nonblocking {
             let ends = [self.client.fd(), self.legs[leg.index()].end.fd()];
             for fd in ends.into_iter().flatten() {
@@ -383,11 +388,6 @@ impl Session {
             }
             self.nonblocking = true;
         }
-        let Ok(pipe) = Pipe::new() else {
-            // Copying goes on; as many bytes later it is tried again.
-            self.direction(way).no_bulk();
-            return false;
-        };
         self.direction(way).pipe = Some(pipe);
         *cx.pipes -= 1;
         true
