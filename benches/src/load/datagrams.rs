@@ -2,25 +2,26 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 /// Longest burst, in bytes.
 const LARGEST: usize = 65_000;
 /// When an answer has not come, its client asks again after this.
 const LOST: Duration = Duration::from_millis(200);
 /// Room in a socket, for bursts of many clients at a time.
-const BUFFER: i32 = 4 << 20;
+const BUFFER: usize = 4 << 20;
 
 /// Answers what comes with the same, for as long as the process lives. Bursts that the kernel hands over
 /// whole go back whole.
 pub(crate) fn echo(addr: SocketAddr, size: Option<u16>) {
     let socket = UdpSocket::bind(addr).unwrap();
-    set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER).unwrap();
+    set_socket_recv_buffer_size_force(&socket, BUFFER).unwrap();
     if let Some(size) = size {
         segments(&socket, size).unwrap();
     }
@@ -166,14 +167,6 @@ impl Client {
 
 /// Has the kernel divide what is sent into datagrams of `size`, and hand over what comes together.
 fn segments(socket: &UdpSocket, size: u16) -> io::Result<()> {
-    set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size.into())?;
-    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
-}
-
-#[allow(unsafe_code, reason = "no library that is here has these options")]
-fn set(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    let (fd, size) = (socket.as_fd().as_raw_fd(), size_of::<i32>() as libc::socklen_t);
-    // SAFETY: the descriptor is open while it is borrowed, and the kernel reads four bytes of `value`.
-    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    setsockopt(socket, sockopt::UdpGsoSegment, &size.into())?;
+    Ok(setsockopt(socket, sockopt::UdpGroSegment, &true)?)
 }
