@@ -323,7 +323,7 @@ fn orders_say_what_they_did_not_find_and_what_must_wait() {
     fairway.write(&(document(&[&server]) + "shutdown: {drainTimeout: 7s}\n"));
     let output = fairway.cli(&["reload"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    let want = "changed, in effect from the next start on: `shutdown`";
+    let want = "changed, in effect after `fairway upgrade`: `shutdown`";
     assert!(output.status.success() && text.contains(want), "{text}");
     assert!(fairway.status().unwrap()["troubles"].to_string().contains(want));
 }

@@ -55,6 +55,7 @@ fn the_page_shows_services_backends_and_what_is_wrong() {
         for part in [
             "web/80",
             "1 of 2 up",
+            "1 of 2 backends are down",
             "two 10.78.0.99:1 is down",
             "The newest configuration is not applied",
             "unknown field `bakends`",

@@ -129,7 +129,7 @@ fn a_plan_foretells_what_moves_and_a_rollback_brings_it_back() {
     assert!(fairway.cli(&["rollback"]).status.success());
     assert_eq!(answers(), first, "every client is back where it was");
     let status = fairway.status().unwrap();
-    assert!(status["orders"][0].as_str().unwrap().contains("rolled back to generation 1"));
+    assert!(status["orders"][0].as_str().unwrap().contains("rolled back to configuration 1"));
     assert!(!fairway.cli(&["rollback", "77"]).status.success());
     fairway.apply(&after);
     assert_eq!(fairway.status().unwrap()["orders"].as_array().unwrap().len(), 0);

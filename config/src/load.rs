@@ -201,7 +201,11 @@ impl Loader {
             false => Ok(vec![path.clone()]),
         };
         let mut unreadable = |path: &Path, error: std::io::Error| {
-            let message = format!("{} cannot be read: {error}", path.display());
+            let remedy = match error.kind() {
+                std::io::ErrorKind::NotFound => "; make it, or take it out here",
+                _ => "",
+            };
+            let message = format!("{} cannot be read: {error}{remedy}", path.display());
             self.problems.push(main, source.place, message);
         };
         let paths = found.unwrap_or_else(|error| {

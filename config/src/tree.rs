@@ -109,7 +109,7 @@ impl<'a> Builder<'a> {
             Some(Err(scan)) => {
                 let marker = scan.marker();
                 let place = Place { line: marker.line() as u32, column: marker.col() as u32 + 1 };
-                error(place, format!("not YAML: {}", scan.info()))
+                error(place, format!("not YAML: {}; look here and just before", scan.info()))
             }
             None => error(Place::default(), "not YAML: the document ends early"),
         }

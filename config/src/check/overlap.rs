@@ -23,6 +23,10 @@ pub(crate) fn check_frontends(services: &[(Arc<ServiceSpec>, Origin)], problems:
             if let Some((_, (ports, owner, at))) =
                 before.filter(|(_, t)| t.0.overlaps(&frontend.ports))
             {
+                if owner.key == spec.key {
+                    // That its port is there twice has been said.
+                    continue;
+                }
                 let (net, protocol) = (frontend.net, frontend.protocol);
                 let file = if Arc::ptr_eq(&at.file, &origin.file) {
                     "line".into()

@@ -35,7 +35,7 @@ pub struct Document {
     pub resolver: ResolverDoc,
     /// Where services come from besides this document.
     pub sources: SourcesDoc,
-    /// Where is kept what outlives the process: the addresses of Services. Changes need a restart.
+    /// Where is kept what outlives the process: the addresses of Services. Changes take effect after `fairway upgrade`.
     /// Default: /var/lib/fairway.
     pub state_directory: Option<String>,
     /// Addresses for Services of Kubernetes.
@@ -46,7 +46,7 @@ pub struct Document {
     pub services: Vec<ServiceDoc>,
 }
 
-/// Workers, buffers, listeners. Changes need a restart.
+/// Workers, buffers, listeners. Changes take effect after `fairway upgrade`.
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct DataplaneDoc {
@@ -123,7 +123,7 @@ pub enum UringFeature {
     Splice,
 }
 
-/// Where status and metrics are to be had. Changes need a restart.
+/// Where status and metrics are to be had. Changes take effect after `fairway upgrade`.
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct AdminDoc {
@@ -240,7 +240,7 @@ pub struct ShutdownDoc {
     pub hand_over_timeout: Option<At<Time>>,
 }
 
-/// Who is asked for backends that are DNS names. Changes need a restart.
+/// Who is asked for backends that are DNS names. Changes take effect after `fairway upgrade`.
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ResolverDoc {

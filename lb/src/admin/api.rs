@@ -16,12 +16,12 @@ use fairway_config::document::PerBackendDoc;
 use fairway_config::load_text;
 use fairway_core::publish::View;
 use fairway_uring::{ConnectionFilter, PacketStats, Shared, SharedStats};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::capture::capture;
 use super::explain::{Question, explain_flow};
+use super::registry::Registry;
 use super::views::{ConnectionView, Fixed, FlowView, PlanView, TalkerView, WhichConnections};
 use super::{metrics_text, packet_metrics, page};
 use crate::announce::{AnnounceInput, AnnounceView, Handle as Announcer};
@@ -51,7 +51,7 @@ pub(crate) struct Admin {
     /// The packet paths of the workers; none when there is no interface for them.
     pub(crate) packets: Arc<[Arc<PacketStats>]>,
     pub(crate) interfaces: Arc<[String]>,
-    pub(crate) registry: PrometheusHandle,
+    pub(crate) registry: &'static Registry,
     pub(crate) fixed: Arc<Fixed>,
     pub(crate) per_backend: PerBackendDoc,
     pub(crate) ready: Arc<AtomicBool>,
@@ -97,7 +97,7 @@ pub(crate) struct PlanRequest {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RollbackRequest {
-    pub(crate) generation: Option<u64>,
+    pub(crate) number: Option<u64>,
 }
 
 /// What an order came to.
@@ -331,8 +331,8 @@ async fn drain_announced(
 }
 
 async fn history(State(admin): State<Admin>) -> Result<Response, Response> {
-    let generations = admin.ask(|control| control.history.generations()).await?;
-    Ok(Json(generations).into_response())
+    let kept = admin.ask(|control| control.history.list()).await?;
+    Ok(Json(kept).into_response())
 }
 
 async fn rollback(
@@ -340,7 +340,7 @@ async fn rollback(
     Json(request): Json<RollbackRequest>,
 ) -> Result<Response, Response> {
     let outcome = admin.ask(move |control| {
-        let outcome = control.roll_back(request.generation);
+        let outcome = control.roll_back(request.number);
         control.publish();
         outcome
     });
@@ -348,7 +348,7 @@ async fn rollback(
         Ok(number) => Answer {
             ok: true,
             message: format!(
-                "generation {number} runs again, until the file changes or is read again"
+                "configuration {number} runs again, until the file changes or is read again"
             ),
             details: Vec::new(),
         },
@@ -474,7 +474,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let announced = announce_view(&admin).await.unwrap_or_default();
     // Ten thousand services take a while to write out: not on a thread that serves others.
     let text = tokio::task::spawn_blocking(move || {
-        let mut text = admin.registry.render();
+        let mut text = admin.registry.text();
         let snapshot = admin.view.load();
         metrics_text::write(&mut text, &snapshot, &admin.workers, &admin.shared, per_backend);
         packet_metrics::write(&mut text, &admin.packets, &admin.interfaces);

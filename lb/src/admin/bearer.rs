@@ -22,11 +22,7 @@ pub(super) fn admit(
         tracing::error!("the page's token: {why}");
         (StatusCode::FORBIDDEN, "the token cannot be used; Fairway's log says why\n".into())
     };
-    let wanted = read(secret).map_err(unusable)?;
-    if wanted.len() < SHORTEST {
-        let why = format!("{} has fewer than {SHORTEST} bytes", described(secret));
-        return Err(unusable(why));
-    }
+    let wanted = usable(secret).map_err(unusable)?;
     let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let given = given.and_then(|value| value.strip_prefix(b"Bearer "));
     if given.is_some_and(|given| is_same(given, &wanted)) {
@@ -34,6 +30,21 @@ pub(super) fn admit(
     }
     tracing::warn!("somebody without the right token wants to steer by the page");
     Err((StatusCode::UNAUTHORIZED, "the token is not the right one\n".into()))
+}
+
+/// The token; an error says why nobody can steer by it.
+fn usable(secret: &Secret) -> Result<Vec<u8>, String> {
+    let token = read(secret)?;
+    match token.len() < SHORTEST {
+        true => Err(format!("{} has fewer than {SHORTEST} bytes", described(secret))),
+        false => Ok(token),
+    }
+}
+
+/// Why nobody can steer by the page, when a token is named.
+pub(crate) fn trouble(secret: Option<&Secret>) -> Option<String> {
+    let why = usable(secret?).err()?;
+    Some(format!("nobody can steer by the page: {why}"))
 }
 
 /// Compares in a time that does not tell where they differ.

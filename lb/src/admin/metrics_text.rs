@@ -221,7 +221,7 @@ fn write_connect_times(out: &mut String, services: &[OfService<'_>]) {
 }
 
 /// A label's value as the text format has it.
-fn escaped(value: &str) -> String {
+pub(super) fn escaped(value: &str) -> String {
     value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n")
 }
 

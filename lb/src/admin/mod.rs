@@ -1,7 +1,7 @@
 //! Seeing and steering: the admin API on a unix socket, metrics and health on TCP.
 
 mod api;
-mod bearer;
+pub(crate) mod bearer;
 mod bounded;
 mod capture;
 pub(crate) mod explain;
@@ -9,6 +9,7 @@ mod metrics_text;
 mod packet_metrics;
 mod page;
 mod pcapng;
+pub(crate) mod registry;
 pub(crate) mod views;
 
 use std::io;
@@ -151,6 +152,9 @@ impl Drop for Doors {
 /// Opens the admin socket.
 fn bind(path: &Path) -> io::Result<StdUnixListener> {
     if let Some(folder) = path.parent() {
+        if !folder.exists() {
+            tracing::info!(folder = %folder.display(), "the folder of `admin.socket` is made");
+        }
         std::fs::create_dir_all(folder)?;
     }
     // A socket that nobody answers on was left by a process that is gone.

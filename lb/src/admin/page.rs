@@ -18,7 +18,7 @@ use super::api::{Admin, OrderRequest, announce_view, order};
 use super::bearer::admit;
 use super::views::{BackendView, ServiceView, Status};
 use crate::announce::AnnounceView;
-use crate::control::{Control, Generation};
+use crate::control::{Applied, Control};
 
 /// Services that are shown at most; those with the most connections.
 const MOST: usize = 200;
@@ -39,7 +39,7 @@ pub(crate) struct Summary {
     /// Services that are not among those.
     more: usize,
     announce: AnnounceView,
-    history: Vec<Generation>,
+    history: Vec<Applied>,
     /// How long connecting took: the bounds in milliseconds, and of all services how many were within
     /// each, and above all.
     connect_bounds: Vec<f64>,
@@ -97,7 +97,7 @@ pub(super) async fn summary(State(admin): State<Admin>) -> Result<Response, Resp
         services.sort_by(|a, b| a.name.cmp(&b.name));
         let backends = services.iter().flat_map(|it| control.backend_views(Some(&it.name), None));
         let backends = backends.collect();
-        (status, services, backends, more, control.history.generations())
+        (status, services, backends, more, control.history.list())
     });
     let (status, services, backends, more, history) = asked.await?;
     let mut counts = vec![0; Histogram::BOUNDS_MS.len() + 1];

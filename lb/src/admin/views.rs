@@ -394,11 +394,9 @@ pub(crate) struct Fixed {
 impl Control {
     pub(crate) fn status(&self, fixed: &Fixed, per_backend: bool) -> Status {
         let mut orders = self.order_words();
-        orders.extend(
-            self.rolled_back.map(|number| {
-                format!("rolled back to generation {number}; the file says otherwise")
-            }),
-        );
+        orders.extend(self.rolled_back.map(|number| {
+            format!("rolled back to configuration {number}; the file says otherwise")
+        }));
         let down = |live: &&LiveBackend| live.standing().failed || live.standing().ejected;
         let listeners_open = self.listeners.descriptors() as u64;
         let loaded = self.config.loaded.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use fairway_config::kubernetes::client::connect;
-use fairway_config::{Access, Config, load};
+use fairway_config::{Access, Config, Probe, load};
 use fairway_core::{Frontend, Mode, Protocol, Scheduler};
 use serde::Serialize;
 
+use crate::admin::bearer;
 use crate::announce;
 use crate::cloud::Cloud;
 
@@ -100,9 +101,37 @@ fn api_trouble(config: &Config) -> Option<String> {
 
 /// What a configuration gives up, said before it is run.
 fn notes(config: &Config) -> Vec<String> {
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> =
+        bearer::trouble(config.process.admin_token.as_ref()).into_iter().collect();
+    let metrics = config.process.metrics;
     for (key, spec) in &config.services {
         let policy = &spec.policy;
+        let taken = |f: &&Frontend| {
+            f.ports.contains(metrics.port())
+                && (f.ip() == metrics.ip() || metrics.ip().is_unspecified())
+        };
+        if policy.mode == Mode::Proxy
+            && spec.protocol == Protocol::Tcp
+            && spec.frontends.iter().any(|f| taken(&f))
+        {
+            notes.push(format!(
+                "service {key}: {metrics} is where the page and the metrics are (`admin.metrics`); the \
+                 service cannot listen there"
+            ));
+        }
+        let program = spec.check.as_ref().and_then(|check| match &check.probe {
+            Probe::Exec(command) => command.first(),
+            _ => None,
+        });
+        if let Some(program) = program
+            && program.starts_with('/')
+            && !Path::new(&**program).exists()
+        {
+            notes.push(format!(
+                "service {key}: {program}, which its checks run, is not on this machine: all its backends \
+                 would be down"
+            ));
+        }
         let local = match policy.scheduler {
             Scheduler::Maglev { bounded_load_percent: None, .. } => None,
             Scheduler::Maglev { .. } => Some("`boundedLoad` follows the load of this box"),

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -12,8 +15,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::{Format, Remote, print_json, report};
+use super::{EXIT_FAILURE, Format, Remote, print_json, report};
 use crate::admin::Answer;
+
+/// When an order that takes long says so, and again.
+const SAYS_AGAIN: Duration = Duration::from_secs(5);
 
 /// A running Fairway.
 pub(crate) struct Client<'a> {
@@ -158,4 +164,23 @@ pub(super) fn order(remote: &Remote, path: &str, body: &impl Serialize, refused:
             if answer.ok { ExitCode::SUCCESS } else { ExitCode::from(refused) }
         }
     }
+}
+
+/// Orders an upgrade; one that takes long says that it is under way.
+pub(super) fn upgrade(remote: &Remote) -> ExitCode {
+    let (done, is_done) = mpsc::channel::<()>();
+    let patience = thread::spawn(move || {
+        let began = Instant::now();
+        while is_done.recv_timeout(SAYS_AGAIN) == Err(RecvTimeoutError::Timeout) {
+            let seconds = began.elapsed().as_secs();
+            eprintln!(
+                "fairway: the new process is not ready after {seconds} s; it has 60 s, the old one serves"
+            );
+        }
+    });
+    let code = order(remote, "/v1/upgrade", &(), EXIT_FAILURE);
+    drop(done);
+    // It only writes.
+    let _ = patience.join();
+    code
 }

@@ -24,13 +24,13 @@ use crate::admin::views::{BackendView, ConnectionView, FlowView, ServiceView, St
 use crate::admin::{DrainRequest, OrderRequest, RollbackRequest};
 use crate::announce::AnnounceView;
 use crate::cloud::CloudView;
-use crate::control::{Generation, Order};
+use crate::control::{Applied, Order};
 
 /// Something did not work.
 pub(crate) const EXIT_FAILURE: u8 = 1;
 /// The configuration or the command line is wrong.
 pub(crate) const EXIT_CONFIG: u8 = 2;
-/// A plan would change something.
+/// A plan would change something, or an import lost something that matters.
 pub(crate) const EXIT_CHANGES: u8 = 4;
 /// No Fairway answers on the admin socket.
 pub(crate) const EXIT_UNREACHABLE: u8 = 3;
@@ -115,10 +115,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Explain { flow, remote } => steer::explain(&remote, &flow),
         Command::Plan { config, remote } => steer::plan(&remote, &config),
         Command::History(remote) => {
-            show::<Vec<Generation>>(&remote, "/v1/history", |list| table::history(list))
+            show::<Vec<Applied>>(&remote, "/v1/history", |list| table::history(list))
         }
-        Command::Rollback { generation, remote } => {
-            client::order(&remote, "/v1/rollback", &RollbackRequest { generation }, EXIT_FAILURE)
+        Command::Rollback { number, remote } => {
+            client::order(&remote, "/v1/rollback", &RollbackRequest { number }, EXIT_FAILURE)
         }
         Command::Connections { which, remote } => {
             list::<ConnectionView>(&remote, &which, "/v1/connections", table::connections)
@@ -143,7 +143,7 @@ pub(crate) fn main() -> ExitCode {
             steer::talkers(&remote, service.as_deref(), by, top)
         }
         Command::Reload(remote) => client::order(&remote, "/v1/reload", &(), EXIT_CONFIG),
-        Command::Upgrade(remote) => client::order(&remote, "/v1/upgrade", &(), EXIT_FAILURE),
+        Command::Upgrade(remote) => client::upgrade(&remote),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::admin::views::{
     BackendView, BeforeView, ConnectionView, FlowView, PlanView, ServiceView, Status, TalkerView,
 };
 use crate::cloud::{CloudServiceView, CloudView, PoolView};
-use crate::control::Generation;
+use crate::control::Applied;
 
 /// Lines up `rows` under `head`; columns whose head ends in `#` are numbers.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
@@ -107,7 +107,7 @@ pub(crate) fn status(status: &Status) -> String {
     } else {
         String::new()
     };
-    row("generation", format!("{}{in_use}", status.generation));
+    row("snapshot", format!("{}{in_use}", status.generation));
     row("config", status.config.path.clone());
     for BeforeView { pid, connections } in &status.before {
         row("before", format!("process {pid} has {connections} connections that go on there"));
@@ -123,7 +123,10 @@ pub(crate) fn status(status: &Status) -> String {
     let budgets = &status.budgets;
     row("connections", format!("{} of {}", status.connections, budgets.most_connections));
     row("udp sessions", format!("{} of {}", status.udp_sessions, budgets.for_udp));
-    row("listeners", budgets.listeners_open.to_string());
+    row(
+        "listeners",
+        format!("{} sockets: each address and port has one a worker", budgets.listeners_open),
+    );
     row(
         "descriptors",
         format!(
@@ -370,21 +373,21 @@ pub(crate) fn talkers(views: &[&TalkerView]) -> String {
     table(&["service", "client", "connections#", "bytes#"], &rows)
 }
 
-pub(crate) fn history(generations: &[Generation]) -> String {
-    let rows: Vec<_> = generations
+pub(crate) fn history(kept: &[Applied]) -> String {
+    let rows: Vec<_> = kept
         .iter()
-        .map(|generation| {
-            let at = UNIX_EPOCH + Duration::from_secs(generation.applied_at);
+        .map(|applied| {
+            let at = UNIX_EPOCH + Duration::from_secs(applied.applied_at);
             vec![
-                format!("{}{}", generation.number, if generation.current { " *" } else { "" }),
+                format!("{}{}", applied.number, if applied.current { " *" } else { "" }),
                 humantime::format_rfc3339_seconds(at).to_string(),
-                generation.services.to_string(),
-                generation.changed.to_string(),
-                generation.origin.clone(),
+                applied.services.to_string(),
+                applied.changed.to_string(),
+                applied.origin.clone(),
             ]
         })
         .collect();
-    table(&["generation", "applied", "services#", "changed#", "from"], &rows)
+    table(&["configuration", "applied", "services#", "changed#", "from"], &rows)
 }
 
 pub(crate) fn plan(plan: &PlanView) -> String {
@@ -424,7 +427,7 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
         // Writing into a String cannot fail.
         let _ = writeln!(out, "{name:<11} {value}");
     };
-    row("service", format!("{}, generation {}", explanation.service, explanation.generation));
+    row("service", format!("{}, snapshot {}", explanation.service, explanation.generation));
     let verdict = if explanation.allowed { "let in" } else { "refused" };
     row("client", format!("{verdict}: {}", explanation.lists));
     let slots = match explanation.table_slots {

@@ -297,7 +297,7 @@ impl Top {
         let sum = |n: usize| self.entries.iter().map(|entry| entry.numbers[n]).sum::<f64>();
         let mut lines = vec![
             Line::from(format!(
-                "fairway {}, up {up}, generation {}, every {:?}",
+                "fairway {}, up {up}, snapshot {}, every {:?}",
                 status.version, status.generation, self.delay
             )),
             Line::from(format!(

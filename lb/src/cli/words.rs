@@ -27,7 +27,7 @@ use super::{DEFAULT_CONFIG, DEFAULT_SOCKET, import, percent, seconds};
 
 Exit codes:
   0  done    1  failed    2  wrong configuration or arguments    3  no Fairway is running
-  4  `plan` found changes"
+  4  `plan` found changes, or `import` lost what decides who is served"
 )]
 pub(super) struct Cli {
     #[command(subcommand)]
@@ -219,7 +219,7 @@ pub(super) enum Command {
     /// Apply an earlier configuration, until the file changes
     Rollback {
         /// Its number in `fairway history`; default: the one before
-        generation: Option<u64>,
+        number: Option<u64>,
         #[command(flatten)]
         remote: Remote,
     },

@@ -43,8 +43,8 @@ impl Control {
             return Err("this process is ending".into());
         }
         match self.rolled_back {
-            Some(generation) => Err(format!(
-                "generation {generation} was rolled back to, and a new process would serve what the file \
+            Some(number) => Err(format!(
+                "configuration {number} was rolled back to, and a new process would serve what the file \
                  says; mend the file, or read it again with `fairway reload`"
             )),
             None => Ok(()),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answers, Control};
 
-/// Generations that are kept. Services that did not change are shared between them.
+/// Configurations that are kept. Services that did not change are shared between them.
 const KEPT: usize = 10;
 
 /// The newest configurations that were applied, oldest first.
@@ -28,7 +28,7 @@ struct Entry {
 /// A configuration that was applied, for people.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Generation {
+pub(crate) struct Applied {
     /// Counts up with every configuration that is applied, from 1.
     pub(crate) number: u64,
     /// Seconds since 1970.
@@ -59,8 +59,8 @@ impl History {
         }
     }
 
-    /// The generations, oldest first.
-    pub(crate) fn generations(&self) -> Vec<Generation> {
+    /// What is kept, oldest first.
+    pub(crate) fn list(&self) -> Vec<Applied> {
         let mut before: Option<&Desired> = None;
         let mut list = Vec::new();
         for entry in &self.entries {
@@ -69,7 +69,7 @@ impl History {
                 change.upserts.len() + change.removals.len()
             });
             before = Some(&entry.desired);
-            list.push(Generation {
+            list.push(Applied {
                 number: entry.number,
                 applied_at: entry.at.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
                 origin: entry.origin.clone(),
@@ -81,7 +81,7 @@ impl History {
         list
     }
 
-    /// What generation `number` had, or the newest one before `running` when none is named.
+    /// What configuration `number` had, or the newest one before `running` when none is named.
     fn find(&self, number: Option<u64>, running: u64) -> Option<(u64, Desired)> {
         let entry = match number {
             Some(number) => self.entries.iter().find(|entry| entry.number == number)?,
@@ -92,7 +92,7 @@ impl History {
 }
 
 impl Control {
-    /// Applies an earlier generation; the next change of the file applies the file again. An
+    /// Applies an earlier configuration; the next change of the file applies the file again. An
     /// error says why not.
     pub(crate) fn roll_back(&mut self, number: Option<u64>) -> Result<u64, String> {
         if self.is_stopping() {
@@ -103,9 +103,9 @@ impl Control {
         else {
             return Err(match number {
                 Some(number) => format!(
-                    "generation {number} is not kept; `fairway history` lists those that are"
+                    "configuration {number} is not kept; `fairway history` lists those that are"
                 ),
-                None => "there is no earlier generation".into(),
+                None => "there is no earlier configuration".into(),
             });
         };
         let change = ChangeSet::between(&self.desired, &desired);
@@ -114,7 +114,7 @@ impl Control {
         self.rolled_back = Some(number);
         self.end_orders();
         self.apply(change, &Answers::new());
-        tracing::warn!(generation = number, "rolled back by order of the operator");
+        tracing::warn!(configuration = number, "rolled back by order of the operator");
         Ok(number)
     }
 }

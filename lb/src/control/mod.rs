@@ -65,7 +65,7 @@ use crate::network::News;
 use crate::resolver::{NameAddress, NameEvent, Resolver};
 
 pub(crate) use self::backend::LiveBackend;
-pub(crate) use self::history::{Generation, History};
+pub(crate) use self::history::{Applied, History};
 pub(crate) use self::listeners::{Listeners, Relisten};
 pub(crate) use self::live::Live;
 pub(crate) use self::memory::{LateCounts, Memory};
@@ -133,7 +133,7 @@ pub(crate) struct ConfigState {
 /// Says which sections wait for a restart.
 pub(crate) fn waiting_text(sections: &[&str]) -> String {
     let list: Vec<_> = sections.iter().map(|section| format!("`{section}`")).collect();
-    format!("changed, in effect from the next start on: {}", list.join(", "))
+    format!("changed, in effect after `fairway upgrade`: {}", list.join(", "))
 }
 
 /// Those who look at what lies outside: backends' health, and names.

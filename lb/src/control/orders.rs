@@ -90,7 +90,7 @@ impl Order {
             Self::Drain => {
                 "drains: no new connections, the open ones may go on for its drainTimeout".into()
             }
-            Self::Undrain => "is no longer drained".into(),
+            Self::Undrain => "is not drained".into(),
             Self::Eject => "takes nothing new until it is reset or admitted".into(),
             Self::Admit => "takes connections, whatever its checks say".into(),
             Self::Weight(percent) => format!("takes {percent}% of its weight"),

@@ -4,20 +4,25 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use fairway_core::{BackendTotals, FailureCause, Mode};
 
-use super::{Control, Live, waiting_text};
+use super::{Control, Live, LiveBackend, waiting_text};
 
 /// Most words of trouble that a status shows.
 const MOST: usize = 50;
 /// Connects without an answer that are more than chance.
 const UNANSWERED: u64 = 5;
 
+/// That so many backends are down that the rest may not carry all.
+fn half_down(live: &Live) -> Option<String> {
+    let all = live.all().count();
+    let standings = live.all().map(LiveBackend::standing);
+    let down = standings.filter(|standing| standing.failed || standing.ejected).count();
+    (down > 0 && 2 * down >= all).then(|| format!("{down} of {all} backends are down"))
+}
+
 impl Control {
     /// What is wrong with everything.
     pub(crate) fn troubles(&self) -> Vec<String> {
         let mut troubles: Vec<String> = Vec::new();
-        if !self.config.problems.is_empty() {
-            troubles.push("the newest configuration has errors and was not applied".into());
-        }
         if !self.config.waiting.is_empty() {
             troubles.push(waiting_text(&self.config.waiting));
         }
@@ -57,16 +62,16 @@ impl Control {
     /// What is wrong with a service.
     pub(crate) fn troubles_of(&self, live: &Live) -> Vec<String> {
         let serving = live.grouped().find(|(_, live)| live.standing().admits());
+        let way = match live.spec.policy.mode {
+            Mode::Proxy => self.listeners.troubles(&live.spec.frontends),
+            mode => self.way_troubles(live, mode),
+        };
         let pool = match serving {
             _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
             None if live.all().next().is_none() => Some("no backends"),
             None => Some("no backend takes new connections"),
-            Some((0, _)) => None,
+            Some((0, _)) => return half_down(live).into_iter().chain(way).collect(),
             Some(_) => Some("no backend of the first priority takes connections; others serve"),
-        };
-        let way = match live.spec.policy.mode {
-            Mode::Proxy => self.listeners.troubles(&live.spec.frontends),
-            mode => self.way_troubles(live, mode),
         };
         pool.map(Into::into).into_iter().chain(way).collect()
     }

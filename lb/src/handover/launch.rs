@@ -4,12 +4,13 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 /// How long a process that is killed may take to be gone.
 const GOES: Duration = Duration::from_secs(5);
@@ -40,20 +41,31 @@ impl Launched {
             .map_err(|error| format!("no process can be started: {error}"))?;
         let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
         let pid: u32 = pid.map_err(|_| format!("{} cannot be run", program.display()))?;
-        let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let known = Pid::from_raw(pid.try_into().unwrap_or_default());
         let known = known.ok_or_else(|| format!("{pid} is no process"))?;
         let handle = pidfd_open(known, PidfdFlags::empty())
             .map_err(|_| "the new process has ended; its last words are in the log".to_owned())?;
         Ok(Self { pid, handle })
     }
 
-    /// Ends it; it touches nothing any more.
+    /// Ends it, with what it has started; it touches nothing any more.
     pub(super) fn end(&self) {
+        let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
+        let gone = poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+        // While it lives, its number is that of its own group and of nobody else's.
+        if !gone && let Some(group) = self.group() {
+            // Some may have ended meanwhile.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
         // It may have ended already.
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         let patience = Timespec::try_from(GOES).ok();
         let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
         let _ = poll(&mut ends, patience.as_ref());
+    }
+
+    fn group(&self) -> Option<Pid> {
+        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
 }
 
@@ -61,7 +73,7 @@ impl Launched {
 pub(crate) fn launch(program: &Path, arguments: &[OsString]) -> ExitCode {
     // What it says is read by another one.
     let out = io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
-    match Command::new(program).args(arguments).stdout(out).spawn() {
+    match Command::new(program).args(arguments).stdout(out).process_group(0).spawn() {
         Ok(child) => {
             println!("{}", child.id());
             ExitCode::SUCCESS

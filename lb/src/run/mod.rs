@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use fairway_config::document::{ConnectionsDoc, FormatDoc, LevelDoc, ListenDoc};
 use fairway_config::{Config, Process, load};
+use fairway_core::Mode;
 use fairway_core::publish::Publisher;
 use fairway_uring::{Clock, ConnectionRecord, Event, Features, Inboxes, Shared, WorkerHandle};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use self::setup::{budgets, disabled, packet_setup, settings, worker_count, worker_cpus};
 use crate::admin::views::{Budgets, Fixed};
-use crate::admin::{Admin, Doors, admin_router, public_router};
+use crate::admin::{Admin, Doors, admin_router, bearer, public_router, registry};
 use crate::announce;
 use crate::cli::{EXIT_CONFIG, EXIT_FAILURE, counted, hint_at_config};
 use crate::cloud::{self, Begun, CloudNews};
@@ -57,7 +57,7 @@ pub(crate) fn run(path: PathBuf, take_over: bool) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             if let Some(before) = before {
-                before.refuse(&format!("{}: {problems}", path.display()));
+                before.refuse(&problems.to_string());
             }
             eprintln!("{problems}");
             eprintln!("fairway: {} in the configuration", counted(problems.list.len(), "error"));
@@ -162,15 +162,18 @@ fn prepare(
 ) -> Result<Prepared, String> {
     let process = config.process.clone();
     let features = Features::detect(&disabled(&process)).map_err(|error| error.to_string())?;
-    let registry = PrometheusBuilder::new()
-        .set_buckets(&[1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0])
-        .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|error| format!("metrics cannot be set up: {error}"))?;
+    let registry = registry::install();
     described::describe_metrics();
 
+    if let Some(why) = bearer::trouble(process.admin_token.as_ref()) {
+        tracing::warn!("{why}");
+    }
     let cpus = worker_cpus(&process)?;
     let count = worker_count(&process);
-    let budgets = budgets(&process, count);
+    let listened = config.services.values().filter(|spec| spec.policy.mode == Mode::Proxy);
+    let listened = listened.flat_map(|spec| &spec.frontends);
+    let listened = listened.map(|frontend| u64::from(frontend.ports.len())).sum();
+    let budgets = budgets(&process, count, listened);
     let (sender, inputs) = unbounded();
     let (sink, log) = sink(sender.clone(), &process)?;
     let seeds = greeting.affinity_seeds.unwrap_or_else(random);
@@ -200,17 +203,6 @@ fn prepare(
         );
         workers.push(handle.map_err(|error| error.to_string())?);
     }
-    runtime.spawn({
-        let registry = registry.clone();
-        async move {
-            // Histograms gather samples until they are folded, by a scrape or here.
-            let mut ticks = tokio::time::interval(Duration::from_secs(5));
-            loop {
-                ticks.tick().await;
-                registry.run_upkeep();
-            }
-        }
-    });
     let network = sender.clone();
     let packets = match &process.packet {
         Some(configured) => {

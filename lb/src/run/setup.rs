@@ -58,8 +58,9 @@ pub(super) fn worker_count(process: &Process) -> usize {
     process.workers.map_or(cores, |workers| workers as usize)
 }
 
-/// Raises the limit of descriptors as far as it goes, and divides them.
-pub(super) fn budgets(process: &Process, workers: usize) -> Budgets {
+/// Raises the limit of descriptors as far as it goes, and divides them; `sockets` is how many addresses and
+/// ports are listened on by what the document says now.
+pub(super) fn budgets(process: &Process, workers: usize, sockets: u64) -> Budgets {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let raised = setrlimit(Resource::Nofile, wanted).is_ok();
@@ -68,18 +69,23 @@ pub(super) fn budgets(process: &Process, workers: usize) -> Budgets {
     let for_control = CONTROL_DESCRIPTORS.min(descriptors / 4);
     let rest = descriptors - for_control;
     let for_listeners = match process.listen {
-        // Each is open in a worker, and kept for the next process.
-        ListenDoc::PerAddress => (rest / 4).min(8192 * workers as u64),
+        // Each is open in a worker, and kept for the next process. What a cluster will ask for is not known
+        // yet; of a document, room for twice as many.
+        ListenDoc::PerAddress => {
+            let most = (rest / 4).min(8192 * workers as u64);
+            let now = 2 * sockets.saturating_mul(workers as u64 + 1);
+            if process.api.is_some() { most } else { now.max(rest / 16).min(most) }
+        }
         ListenDoc::Tproxy => 8 * workers as u64,
     };
-    let for_pipes = (rest - for_listeners) / 10;
+    let for_pipes = (rest - for_listeners) / 16;
     // A session of datagrams is a socket.
     let for_udp = process
         .max_udp_sessions
         .map_or(descriptors / 16, |asked| u64::from(asked).min((rest - for_listeners) / 2));
     let room = rest - for_listeners - for_pipes - for_udp;
-    // A connection is two sockets, three while a second backend is being tried.
-    let most = process.max_connections.map_or(u64::MAX, u64::from).min(room * 2 / 5);
+    // A connection is two sockets, three while a second backend is being tried: a quarter may at a time.
+    let most = process.max_connections.map_or(u64::MAX, u64::from).min(room * 4 / 9);
     if let Some(asked) = process.max_connections.filter(|asked| u64::from(*asked) > most) {
         tracing::warn!(
             "maxConnections is {asked}, but {descriptors} descriptors only allow {most}; raise LimitNOFILE= of the service"

@@ -1,17 +1,23 @@
 //! HAProxy's configuration: what of it is of layer 4. Each place that clients dial becomes a service with the
 //! servers of its default backend.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod serve;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Backend, Document, Port, Service};
+use super::Document;
 
 /// Settings that a section has, or takes from the defaults.
 #[derive(Debug, Clone, Default)]
 struct Settings {
     http: Option<usize>,
     balance: Option<String>,
-    timeouts: BTreeMap<&'static str, String>,
+    /// Milliseconds, by HAProxy's names.
+    timeouts: BTreeMap<String, (usize, u64)>,
+    retries: Option<(usize, u32)>,
+    redispatch: bool,
+    all_backups: bool,
     /// `option httpchk` and what belongs to it.
     check: Option<Check>,
     /// Of `default-server`.
@@ -29,6 +35,7 @@ struct Check {
 /// A section with places to dial, servers, or both.
 #[derive(Debug, Clone, Default)]
 struct Section {
+    name: String,
     line: usize,
     settings: Settings,
     binds: Vec<(usize, String, bool)>,
@@ -53,12 +60,18 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
                 match first {
                     "frontend" | "backend" | "listen" => {
                         let settings = defaults.clone();
-                        let section = Section { line: number, settings, ..Section::default() };
+                        let section = Section {
+                            name: name.clone(),
+                            line: number,
+                            settings,
+                            ..Section::default()
+                        };
                         sections.push((kind.clone(), name, section));
                     }
                     // Each begins anew.
                     "defaults" => defaults = Settings::default(),
-                    _ => {}
+                    "global" => {}
+                    other => document.note(number, format!("`{other}` is not carried over")),
                 }
             }
             _ => match kind.as_str() {
@@ -70,7 +83,8 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
                         section.settings = settings;
                     }
                 }
-                // Of the process, not of what it carries.
+                "global" => global(&mut document, number, &words),
+                // It was named where it begins.
                 _ => {}
             },
         }
@@ -89,24 +103,24 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
                     *pool
                 }
                 None => {
-                    document.note(*line, format!("there is no backend `{backend}`"));
+                    document.lost(*line, format!("there is no backend `{backend}`"));
                     continue;
                 }
             },
             (None, "listen") => section,
             (None, _) => {
-                document.note(
+                document.lost(
                     section.line,
                     format!("frontend `{name}` has no `default_backend` and is left out"),
                 );
                 continue;
             }
         };
-        serve(&mut document, name, section, pool, addresses);
+        serve::serve(&mut document, name, section, pool, addresses);
     }
     for (_, name, section) in sections.iter().filter(|(kind, ..)| kind == "backend") {
         if !used.contains(&name.as_str()) {
-            document.note(
+            document.lost(
                 section.line,
                 format!("backend `{name}` is nobody's default and is left out"),
             );
@@ -142,6 +156,18 @@ fn split(line: &str) -> Vec<String> {
     words
 }
 
+/// What is of HAProxy's process, not of what it carries.
+fn global(document: &mut Document, line: usize, words: &[String]) {
+    match words[0].as_str() {
+        "maxconn" => document.note(
+            line,
+            "`maxconn` of the process: here it is bounded by its descriptors (`LimitNOFILE=`), a service by \
+             `limits`",
+        ),
+        word => document.note(line, format!("`{word}` is of HAProxy's process")),
+    }
+}
+
 /// Takes a line of a section, or of the defaults when there is none.
 fn set(
     document: &mut Document,
@@ -152,261 +178,147 @@ fn set(
 ) {
     let word = |n: usize| words.get(n).map(String::as_str).unwrap_or_default();
     match (word(0), section) {
-        ("bind", Some(section)) => {
-            let accepts = words.iter().any(|word| word == "accept-proxy");
-            if let Some(ssl) = words.iter().find(|word| *word == "ssl") {
-                document.note(
-                    line,
-                    format!("`{ssl}`: TLS is not ended here, clients are passed on as they are"),
-                );
-            }
-            for place in word(1).split(',') {
-                section.binds.push((line, place.to_owned(), accepts));
-            }
-        }
+        ("bind", Some(section)) => bind(document, line, words, section),
         ("default_backend", Some(section)) => {
             section.default_backend = Some((line, word(1).into()))
         }
         ("server", Some(section)) => section.servers.push((line, words[1..].to_vec())),
         ("mode", _) => settings.http = (word(1) == "http").then_some(line),
         ("balance", _) => settings.balance = Some(words[1..].join(" ")),
-        ("timeout", _) => {
-            let ours = match word(1) {
-                "connect" => "connect",
-                "client" | "server" => "idle",
-                "client-fin" | "server-fin" => "halfClosed",
-                // Of HTTP, of queues, of checks.
-                _ => return,
-            };
-            if let Some(time) = time(word(2)) {
-                settings.timeouts.insert(ours, time);
+        ("timeout", _) => match (word(1), milliseconds(word(2))) {
+            (
+                name @ ("connect" | "client" | "server" | "tunnel" | "client-fin" | "server-fin"
+                | "check"),
+                Some(time),
+            ) => _ = settings.timeouts.insert(name.into(), (line, time)),
+            ("queue", _) => document.note(
+                line,
+                "`timeout queue`: nothing waits in a queue, a full backend is passed over",
+            ),
+            (name, Some(_)) => {
+                document.note(line, format!("`timeout {name}` is of HTTP, or of stick tables"))
             }
-        }
-        ("maxconn", _) => settings.maxconn = word(1).parse().ok(),
-        ("default-server", _) => settings.server = pairs(&words[1..]),
-        ("option", _) => match word(1) {
-            "httpchk" => {
-                let path = words.iter().skip(2).find(|word| word.starts_with('/'));
-                settings.check =
-                    Some(Check { path: path.map_or("/".into(), Clone::clone), ..Check::default() });
-            }
-            "tcp-check" | "tcplog" | "httplog" | "dontlognull" | "redispatch" | "tcpka"
-            | "clitcpka" | "srvtcpka" | "forwardfor" | "http-server-close" | "http-keep-alive"
-            | "httpclose" => {}
-            other => document.note(line, format!("`option {other}` is not carried over")),
+            (name, None) => document.lost(line, format!("`timeout {name} {}` is no time", word(2))),
         },
-        ("http-check", _) => {
-            let check = settings.check.get_or_insert_default();
-            match word(1) {
-                "expect" if word(2) == "status" => check.statuses = Some(word(3).into()),
-                "send" => {
-                    for pair in words.windows(2) {
-                        if pair[0] == "uri" {
-                            check.path.clone_from(&pair[1]);
-                        }
-                    }
-                    if let Some(at) =
-                        words.windows(2).position(|pair| pair[0] == "hdr" && pair[1] == "Host")
-                    {
-                        check.host = words.get(at + 2).cloned();
-                    }
-                }
-                other => document.note(line, format!("`http-check {other}` is not carried over")),
-            }
+        ("maxconn", _) => settings.maxconn = word(1).parse().ok(),
+        ("retries", _) => settings.retries = word(1).parse().ok().map(|count| (line, count)),
+        ("default-server", _) => settings.server.extend(pairs(&words[1..])),
+        ("option" | "no", _) => {
+            let name = if word(0) == "no" { word(2) } else { word(1) };
+            option(document, line, (name, word(0) != "no"), words, settings);
         }
-        (
-            "retries" | "log" | "log-format" | "description" | "id" | "fullconn" | "errorfile"
-            | "stats",
-            _,
-        ) => {}
-        (other, _) => document.note(line, format!("`{other}` is not carried over")),
-    }
-}
-
-/// Backends of a service are checked, limited and told of clients alike: names what servers have each for
-/// themselves.
-fn say_what_differs(document: &mut Document, name: &str, pool: &Section) {
-    let options = |words: &[String]| -> BTreeMap<String, String> {
-        let all = pairs(words.get(2..).unwrap_or_default()).into_iter();
-        all.filter(|(option, _)| !matches!(option.as_str(), "weight" | "backup")).collect()
-    };
-    let all: Vec<_> = pool.servers.iter().map(|(line, words)| (*line, options(words))).collect();
-    let names: BTreeSet<&String> = all.iter().flat_map(|(_, options)| options.keys()).collect();
-    for option in names {
-        let mut values = all.iter().map(|(line, options)| (line, options.get(option)));
-        let first = values.next().and_then(|(_, value)| value);
-        if let Some((line, _)) = values.find(|(_, value)| *value != first) {
-            document.note(
-                *line,
-                format!(
-                    "servers of `{name}` differ in `{option}`, of which a service has one for all: look at \
-                     what is made of it"
-                ),
-            );
+        ("http-check", _) => http_check(document, line, words, settings),
+        ("acl", _) => {
+            document.lost(line, "`acl`: what it decides is lost where it is used".to_owned())
         }
-    }
-}
-
-/// A service of each place of a section.
-fn serve(
-    document: &mut Document,
-    name: &str,
-    front: &Section,
-    pool: &Section,
-    addresses: &[IpAddr],
-) {
-    let (settings, own) = (&pool.settings, &front.settings);
-    if let Some(line) = settings.http.or(own.http) {
-        document.note(
+        ("tcp-request" | "http-request", _) => document.lost(
             line,
             format!(
-                "`{name}` speaks HTTP: its connections are carried, requests are not looked at"
+                "`{} {}` is not carried over; `loadBalancerSourceRanges`, `denySourceRanges` and \
+                 `limits` may do for addresses",
+                word(0),
+                word(1)
             ),
-        );
+        ),
+        (
+            name @ ("log" | "log-format" | "log-tag" | "log-format-sd" | "unique-id-format"
+            | "unique-id-header" | "capture" | "description" | "id" | "fullconn"
+            | "errorfile" | "errorfiles" | "stats" | "monitor-uri" | "email-alert"
+            | "compression" | "http-reuse" | "backlog" | "bind-process" | "hash-type"
+            | "http-response"),
+            _,
+        ) => document.note(line, format!("`{name}` is not carried over")),
+        (other, _) => document.lost(line, format!("`{other}` is not carried over")),
     }
-    let mut service = Service { name: name.into(), ..Service::default() };
-    let mut accepts = false;
-    for (line, place, proxied) in &front.binds {
-        accepts |= proxied;
-        let Some((address, port)) = place.rsplit_once(':') else {
-            document.note(*line, format!("`{place}` has no port"));
-            continue;
-        };
-        let Ok(port) = port.parse() else {
-            document.note(
-                *line,
-                format!("`{place}` is not carried over: it has no single port; write `ports: [{{port: 1000-2000}}]`"),
-            );
-            continue;
-        };
-        let address = address.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
-        let bare = address.trim_start_matches('[').trim_end_matches(']');
-        match (bare, bare.parse::<IpAddr>()) {
-            (_, Ok(ip)) if !ip.is_unspecified() => service.addresses.push(ip),
-            ("" | "*", _) | (_, Ok(_)) if !addresses.is_empty() => {
-                service.addresses.extend(addresses)
-            }
-            ("" | "*", _) | (_, Ok(_)) => {
-                document.note(
-                    *line,
-                    format!("`{place}` names no address: say by `--address` which clients dial"),
-                );
-                continue;
-            }
-            (other, Err(_)) => {
-                document.note(*line, format!("`{other}` is no address"));
-                continue;
-            }
-        }
-        service.ports.push(Port { port, protocol: "TCP", target: None });
-    }
-    service.addresses.sort();
-    service.addresses.dedup();
-    service.ports.sort_by_key(|port| port.port);
-    service.ports.dedup();
-    if service.addresses.is_empty() {
-        return;
-    }
-    let words: Vec<&str> = settings.balance.as_deref().unwrap_or("roundrobin").split(' ').collect();
-    service.scheduler = match words[0] {
-        "roundrobin" | "static-rr" => Some("roundRobin"),
-        "leastconn" => Some("leastConnections"),
-        "source" => Some("sourceHash"),
-        "random" => Some("random"),
-        other => {
-            document
-                .note(pool.line, format!("`balance {other}` has no counterpart; maglev is used"));
-            None
-        }
-    };
-    let timeouts: Vec<String> = own
-        .timeouts
-        .iter()
-        .chain(&settings.timeouts)
-        .collect::<BTreeMap<_, _>>()
-        .into_iter()
-        .map(|(name, time)| format!("{name}: {time}"))
-        .collect();
-    if !timeouts.is_empty() {
-        service.fields.push(format!("timeouts: {{{}}}", timeouts.join(", ")));
-    }
-    let mut limits = Vec::new();
-    if let Some(most) = own.maxconn {
-        limits.push(format!("serviceConnections: {most}"));
-    }
-    say_what_differs(document, name, pool);
-    let (mut checked, mut check, mut sends, mut most) = (false, Vec::new(), None, None);
-    for (line, words) in &pool.servers {
-        let all = settings.server.iter().cloned().chain(pairs(words.get(2..).unwrap_or_default()));
-        let mut backend = Backend {
-            address: words.get(1).cloned().unwrap_or_default(),
-            weight: 1,
-            backup: false,
-            name: words.first().cloned(),
-        };
-        for (option, value) in all {
-            match option.as_str() {
-                "check" => checked = true,
-                "weight" => backend.weight = value.parse().unwrap_or(1),
-                "backup" => backend.backup = true,
-                "maxconn" => most = value.parse::<u32>().ok().max(most),
-                "inter" => check.extend(time(&value).map(|time| format!("interval: {time}"))),
-                "fastinter" => {
-                    check.extend(time(&value).map(|time| format!("fastInterval: {time}")))
+}
+
+/// Where clients dial.
+fn bind(document: &mut Document, line: usize, words: &[String], section: &mut Section) {
+    let (mut accepts, mut further) = (false, words.iter().skip(2));
+    while let Some(word) = further.next() {
+        match word.as_str() {
+            "accept-proxy" => accepts = true,
+            "ssl" => document.lost(
+                line,
+                "`ssl`: TLS is not ended here, clients are passed on as they are".to_owned(),
+            ),
+            // Each with a value that follows.
+            "crt" | "alpn" | "ca-file" | "verify" | "ciphers" | "name" | "process" | "thread"
+            | "backlog" | "maxconn" | "interface" | "mss" | "nice" | "id" | "tcp-ut"
+            | "ssl-min-ver" | "crt-list" => {
+                further.next();
+                match word.as_str() {
+                    "interface" | "maxconn" | "verify" => {
+                        document.lost(line, format!("`{word}` of a `bind` is not carried over"));
+                    }
+                    _ => document.note(line, format!("`{word}` of a `bind` is not carried over")),
                 }
-                "fall" | "rise" => check.push(format!("{option}: {value}")),
-                "port" => check.push(format!("port: {value}")),
-                "send-proxy" => sends = Some("v1"),
-                "send-proxy-v2" => sends = Some("v2"),
-                "disabled" => document
-                    .note(*line, "it is disabled: `fairway drain` takes a backend out of use"),
-                "cookie" | "id" | "downinter" | "maxqueue" | "minconn" | "no-check" => {}
-                other => document.note(*line, format!("`{other}` is not carried over")),
+            }
+            _ => document.note(line, format!("`{word}` of a `bind` is not carried over")),
+        }
+    }
+    for place in words.get(1).map(String::as_str).unwrap_or_default().split(',') {
+        section.binds.push((line, place.to_owned(), accepts));
+    }
+}
+
+/// `option NAME`, or `no option NAME`.
+fn option(
+    document: &mut Document,
+    line: usize,
+    (name, on): (&str, bool),
+    words: &[String],
+    settings: &mut Settings,
+) {
+    match name {
+        "httpchk" => {
+            let path = words.iter().skip(2).find(|word| word.starts_with('/'));
+            settings.check = on.then(|| Check {
+                path: path.map_or("/".into(), Clone::clone),
+                ..Check::default()
+            });
+        }
+        "redispatch" => settings.redispatch = on,
+        "allbackups" => settings.all_backups = on,
+        "tcpka" | "clitcpka" | "srvtcpka" => {
+            document.note(line, format!("`option {name}`: see `tcp.keepalive`"));
+        }
+        // What follows it is named by its own lines.
+        "tcp-check" => {}
+        "forwardfor" if on => document.lost(
+            line,
+            "`option forwardfor`: requests are not looked at; `proxyProtocol: {send: v2}` tells backends of clients",
+        ),
+        "tcplog" | "httplog" | "dontlognull" | "dontlog-normal" | "log-health-checks"
+        | "log-separate-errors" | "logasap" | "http-server-close" | "http-keep-alive"
+        | "httpclose" | "forceclose" | "splice-auto" | "splice-request" | "splice-response"
+        | "tcp-smart-accept" | "tcp-smart-connect" | "contstats" | "nolinger" | "abortonclose"
+        | "socket-stats" | "forwardfor" | "http-use-htx" | "prefer-last-server" => {
+            document.note(line, format!("`option {name}` is not carried over"));
+        }
+        other => document.lost(line, format!("`option {other}` is not carried over")),
+    }
+}
+
+/// How servers are asked for their health by HTTP.
+fn http_check(document: &mut Document, line: usize, words: &[String], settings: &mut Settings) {
+    let word = |n: usize| words.get(n).map(String::as_str).unwrap_or_default();
+    let check = settings.check.get_or_insert_default();
+    match word(1) {
+        "expect" if word(2) == "status" => check.statuses = Some(word(3).into()),
+        "send" => {
+            for pair in words.windows(2) {
+                if pair[0] == "uri" {
+                    check.path.clone_from(&pair[1]);
+                }
+            }
+            let host = |pair: &[String]| pair[0] == "hdr" && pair[1].eq_ignore_ascii_case("host");
+            if let Some(at) = words.windows(2).position(host) {
+                check.host = words.get(at + 2).cloned();
             }
         }
-        if backend.weight == 0 {
-            document.note(*line, "weight 0: left out");
-            continue;
-        }
-        if backend.address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            let address = backend.address;
-            document.note(*line, format!("`{address}` has no port"));
-            continue;
-        }
-        service.backends.push(backend);
+        other => document.lost(line, format!("`http-check {other}` is not carried over")),
     }
-    limits.extend(most.map(|most| format!("backendConnections: {most}")));
-    if !limits.is_empty() {
-        service.fields.push(format!("limits: {{{}}}", limits.join(", ")));
-    }
-    check.sort();
-    check.dedup_by(|a, b| a.split(':').next() == b.split(':').next());
-    match (&settings.check, checked) {
-        (_, false) => service.fields.push("healthCheck: {type: none}".into()),
-        (Some(Check { path, host, statuses }), true) => {
-            let mut words = vec!["type: http".into(), format!("path: {path:?}")];
-            words.extend(host.as_ref().map(|host| format!("host: {host:?}")));
-            words.extend(
-                statuses
-                    .as_ref()
-                    .map(|list| format!("expectStatus: [{}]", list.replace(',', ", "))),
-            );
-            words.extend(check);
-            service.fields.push(format!("healthCheck: {{{}}}", words.join(", ")));
-        }
-        (None, true) if check.is_empty() => {}
-        (None, true) => service.fields.push(format!("healthCheck: {{{}}}", check.join(", "))),
-    }
-    let mut proxy: Vec<String> = sends.iter().map(|version| format!("send: {version}")).collect();
-    if accepts {
-        proxy.push("accept: required".into());
-        proxy.push("trustedSources: [\"0.0.0.0/0\", \"::/0\"]".into());
-        document.note(front.line, format!("`{name}` believes headers of the PROXY protocol from everybody: name the proxies in `trustedSources`"));
-    }
-    if !proxy.is_empty() {
-        service.fields.push(format!("proxyProtocol: {{{}}}", proxy.join(", ")));
-    }
-    document.services.push(service);
 }
 
 /// Options of a server, each with its value if it has one.
@@ -417,10 +329,18 @@ fn pairs(words: &[String]) -> Vec<(String, String)> {
         "send-proxy",
         "send-proxy-v2",
         "disabled",
+        "enabled",
+        "no-backup",
         "no-check",
         "ssl",
+        "no-ssl",
         "check-ssl",
+        "check-send-proxy",
+        "send-proxy-v2-ssl",
+        "send-proxy-v2-ssl-cn",
         "tfo",
+        "non-stick",
+        "allow-0rtt",
     ];
     let mut pairs = Vec::new();
     let mut words = words.iter();
@@ -431,16 +351,29 @@ fn pairs(words: &[String]) -> Vec<(String, String)> {
     pairs
 }
 
-/// A time as HAProxy has it, milliseconds where nothing is said, as ours.
-fn time(text: &str) -> Option<String> {
+/// A time as HAProxy has it, milliseconds where nothing is said.
+fn milliseconds(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let count: u64 = digits.parse().ok()?;
-    Some(match &text[digits.len()..] {
-        "" | "ms" => format!("{count}ms"),
-        "us" => format!("{}ms", count.div_ceil(1000)),
-        "d" => format!("{}h", count * 24),
-        unit @ ("s" | "m" | "h") => format!("{count}{unit}"),
+    let unit = match &text[digits.len()..] {
+        "us" => return Some(count.div_ceil(1000)),
+        "" | "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return None,
+    };
+    count.checked_mul(unit)
+}
+
+/// A time as ours are written.
+fn time(milliseconds: u64) -> String {
+    let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+    let unit =
+        units.into_iter().find(|(size, _)| milliseconds > 0 && milliseconds.is_multiple_of(*size));
+    unit.map_or(format!("{milliseconds}ms"), |(size, unit)| {
+        format!("{}{unit}", milliseconds / size)
     })
 }
 
@@ -500,10 +433,12 @@ frontend api
         }
         let about = |part: &str| notes.iter().any(|note| note.contains(part));
         for part in [
-            "11: `*:8080` names no address",
+            "2: `maxconn` of the process",
+            "11: lost: `*:8080` names no address",
+            "19: lost: servers of `app` differ in `send-proxy-v2`",
             "21: `db` believes headers",
-            "24: `use_backend` is not carried over",
-            "25: backend `unused` is nobody's default",
+            "24: lost: `use_backend` is not carried over",
+            "25: lost: backend `unused` is nobody's default",
             "28: `api` speaks HTTP",
         ] {
             assert!(about(part), "{part} in {notes:#?}");
@@ -521,23 +456,67 @@ frontend api
 
     #[test]
     fn what_servers_have_each_for_themselves_is_named() {
-        let text = "listen x\n bind 192.0.2.1:80-82\n bind 192.0.2.1:90\n server a 10.0.0.1:80 check inter 1s \
-                    send-proxy-v2\n server b 10.0.0.2:80 check inter 9s weight 3\n";
-        let (_, notes) = settled(read(text, &[]));
+        let text = "listen x\n bind 192.0.2.1:80-82\n bind 192.0.2.1:90\n server a 10.0.0.1 check port 80 inter 1s \
+                    send-proxy-v2\n server b 10.0.0.2 check port 80 inter 9s weight 3\n";
+        let (text, notes) = settled(read(text, &[]));
         let about = |part: &str| notes.iter().filter(|note| note.contains(part)).count();
         assert_eq!(about("servers of `x` differ in `inter`"), 1, "{notes:#?}");
         assert_eq!(about("servers of `x` differ in `send-proxy-v2`"), 1, "{notes:#?}");
         assert_eq!(about("differ in"), 2, "{notes:#?}");
-        assert_eq!(about("`192.0.2.1:80-82` is not carried over"), 1, "{notes:#?}");
+        assert!(text.contains("- port: 80-82\n      - port: 90\n"), "{text}");
+        assert!(text.contains("- {address: \"10.0.0.2\", name: b, weight: 3}"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_dropped_without_a_word() {
+        let text = "global\n chroot /var/lib/haproxy\n log /dev/log local0\ndefaults\n log global\n retries 2\n \
+                    timeout connect 5s\n timeout client 1m\n timeout server 30s\n timeout check 2s\n timeout queue 9s\n \
+                    timeout http-request 10s\nlisten x\n bind 192.0.2.1:80 name web interface eth0\n fullconn 10\n acl \
+                    bad src 10.0.0.0/8\n tcp-request connection reject if bad\n option mysql-check\n server a \
+                    10.0.0.1:80 check maxconn 5 minconn 2\n server b 10.0.0.2:80 check maxconn 5 minconn 2\n";
+        let (text, notes) = settled(read(text, &[]));
+        for part in [
+            "timeouts: {connect: 5s, idle: 1m}",
+            "retry: {attempts: 3}",
+            "healthCheck: {timeout: 2s}",
+            "limits: {backendConnections: 5}",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        for part in [
+            "14: lost: `interface` of a `bind`",
+            "16: lost: `acl`",
+            "17: lost: `tcp-request connection`",
+            "18: lost: `option mysql-check`",
+            "2: `chroot` is of HAProxy's process",
+            "3: `log` is of HAProxy's process",
+            "5: `log` is not carried over",
+            "6: `retries 2`",
+            "9: `timeout client` and `timeout server`",
+            "11: `timeout queue`",
+            "12: `timeout http-request`",
+            "14: `name` of a `bind`",
+            "15: `fullconn`",
+            "19,20: `minconn`",
+            "13: `maxconn` of servers of `x`",
+        ] {
+            assert!(notes.iter().any(|note| note.starts_with(part)), "{part} in {notes:#?}");
+        }
+        assert_eq!(notes.len(), 15, "{notes:#?}");
     }
 
     #[test]
     fn words_and_times_are_as_haproxy_has_them() {
         assert_eq!(split(r#"a "b c" d\ e 'f#' # g"#), ["a", "b c", "d e", "f#"]);
-        for (text, want) in
-            [("500", Some("500ms")), ("2s", Some("2s")), ("1d", Some("24h")), ("x", None)]
-        {
-            assert_eq!(time(text).as_deref(), want);
+        for (text, want) in [
+            ("500", Some("500ms")),
+            ("90s", Some("90s")),
+            ("120s", Some("2m")),
+            ("1d", Some("24h")),
+            ("7us", Some("1ms")),
+            ("x", None),
+        ] {
+            assert_eq!(milliseconds(text).map(time).as_deref(), want);
         }
     }
 }

@@ -66,11 +66,16 @@ fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Opt
                         service.name =
                             format!("{}-{}-{protocol}", at.ip(), at.port()).to_lowercase();
                         service.addresses.push(at.ip());
-                        service.ports.push(Port { port: at.port(), protocol, target: None });
+                        service.ports.push(Port {
+                            port: at.port(),
+                            last: None,
+                            protocol,
+                            target: None,
+                        });
                     }
                     Some(_) => document
-                        .note(line, "a service for every port is left out: write `port: 1-65535`"),
-                    None => document.note(
+                        .lost(line, "a service for every port is left out: write `port: 1-65535`"),
+                    None => document.lost(
                         line,
                         format!("`{value}` is no address and port; use `ipvsadm-save -n`"),
                     ),
@@ -78,7 +83,7 @@ fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Opt
             }
             "-f" | "--fwmark-service" => {
                 place = format!("mark {value}");
-                document.note(
+                document.lost(
                     line,
                     "a service by firewall mark is left out: list its addresses and ports",
                 );
@@ -91,7 +96,7 @@ fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Opt
             "-p" | "--persistent" => service.affinity_seconds = Some(value.parse().unwrap_or(300)),
             "-M" | "--netmask" if value == "255.255.255.255" || value == "128" => {}
             "-6" => {}
-            other => document.note(line, format!("`{other} {value}` is not carried over")),
+            other => document.lost(line, format!("`{other} {value}` is not carried over")),
         }
     }
     (place, known.then_some(service))
@@ -126,17 +131,17 @@ fn server(
             other => notes.push(format!("`{other} {value}` is not carried over")),
         }
     }
-    notes.into_iter().for_each(|note| document.note(line, note));
+    notes.into_iter().for_each(|note| document.lost(line, note));
     let found = places.iter().rev().find(|(at, _)| *at == place);
     let Some((_, index)) = found else {
-        return document.note(line, "a real server of no service");
+        return document.lost(line, "a real server of no service");
     };
     // What was left out has been told of.
     let Some(index) = *index else { return };
     if endpoint(&backend.address).is_none() {
         let address = backend.address;
         return document
-            .note(line, format!("`{address}` is no address and port; use `ipvsadm-save -n`"));
+            .lost(line, format!("`{address}` is no address and port; use `ipvsadm-save -n`"));
     }
     if backend.weight == 0 {
         let address = backend.address;
@@ -150,7 +155,7 @@ fn server(
     if !service.backends.is_empty() && service.mode != Some(mode) {
         let name = service.name.clone();
         return document
-            .note(line, format!("{name} has backends of several modes; this one is left out"));
+            .lost(line, format!("{name} has backends of several modes; this one is left out"));
     }
     service.mode = Some(mode);
     service.backends.push(backend);
@@ -184,16 +189,19 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert_eq!(notes.len(), 4, "{notes:#?}");
-        assert!(notes[0].starts_with("3: ") && notes[0].contains("weight 0"), "{notes:#?}");
-        assert!(notes[1].starts_with("4: ") && notes[1].contains("several modes"), "{notes:#?}");
-        assert!(notes[2].starts_with("5: scheduler `lblc`"), "{notes:#?}");
-        assert!(notes[3].starts_with("8: a service by firewall mark"), "{notes:#?}");
+        assert!(notes[2].starts_with("3: ") && notes[2].contains("weight 0"), "{notes:#?}");
+        assert!(
+            notes[0].starts_with("4: lost: ") && notes[0].contains("several modes"),
+            "{notes:#?}"
+        );
+        assert!(notes[3].starts_with("5: scheduler `lblc`"), "{notes:#?}");
+        assert!(notes[1].starts_with("8: lost: a service by firewall mark"), "{notes:#?}");
     }
 
     #[test]
     fn what_is_no_rule_is_told_of() {
         let document = read("# saved\n\n-t what\n-A -t name:80\n-a -t 192.0.2.9:80 -r 10.0.0.1:80");
-        let notes: Vec<_> = document.notes.iter().map(|note| note.line).collect();
+        let notes: Vec<_> = document.notes.iter().flat_map(|note| note.lines.clone()).collect();
         assert_eq!(notes, [3, 4, 5]);
         assert!(document.services.is_empty());
     }

@@ -1,6 +1,6 @@
 //! keepalived's configuration: virtual servers, and the groups of VRRP.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Backend, Document, Group, Port, Service, scheduler_of_ipvs};
 
@@ -37,13 +37,18 @@ pub(super) fn read(text: &str) -> Document {
         match node.word(0) {
             "virtual_server" => serve(&mut document, node, &groups),
             "vrrp_instance" => group(&mut document, node),
-            // Of the process, or looked at above.
-            "global_defs" | "virtual_server_group" => {}
+            "global_defs" => {
+                let words: Vec<&str> = node.below.iter().map(|it| it.word(0)).collect();
+                let words = words.join("`, `");
+                document.note(node.line, format!("`{words}` are of keepalived's process"));
+            }
+            // Looked at above.
+            "virtual_server_group" => {}
             "vrrp_script" | "vrrp_sync_group" | "vrrp_track_process" | "track_file" => {
                 let what = node.word(0);
-                document.note(node.line, format!("`{what}` is not carried over: `announce.vrrp[].track` follows interfaces and services"));
+                document.lost(node.line, format!("`{what}` is not carried over: `announce.vrrp[].track` follows interfaces and services"));
             }
-            other => document.note(node.line, format!("`{other}` is not carried over")),
+            other => document.lost(node.line, format!("`{other}` is not carried over")),
         }
     }
     document
@@ -72,7 +77,7 @@ fn tree(text: &str, document: &mut Document) -> Vec<Node> {
                             }
                         }
                         _ => {
-                            document.note(line, "a brace closes nothing");
+                            document.lost(line, "a brace closes nothing");
                             stack = vec![Vec::new()];
                         }
                     }
@@ -85,7 +90,7 @@ fn tree(text: &str, document: &mut Document) -> Vec<Node> {
     while stack.len() > 1 {
         let below = stack.pop().unwrap_or_default();
         if let Some(node) = stack.last_mut().and_then(|nodes| nodes.last_mut()) {
-            document.notes.push(super::Note { line: node.line, text: "a brace is missing".into() });
+            document.lost(node.line, "a brace is missing");
             node.below = below;
         }
     }
@@ -113,13 +118,13 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
             let name = node.word(2);
             let Some(group) = groups.iter().find(|group| group.word(1) == name) else {
                 return document
-                    .note(node.line, format!("there is no virtual_server_group `{name}`"));
+                    .lost(node.line, format!("there is no virtual_server_group `{name}`"));
             };
             service.name = name.into();
             for place in &group.below {
                 match (place.word(0).parse::<IpAddr>(), place.word(1).parse::<u16>()) {
                     (Ok(ip), Ok(port)) => places.push((ip, port)),
-                    _ => document.note(
+                    _ => document.lost(
                         place.line,
                         format!("`{}` is not carried over", place.words.join(" ")),
                     ),
@@ -127,7 +132,7 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
             }
         }
         "fwmark" => {
-            return document.note(
+            return document.lost(
                 node.line,
                 "a virtual server by firewall mark is left out: list its addresses and ports",
             );
@@ -138,7 +143,7 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
                 places.push((ip, port));
             }
             _ => {
-                return document.note(
+                return document.lost(
                     node.line,
                     format!("`{address} {}` is no address and port", node.word(2)),
                 );
@@ -149,7 +154,7 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
         if !service.addresses.contains(&ip) {
             service.addresses.push(ip);
         }
-        let port = Port { port, protocol, target: None };
+        let port = Port { port, last: None, protocol, target: None };
         if !service.ports.contains(&port) {
             service.ports.push(port);
         }
@@ -171,32 +176,15 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
     let mut check = None;
     for real in &node.below {
         match real.word(0) {
-            "real_server" => {
-                let (address, port) = (real.word(1), real.word(2));
-                let Ok(ip) = address.parse::<IpAddr>() else {
-                    document.note(real.line, format!("`{address}` is no address"));
-                    continue;
-                };
-                let weight = real.value("weight").and_then(|it| it.parse().ok()).unwrap_or(1);
-                if weight == 0 {
-                    document.note(real.line, format!("{address} has weight 0 and is left out"));
-                    continue;
+            "real_server" => real_server(document, node, real, &mut service, &mut check),
+            "sorry_server" => match (real.word(1).parse::<IpAddr>(), real.word(2).parse()) {
+                (Ok(ip), Ok(port)) => {
+                    let address = SocketAddr::new(ip, port).to_string();
+                    service.backends.push(Backend { address, weight: 1, backup: true, name: None });
                 }
-                let port =
-                    port.parse().unwrap_or(service.ports.first().map_or(0, |port| port.port));
-                let address = std::net::SocketAddr::new(ip, port).to_string();
-                service.backends.push(Backend { address, weight, backup: false, name: None });
-                check = check.or_else(|| checked(document, node, real));
-            }
-            "sorry_server" => {
-                let address = match real.word(1).parse::<IpAddr>() {
-                    Ok(ip) => {
-                        std::net::SocketAddr::new(ip, real.word(2).parse().unwrap_or(0)).to_string()
-                    }
-                    Err(_) => continue,
-                };
-                service.backends.push(Backend { address, weight: 1, backup: true, name: None });
-            }
+                _ => document
+                    .lost(real.line, format!("`{}` has no address and port", real.words.join(" "))),
+            },
             "delay_loop"
             | "lb_algo"
             | "lvs_sched"
@@ -206,17 +194,70 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
             | "persistence_timeout"
             | "retry"
             | "delay_before_retry"
-            | "connect_timeout"
-            | "alpha"
-            | "warmup" => {}
-            other => document.note(real.line, format!("`{other}` is not carried over")),
+            | "connect_timeout" => {}
+            "alpha" | "omega" | "warmup" | "quorum_up" | "quorum_down" | "ha_suspend" => {
+                document.note(real.line, format!("`{}` is not carried over", real.word(0)));
+            }
+            other => document.lost(real.line, format!("`{other}` is not carried over")),
         }
     }
+    let check = check.and_then(|(_, check)| check);
     service.fields.push(check.unwrap_or_else(|| "healthCheck: {type: none}".into()));
     document.services.push(service);
 }
 
-/// The checks of a virtual server by those of its first real server.
+/// Takes a backend; `check` is that of the first, with its line.
+fn real_server(
+    document: &mut Document,
+    node: &Node,
+    real: &Node,
+    service: &mut Service,
+    check: &mut Option<(usize, Option<String>)>,
+) {
+    let (address, port) = (real.word(1), real.word(2));
+    let Ok(ip) = address.parse::<IpAddr>() else {
+        return document.lost(real.line, format!("`{address}` is no address"));
+    };
+    let weight = real.value("weight").and_then(|it| it.parse().ok()).unwrap_or(1);
+    if weight == 0 {
+        return document.lost(real.line, format!("{address} has weight 0 and is left out"));
+    }
+    let port = port.parse().unwrap_or(service.ports.first().map_or(0, |port| port.port));
+    let address = SocketAddr::new(ip, port).to_string();
+    let own = checked(document, node, real);
+    match check {
+        None => *check = Some((real.line, own)),
+        Some((line, first)) if *first != own => document.lost(
+            real.line,
+            format!(
+                "{address} is checked in another way than the real server of line {line}, whose way is that of \
+                 the whole service"
+            ),
+        ),
+        Some(_) => {}
+    }
+    for below in &real.below {
+        match below.word(0) {
+            "weight" => {}
+            checker if checker.ends_with("_CHECK") || checker.ends_with("_GET") => {}
+            "uthreshold" | "lthreshold" => document.lost(
+                below.line,
+                format!(
+                    "`{}` is not carried over: `limits: {{backendConnections: …}}` holds for all backends of a \
+                     service",
+                    below.word(0)
+                ),
+            ),
+            "inhibit_on_failure" | "notify_up" | "notify_down" | "alpha" | "warmup" => {
+                document.note(below.line, format!("`{}` is not carried over", below.word(0)));
+            }
+            other => document.lost(below.line, format!("`{other}` is not carried over")),
+        }
+    }
+    service.backends.push(Backend { address, weight, backup: false, name: None });
+}
+
+/// How a real server is checked.
 fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<String> {
     let seconds = |node: &Node, name: &str| {
         let value = node.value(name)?.parse::<f64>().ok()?;
@@ -233,13 +274,17 @@ fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<Strin
         if secure {
             words.push("tls: {insecureSkipVerify: true}".into());
         }
-        if let Some(url) = node.find("url") {
+        let urls: Vec<&Node> = node.below.iter().filter(|it| it.word(0) == "url").collect();
+        if let Some(second) = urls.get(1) {
+            document.lost(second.line, "of several urls of a check, the first is asked for");
+        }
+        if let Some(url) = urls.first() {
             words.push(format!("path: {:?}", url.value("path").unwrap_or("/")));
             if let Some(status) = url.value("status_code") {
                 words.push(format!("expectStatus: [{status}]"));
             }
             if url.find("digest").is_some() {
-                document.note(url.line, "the digest of an answer is not looked at");
+                document.lost(url.line, "the digest of an answer is not looked at");
             }
         }
         words.extend(node.value("virtualhost").map(|host| format!("host: {host:?}")));
@@ -252,14 +297,22 @@ fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<Strin
         node
     } else {
         for other in real.below.iter().filter(|it| it.word(0).ends_with("_CHECK")) {
-            document.note(other.line, format!("`{}` is not carried over", other.word(0)));
+            document.lost(other.line, format!("`{}` is not carried over", other.word(0)));
         }
         return None;
     };
     words.extend(node.value("connect_port").map(|port| format!("port: {port}")));
-    words.extend(seconds(node, "connect_timeout").map(|time| format!("timeout: {time}")));
-    let every = seconds(node, "delay_loop").or(seconds(service, "delay_loop"));
-    words.extend(every.map(|time| format!("interval: {time}")));
+    let either = |name: &str| seconds(node, name).or(seconds(service, name));
+    for (name, ours) in [
+        ("connect_timeout", "timeout"),
+        ("delay_loop", "interval"),
+        ("delay_before_retry", "fastInterval"),
+    ] {
+        words.extend(either(name).map(|time| format!("{ours}: {time}")));
+    }
+    let retry = node.value("retry").or(service.value("retry"));
+    let retry = retry.and_then(|count| count.parse::<u32>().ok());
+    words.extend(retry.map(|count| format!("fall: {}", count.saturating_add(1))));
     Some(format!("healthCheck: {{{}}}", words.join(", ")))
 }
 
@@ -298,14 +351,16 @@ fn group(document: &mut Document, node: &Node) {
                 field("track", format!("{{interfaces: [{}]}}", list.join(", ")));
             }
             "authentication" => {
-                document.note(below.line, "VRRP 3 has no authentication: it is left out")
+                document.lost(below.line, "VRRP 3 has no authentication: it is left out")
             }
             "version" if value == "3" => {}
             "version" => document
-                .note(below.line, "VRRP 2 is not spoken: set `vrrp_version 3` on the other boxes"),
+                .lost(below.line, "VRRP 2 is not spoken: set `vrrp_version 3` on the other boxes"),
             // The highest priority begins.
-            "state" | "garp_master_delay" | "garp_master_repeat" | "dont_track_primary"
-            | "virtual_router" => {}
+            "state" => {}
+            "track_script" | "use_vmac" | "virtual_routes" | "virtual_rules" | "strict_mode" => {
+                document.lost(below.line, format!("`{}` is not carried over", below.word(0)));
+            }
             other => document.note(below.line, format!("`{other}` is not carried over")),
         }
     }
@@ -335,6 +390,8 @@ vrrp_instance VI_1 {
 }
 virtual_server 192.0.2.1 80 {
   delay_loop 6
+  retry 2
+  delay_before_retry 1
   lb_algo wrr
   lb_kind DR
   persistence_timeout 50
@@ -369,7 +426,7 @@ virtual_server fwmark 3 { lb_algo rr }
             "vrrp:\n    - name: VI_1\n      interface: eth0\n      virtualRouterId: 51\n      priority: 150\n      \
              advertInterval: 1000ms\n      addresses: [\"192.0.2.1\", \"192.0.2.2\"]\n      track: {interfaces: [eth1]}",
             "mode: dsr\n    scheduler: roundRobin\n    sessionAffinity: ClientIP\n    sessionAffinityTimeout: 50s",
-            "healthCheck: {type: http, path: \"/up\", expectStatus: [200], timeout: 3000ms, interval: 6000ms}",
+            "healthCheck: {type: http, path: \"/up\", expectStatus: [200], timeout: 3000ms, interval: 6000ms, fastInterval: 1000ms, fall: 3}",
             "backupBackends:\n      - \"10.0.0.9:80\"",
             "name: DNS\n    addresses: [\"192.0.2.2\"]\n    ports:\n      - {port: 53, protocol: UDP}\n    mode: nat",
             "healthCheck: {type: tcp, port: 53}",
@@ -377,9 +434,11 @@ virtual_server fwmark 3 { lb_algo rr }
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let wanted = [
-            "9: VRRP 3 has no authentication",
-            "33: `quorum`",
-            "43: a virtual server by firewall mark",
+            "9: lost: VRRP 3 has no authentication",
+            "34: lost: 10.0.0.2:80 is checked in another way than the real server of line 26",
+            "35: lost: `quorum`",
+            "45: lost: a virtual server by firewall mark",
+            "2: `router_id` are of keepalived's process",
         ];
         assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
         for (note, wanted) in notes.iter().zip(wanted) {
@@ -391,7 +450,7 @@ virtual_server fwmark 3 { lb_algo rr }
     fn braces_that_do_not_match_are_told_of() {
         let document = read("virtual_server 192.0.2.1 80 {\n  real_server 10.0.0.1 80 {\n");
         assert_eq!(document.services.len(), 1);
-        assert_eq!(document.notes.len(), 2);
+        assert_eq!(document.notes[0].lines, [1, 2].into());
         assert_eq!(read("}\n").notes[0].text, "a brace closes nothing");
     }
 }

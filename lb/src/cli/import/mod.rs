@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, counted};
+use super::{EXIT_CHANGES, EXIT_CONFIG, EXIT_FAILURE, counted};
 
 /// Whose configuration it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -35,7 +35,9 @@ struct Document {
 /// What could not be carried over, and where it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Note {
-    line: usize,
+    lines: BTreeSet<usize>,
+    /// Whether it decides who is served, or where.
+    lost: bool,
     text: String,
 }
 
@@ -55,6 +57,8 @@ struct Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Port {
     port: u16,
+    /// Of a range, its end.
+    last: Option<u16>,
     protocol: &'static str,
     /// Where backends have it, when they do not say so themselves.
     target: Option<u16>,
@@ -62,7 +66,7 @@ struct Port {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Backend {
-    /// `ip:port` or `name:port`.
+    /// `ip:port` or `name:port`; without a port it is the one that was dialled.
     address: String,
     weight: u32,
     backup: bool,
@@ -92,20 +96,31 @@ pub(super) fn import(origin: Origin, file: &Path, addresses: &[IpAddr]) -> ExitC
     };
     document.settle();
     print!("{}", document.text());
-    document.notes.sort_by_key(|note| note.line);
-    for Note { line, text } in &document.notes {
-        eprintln!("{}:{line}: {text}", file.display());
+    for Note { lines, lost, text } in &document.notes {
+        let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
+        let lost = if *lost { "lost: " } else { "" };
+        eprintln!("{}:{}: {lost}{text}", file.display(), lines.join(","));
     }
-    let (services, notes) = (document.services.len(), document.notes.len());
+    let services = document.services.len();
     if services == 0 && document.vrrp.is_empty() {
         eprintln!("fairway: {} has nothing that could be carried over", file.display());
         return ExitCode::from(EXIT_CONFIG);
     }
+    let lost = document.notes.iter().filter(|note| note.lost).count();
+    let other = document.notes.len() - lost;
     eprintln!(
-        "fairway: {} carried over, {} need a look; `fairway check` knows whether the document is whole",
+        "fairway: {} carried over, {} lost, {} without a counterpart; `fairway check` knows whether the document is \
+         whole",
         counted(services, "service"),
-        counted(notes, "thing")
+        counted(lost, "thing"),
+        counted(other, "thing")
     );
+    if lost > 0 {
+        eprintln!(
+            "fairway: what is lost decides who is served, or where: put it in by hand before this serves"
+        );
+        return ExitCode::from(EXIT_CHANGES);
+    }
     ExitCode::SUCCESS
 }
 
@@ -119,12 +134,27 @@ fn read(file: &Path) -> std::io::Result<String> {
 }
 
 impl Document {
+    /// What has no counterpart, and does not decide who is served.
     fn note(&mut self, line: usize, text: impl Into<String>) {
-        self.notes.push(Note { line, text: text.into() });
+        self.say(line, false, text.into());
     }
 
-    /// Names are unique, ports of backends clear, and weights what a document may have.
+    /// What decides who is served, or where, and is not in the document.
+    fn lost(&mut self, line: usize, text: impl Into<String>) {
+        self.say(line, true, text.into());
+    }
+
+    fn say(&mut self, line: usize, lost: bool, text: String) {
+        match self.notes.iter_mut().find(|note| note.text == text) {
+            Some(note) => _ = note.lines.insert(line),
+            None => self.notes.push(Note { lines: [line].into(), lost, text }),
+        }
+    }
+
+    /// Names are unique, ports of backends clear, and weights what a document may have; what is lost is said
+    /// first.
     fn settle(&mut self) {
+        self.notes.sort_by_key(|note| (!note.lost, note.lines.first().copied()));
         let services = std::mem::take(&mut self.services);
         self.services = services.into_iter().flat_map(Service::clear).collect();
         let mut names = BTreeSet::new();
@@ -177,7 +207,8 @@ impl Service {
     /// Of several ports, each needs to know the backends' ports: backends that have one in common leave it
     /// to the ports, others make a service for each port.
     fn clear(mut self) -> Vec<Self> {
-        if self.ports.len() < 2 {
+        let alone = |backend: &Backend| !has_port(&backend.address);
+        if self.ports.len() < 2 || self.backends.iter().all(alone) {
             return vec![self];
         }
         let split = |address: &str| {
@@ -214,7 +245,8 @@ impl Service {
         let _ =
             writeln!(out, "  - name: {}\n    addresses: [{}]", quoted(&self.name), list(addresses));
         let _ = writeln!(out, "    ports:");
-        for Port { port, protocol, target } in &self.ports {
+        for Port { port, last, protocol, target } in &self.ports {
+            let port = last.map_or(port.to_string(), |last| format!("{port}-{last}"));
             let protocol = (*protocol != "TCP").then(|| format!(", protocol: {protocol}"));
             let target = target.map(|target| format!(", targetPort: {target}"));
             let more = [protocol, target].into_iter().flatten().collect::<String>();
@@ -275,6 +307,12 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if fits(c) { c } else { '-' }).collect()
 }
 
+/// Whether an address of a backend ends in a port.
+fn has_port(address: &str) -> bool {
+    address.parse::<IpAddr>().is_err()
+        && address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+}
+
 /// An address and a port, as all three write them.
 fn endpoint(text: &str) -> Option<SocketAddr> {
     text.parse().ok()
@@ -307,8 +345,10 @@ pub(super) mod tests {
         if let Err(problems) = fairway_config::load_text(&path, &text) {
             panic!("{problems}\n{text}");
         }
-        document.notes.sort_by_key(|note| note.line);
-        let note = |note: &Note| format!("{}: {}", note.line, note.text);
+        let note = |note: &Note| {
+            let lines: Vec<String> = note.lines.iter().map(usize::to_string).collect();
+            format!("{}:{} {}", lines.join(","), if note.lost { " lost:" } else { "" }, note.text)
+        };
         (text, document.notes.iter().map(note).collect())
     }
 
