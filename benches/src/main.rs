@@ -1,6 +1,7 @@
 //! Measurements of Fairway beside what users would pick instead. `benches/run` builds and runs it.
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 
+mod changes;
 mod checks;
 mod core;
 #[cfg(feature = "dpdk")]
@@ -44,7 +45,8 @@ pub(crate) struct Arguments {
 }
 
 /// The parts beside that of the proxy path.
-const PARTS: [&str; 7] = ["tables", "packets", "dpdk", "ports", "scale", "checks", "failover"];
+const PARTS: [&str; 8] =
+    ["tables", "packets", "dpdk", "ports", "scale", "changes", "checks", "failover"];
 
 fn names() -> PossibleValuesParser {
     let proxy = proxy::WORKS.iter().map(|work| work.key).chain(["idle", "reload"]);
@@ -81,6 +83,9 @@ fn main() {
     }
     if wanted("scale") {
         scale::run(arguments.quick);
+    }
+    if wanted("changes") {
+        changes::run(arguments.quick);
     }
     if wanted("checks") {
         checks::run(arguments.quick);

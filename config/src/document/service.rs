@@ -572,9 +572,9 @@ pub struct UdpDoc {
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct LimitsDoc {
-    /// Open connections of one backend.
+    /// Open connections of one backend, for each port of the service by itself.
     pub backend_connections: Option<At<u32>>,
-    /// Open connections of the service.
+    /// Open connections of the service, for each of its ports by itself.
     pub service_connections: Option<At<u32>>,
     /// Open connections of one client address.
     pub client_connections: Option<At<u32>>,

@@ -9,10 +9,9 @@
 use std::rc::Rc;
 
 use fairway_core::{EndReason, FailureCause, Pick, RetryCause, Tick};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::held::{HeldBackend, HeldService};
-use crate::listen::{UNSENT_BYTES, keepalive};
 use crate::relay::Way;
 use crate::report::Shared;
 use crate::session::{Cx, End, Phase, Session, keep_affinity};
@@ -44,10 +43,9 @@ impl Session {
             cx.stats.unbound.inc();
             return self.no_socket(leg, cx);
         }
-        // They only tune: a kernel that refuses them still connects.
+        // It only tunes: a kernel that refuses it still connects. What else there is to set is for connections
+        // that need it: most are over before.
         let _ = socket.set_tcp_nodelay(true);
-        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES);
-        let _ = SockRef::from(&socket).set_tcp_keepalive(&keepalive());
         state.end = End::new(socket.into());
         state.connecting = true;
         state.end.asked();

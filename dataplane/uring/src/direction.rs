@@ -4,6 +4,7 @@
 //! slow reader therefore stops its sender, and memory is bounded.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 
 use crate::splice::Pipe;
 use crate::sys::{Chunk, Ring};
@@ -19,6 +20,10 @@ pub(crate) struct Direction {
     kept_bytes: u32,
     /// A send is under way.
     pub(crate) sending: bool,
+    /// It is a prompt one: see [`Ring::send_promptly`].
+    prompt: bool,
+    /// The sink had no room for a prompt send: until everything is out, sends wait for room.
+    patient: bool,
     /// A receive is under way.
     pub(crate) receiving: bool,
     /// The sink has just said that it has room.
@@ -117,9 +122,40 @@ impl Direction {
         }
     }
 
-    /// The chunk to send next.
-    pub(crate) fn front(&self) -> Option<&Chunk> {
-        self.queue.front()
+    /// Sends the chunk that is next. Only while there is one, and no send is under way.
+    pub(crate) fn send(&mut self, ring: &mut Ring, fd: BorrowedFd<'_>, token: u64) {
+        let Some(chunk) = self.queue.front() else { return };
+        self.prompt = !self.patient;
+        match self.prompt {
+            true => ring.send_promptly(fd, chunk, token),
+            false => ring.send(fd, chunk, token),
+        }
+        self.sending = true;
+    }
+
+    /// Whether the end of a prompt send that is under way lets something else begin.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.sending && self.prompt && (self.ended || !self.receiving || self.queue.len() > 1)
+    }
+
+    /// The sink is to say when it has room, which counts as sending.
+    pub(crate) fn waits_for_room(&mut self) {
+        (self.sending, self.prompt) = (true, false);
+    }
+
+    /// The sink has no room. Whether a send may be tried that waits for it, in place of one that did not.
+    pub(crate) fn gets_patient(&mut self) -> bool {
+        !std::mem::replace(&mut self.patient, true)
+    }
+
+    /// Whether the sink had no room for what was sent last.
+    pub(crate) fn is_patient(&self) -> bool {
+        self.patient
+    }
+
+    /// Whether the send that completes now has waited for room.
+    pub(crate) fn was_patient(&self) -> bool {
+        !self.prompt
     }
 
     /// Bytes that have been received and not sent.
@@ -151,8 +187,11 @@ impl Direction {
         };
         first.advance(sent);
         if first.len() > 0 {
+            // What is left of it needs room first.
+            self.patient = true;
             return true;
         }
+        self.patient &= self.queue.len() > 1;
         let Some(mut chunk) = self.queue.pop_front() else {
             return true;
         };
@@ -193,7 +232,7 @@ impl Direction {
         }
         self.bytes = 0;
         self.kept_bytes = 0;
-        self.sending = false;
+        (self.sending, self.patient) = (false, false);
         self.told = false;
         self.broken = false;
     }

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::SockRef;
 
 use crate::direction::Direction;
-use crate::listen::UNSENT_BYTES_SPLICED;
+use crate::listen::{UNSENT_BYTES, UNSENT_BYTES_SPLICED};
 use crate::session::{Cx, End, Phase, Session};
 use crate::splice::{Pipe, Stop, set_nonblocking};
 use crate::sys::{Chunk, Completion, Ring};
@@ -60,6 +60,9 @@ impl Session {
         self.send_next(way, cx);
         self.pass_end_on(way, cx);
         let direction = self.direction(way);
+        if direction.is_waited_for() {
+            cx.ring.hurry();
+        }
         let wants = direction.is_flushed() && !direction.ended && !direction.receiving;
         if self.phase == Phase::Closing || !wants {
             return;
@@ -105,11 +108,8 @@ impl Session {
         if direction.sending || sink.failed {
             return;
         }
-        let (Some(chunk), Some(fd)) = (direction.front(), sink.fd()) else {
-            return;
-        };
-        cx.ring.send(fd, chunk, token);
-        direction.sending = true;
+        let Some(fd) = sink.fd().filter(|_| !direction.is_empty()) else { return };
+        direction.send(cx.ring, fd, token);
         sink.asked();
     }
 
@@ -308,7 +308,10 @@ impl Session {
         self.direction(way).sending = false;
         match result {
             Ok(bytes) => {
-                self.active_at = cx.now;
+                if self.direction(way).was_patient() {
+                    // One that was not was out as soon as it was received.
+                    self.active_at = cx.now;
+                }
                 self.count_sent(way, u64::from(bytes), cx);
                 let keep = (way == Way::Up && self.replayable).then(|| {
                     self.admitted.as_ref().map_or(0, |a| a.service.policy.retry.replay_bytes)
@@ -316,11 +319,29 @@ impl Session {
                 if !self.direction(way).sent(cx.ring, bytes, keep) {
                     self.replayable = false;
                 }
+                if self.direction(way).is_patient() {
+                    self.bound_unsent();
+                }
+                self.pump(way, cx);
+            }
+            // A socket that is spliced from or to does not block, whatever a send would.
+            Err(libc::EAGAIN) if self.direction(way).gets_patient() && !self.nonblocking => {
+                self.bound_unsent();
                 self.pump(way, cx);
             }
             Err(libc::EAGAIN) => self.wait_for_sink(way, cx),
             Err(libc::EINTR) => self.pump(way, cx),
             Err(_) => self.sink_failed(way, cx),
+        }
+    }
+
+    /// A socket was full: from now on less may wait in the backend's.
+    fn bound_unsent(&mut self) {
+        let fd = self.live.and_then(|leg| self.legs[leg.index()].end.fd());
+        if let Some(fd) = fd.filter(|_| !self.bounded) {
+            // It only tunes.
+            let _ = SockRef::from(&fd).set_tcp_notsent_lowat(UNSENT_BYTES);
+            self.bounded = true;
         }
     }
 
@@ -386,7 +407,7 @@ impl Session {
                 // It only tunes.
                 let _ = SockRef::from(&fd).set_tcp_notsent_lowat(UNSENT_BYTES_SPLICED);
             }
-            self.nonblocking = true;
+            (self.nonblocking, self.bounded) = (true, true);
         }
         self.direction(way).pipe = Some(pipe);
         *cx.pipes -= 1;
@@ -471,7 +492,7 @@ impl Session {
         let Some(fd) = end.fd() else { return };
         cx.ring.poll(fd, libc::POLLOUT, token);
         end.asked();
-        self.direction(way).sending = true;
+        self.direction(way).waits_for_room();
     }
 
     /// A socket that was waited for is ready.

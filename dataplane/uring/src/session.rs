@@ -24,6 +24,7 @@ use socket2::SockRef;
 use crate::direction::Direction;
 use crate::greeting::Greeting;
 use crate::held::{Held, HeldBackend, HeldService};
+use crate::listen::keepalive;
 use crate::report::{
     Carried, ConnectionRecord, OpenConnection, ServiceTalkers, Shared, WorkerStats,
 };
@@ -186,6 +187,10 @@ pub(crate) struct Session {
     pub(crate) down: Direction,
     /// What goes up is kept for a replay.
     pub(crate) replayable: bool,
+    /// The backend's socket is kept alive, as the client's has been from the start.
+    kept_alive: bool,
+    /// Little may wait unsent in the backend's socket, as in the client's from the start.
+    pub(crate) bounded: bool,
     /// The sockets do not block, because one direction is spliced.
     pub(crate) nonblocking: bool,
     pub(crate) hedge_at: Option<Tick>,
@@ -218,6 +223,8 @@ impl Session {
             up: Direction::default(),
             down: Direction::default(),
             replayable: false,
+            kept_alive: false,
+            bounded: false,
             nonblocking: false,
             hedge_at: None,
             first_end: None,
@@ -281,7 +288,7 @@ impl Session {
         self.greeting = None;
         self.backend = None;
         self.tried.clear();
-        self.nonblocking = false;
+        (self.kept_alive, self.bounded, self.nonblocking) = (false, false, false);
         self.first_end = None;
         (self.connect_us, self.first_byte) = (None, None);
         self.timer_at = Tick(u64::MAX);
@@ -341,6 +348,7 @@ impl Session {
                     };
                     self.finish(reason, true, cx);
                 }
+                self.keep_alive();
             }
         }
         self.set_timer(cx);
@@ -359,6 +367,16 @@ impl Session {
         let Some(at) = deadline.filter(|at| *at < self.timer_at) else { return };
         self.timer_at = at;
         cx.wheel.set(Timer { index: cx.index, generation: self.generation, at });
+    }
+
+    /// From the first timer on, which is long before a probe would be due.
+    fn keep_alive(&mut self) {
+        let fd = self.live.and_then(|leg| self.legs[leg.index()].end.fd());
+        if let Some(fd) = fd.filter(|_| !self.kept_alive) {
+            // It only finds out earlier that a backend is gone.
+            let _ = SockRef::from(&fd).set_tcp_keepalive(&keepalive());
+            self.kept_alive = true;
+        }
     }
 
     fn is_half_closed(&self) -> bool {

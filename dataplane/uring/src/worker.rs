@@ -251,8 +251,12 @@ impl<'r> Worker<'r> {
 
     /// Sessions whose receive found no buffer try again, once a batch, when there are some.
     fn feed_starved(&mut self, snapshot: &Snapshot) {
-        if self.parts.starved.is_empty() || self.parts.ring.buffers().is_starved() {
+        if self.parts.starved.is_empty() {
             return;
+        }
+        if self.parts.ring.buffers().is_starved() {
+            // What is being sent gives its buffers back.
+            return self.parts.ring.hurry();
         }
         self.parts.stats.starved.add(self.parts.starved.len() as u64);
         for index in std::mem::take(&mut self.parts.starved) {

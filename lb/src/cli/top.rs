@@ -370,15 +370,20 @@ impl Top {
                 Cell::from(entry.cause.clone()),
             ])
         });
+        // As wide as what they have, so that no port loses a digit; the reasons take what is left.
+        let longest = |text: fn(&Entry) -> &str, most: usize| {
+            let widths = self.entries.iter().map(|entry| text(entry).chars().count());
+            Constraint::Length(widths.max().unwrap_or(0).clamp(8, most) as u16)
+        };
         let widths = [
             Constraint::Length(7),
             Constraint::Length(9),
             Constraint::Length(10),
             Constraint::Length(10),
             Constraint::Length(9),
-            Constraint::Fill(2),
-            Constraint::Fill(2),
-            Constraint::Fill(3),
+            longest(|entry| &entry.name, 32),
+            longest(|entry| &entry.more, 48),
+            Constraint::Fill(1),
         ];
         frame.render_widget(Table::new(rows, widths).header(head), area);
     }

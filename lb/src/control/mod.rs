@@ -81,6 +81,8 @@ const BATCH: usize = 4096;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often ejections, retired backends and failed listeners are looked at.
 const TICK: Duration = Duration::from_millis(100);
+/// From one publication to the next, unless somebody waits for it: what changes meanwhile is published together.
+const GAP: Duration = Duration::from_millis(10);
 
 /// What the workers say of a service's heaviest clients; it ends with the last of them.
 pub(crate) type TalkerAnswers = Receiver<ServiceTalkers>;
@@ -180,6 +182,8 @@ pub(crate) struct Control {
     /// Frontends that a service left while staying.
     vacated: Vec<(Vec<Frontend>, ServiceId)>,
     rebuilt: HashSet<ServiceKey>,
+    /// Before this, what has changed waits for more.
+    publish_at: Instant,
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
     relisten: Vec<Relisten>,
     look_at: Tick,
@@ -261,6 +265,7 @@ impl Control {
             removed: Vec::new(),
             vacated: Vec::new(),
             rebuilt: HashSet::new(),
+            publish_at: Instant::now(),
             relisten: Vec::new(),
             look_at: Tick(0),
             told_at: Tick(0),
@@ -342,7 +347,9 @@ impl Control {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.tend();
-            self.publish();
+            if Instant::now() >= self.publish_at {
+                self.publish();
+            }
         }
         for worker in &self.workers {
             worker.send(Command::Stop);
@@ -367,7 +374,11 @@ impl Control {
             || self.listeners.is_waiting()
             || self.stop != Stop::Running
             || self.publisher.oldest_seen() < self.publisher.current().generation;
-        if waits { TICK } else { LOOK }
+        let patience = if waits { TICK } else { LOOK };
+        match self.is_unpublished() {
+            true => self.publish_at.saturating_duration_since(Instant::now()),
+            false => patience,
+        }
     }
 
     pub(crate) fn take(&mut self, input: Input) {

@@ -7,16 +7,26 @@ use std::time::Instant;
 
 use fairway_core::{Service, SnapshotBuilder};
 
-use super::Control;
+use super::{Control, GAP};
 
 impl Control {
+    fn has_changed(&self) -> bool {
+        !(self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty())
+    }
+
+    /// Whether there is something to publish.
+    pub(super) fn is_unpublished(&self) -> bool {
+        self.has_changed() || self.has_new_routes() || self.announcing.has_news()
+    }
+
     /// Publishes what has changed, if anything has.
     pub(crate) fn publish(&mut self) {
-        let unchanged = self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty();
-        if unchanged && !self.has_new_routes() && !self.announcing.has_news() {
+        let unchanged = !self.has_changed();
+        if !self.is_unpublished() {
             return self.tell_announcer(&BTreeSet::new(), false);
         }
         let started = Instant::now();
+        self.publish_at = started + GAP;
         let current = self.publisher.current();
         let mut builder = SnapshotBuilder::from(&current);
         if let Some(routes) = self.new_routes() {

@@ -202,7 +202,7 @@ fn hear(channel: &Channel, patience: Duration) -> Result<Answer, String> {
     match channel.receive(Some(patience)) {
         Ok((answer, _)) => Ok(answer),
         Err(ChannelError::Gone) => {
-            Err("the new process has ended; its last words are in the log".into())
+            Err("the new process has ended; what it said, if anything, is in the log".into())
         }
         Err(ChannelError::Late) => Err(format!("the new process took longer than {patience:?}")),
         Err(error) => Err(error.to_string()),

@@ -39,12 +39,14 @@ impl Launched {
             .stderr(Stdio::inherit())
             .output()
             .map_err(|error| format!("no process can be started: {error}"))?;
-        let pid = String::from_utf8_lossy(&output.stdout).trim().parse();
-        let pid: u32 = pid.map_err(|_| format!("{} cannot be run", program.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let cannot = |_| format!("{} cannot be run: {}", program.display(), said.trim());
+        let pid: u32 = said.trim().parse().map_err(cannot)?;
         let known = Pid::from_raw(pid.try_into().unwrap_or_default());
         let known = known.ok_or_else(|| format!("{pid} is no process"))?;
-        let handle = pidfd_open(known, PidfdFlags::empty())
-            .map_err(|_| "the new process has ended; its last words are in the log".to_owned())?;
+        let handle = pidfd_open(known, PidfdFlags::empty()).map_err(|_| {
+            "the new process has ended; what it said, if anything, is in the log".to_owned()
+        })?;
         Ok(Self { pid, handle })
     }
 
@@ -79,7 +81,7 @@ pub(crate) fn launch(program: &Path, arguments: &[OsString]) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("fairway: {}: {error}", program.display());
+            println!("{error}");
             ExitCode::FAILURE
         }
     }

@@ -83,6 +83,12 @@ impl Small {
         self.shared.changed.send_replace(store.version);
     }
 
+    /// Writes an object as it is, without anybody's request.
+    pub(super) fn write(&self, key: Key, object: Value) {
+        // It refuses nothing.
+        let _ = self.shared.put(key, |_| Ok(object));
+    }
+
     pub(super) fn lacks(&self, plural: &str) {
         self.store().missing.push(plural.into());
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 use socket2::SockAddr;
 
 use super::buffers::{Buffers, Chunk};
@@ -24,8 +24,13 @@ const DATAGRAMS: u16 = 1;
 const DATAGRAM_BUFFERS: u16 = 512;
 /// Set in the tokens of requests that receive datagrams.
 pub(crate) const DATAGRAM_TOKEN: u64 = 1 << 63;
+/// Set in what the kernel is told of prompt sends.
+const PROMPT_TOKEN: u64 = 1 << 62;
 /// Completions of requests that nobody waits for.
 const NOBODY: u64 = u64::MAX;
+/// How long the ends of prompt sends may go unnoticed while nothing else happens. It is longer than the kernel's
+/// tick, so that no wait has a timer of its own programmed.
+const LINGER: Duration = Duration::from_millis(20);
 
 /// What the kernel says of a request.
 #[derive(Debug)]
@@ -52,7 +57,18 @@ pub(crate) struct Ring {
     outbox: Outbox,
     /// Addresses of connects since the last submission; the kernel copies them when submitted.
     addresses: Vec<SockAddr>,
+    /// Prompt sends that were not heard of: see [`Ring::send`].
+    prompt: Vec<Prompt>,
+    /// Somebody waits for the end of a prompt send.
+    hurried: bool,
     features: Features,
+}
+
+/// A send that is over with the submission that takes it to the kernel, and completes only when it
+/// could not do all.
+struct Prompt {
+    token: u64,
+    len: u32,
 }
 
 impl Ring {
@@ -77,6 +93,8 @@ impl Ring {
             shape: Shape::new(),
             outbox: Outbox::default(),
             addresses: Vec::with_capacity(SUBMISSIONS as usize),
+            prompt: Vec::with_capacity(SUBMISSIONS as usize),
+            hurried: false,
             features,
         })
     }
@@ -107,13 +125,32 @@ impl Ring {
         self.push(entry.user_data(token));
     }
 
-    /// Sends all of `chunk`. The caller keeps it, unchanged, until the completion.
+    /// Sends all of `chunk`, however long that takes. The caller keeps it, unchanged, until the
+    /// completion.
     pub(crate) fn send(&mut self, fd: BorrowedFd<'_>, chunk: &Chunk, token: u64) {
         let (start, len) = self.buffers.bytes(chunk);
         let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, len)
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build();
         self.push(entry.user_data(token));
+    }
+
+    /// Sends what the socket has room for of `chunk`, which is mostly all: an end that comes with the
+    /// submission, is known without a completion, and therefore ends no wait. What was not sent is
+    /// told by a short result, or `EAGAIN`. The caller keeps the chunk until it is told; who cannot wait for
+    /// that calls [`Self::hurry`].
+    pub(crate) fn send_promptly(&mut self, fd: BorrowedFd<'_>, chunk: &Chunk, token: u64) {
+        let (start, len) = self.buffers.bytes(chunk);
+        // With MSG_WAITALL a short send is no success, and is told of.
+        let entry = opcode::Send::new(Fd(fd.as_raw_fd()), start, len)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build();
+        self.push_prompt(entry, token, len);
+    }
+
+    /// Somebody can go on when the prompt sends are over: the next wait only submits.
+    pub(crate) fn hurry(&mut self) {
+        self.hurried = true;
     }
 
     /// Receives datagrams from `fd`, any number of them, until the completion that has no `more`.
@@ -136,7 +173,8 @@ impl Ring {
         let entry = opcode::SendMsg::new(Fd(fd.as_raw_fd()), header)
             .flags((libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as u32)
             .build();
-        self.push(entry.user_data(token(number)));
+        // A datagram is sent whole or not at all: how long it was is nobody's question.
+        self.push_prompt(entry, token(number), 0);
     }
 
     /// The parcel of a completed send.
@@ -212,6 +250,14 @@ impl Ring {
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.buffers.refill();
         self.datagrams.refill();
+        if std::mem::take(&mut self.hurried) && !self.prompt.is_empty() {
+            self.submit_only();
+            return Ok(());
+        }
+        let timeout = match self.prompt.is_empty() {
+            true => timeout,
+            false => Some(timeout.map_or(LINGER, |timeout| timeout.min(LINGER))),
+        };
         let spec = timeout.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(spec) = &spec {
@@ -228,13 +274,26 @@ impl Ring {
         }
     }
 
-    /// Moves what has completed to `out`.
+    /// Moves what has completed to `out`, prompt sends that did all first.
     pub(crate) fn completions(&mut self, out: &mut Vec<Completion>) {
-        let Self { ring, buffers, datagrams, shape, .. } = self;
+        let Self { ring, buffers, datagrams, shape, prompt, .. } = self;
+        // What is still queued has not been sent.
+        let submitted = ring.submission().is_empty();
+        let first = out.len();
+        let mut short = 0;
         for cqe in ring.completion() {
-            let token = cqe.user_data();
+            let mut token = cqe.user_data();
             if token == NOBODY {
                 continue;
+            }
+            if token & PROMPT_TOKEN != 0 {
+                token &= !PROMPT_TOKEN;
+                // They complete in the order in which they were submitted.
+                let later = prompt.iter().skip(short).position(|sent| sent.token == token);
+                if let Some(found) = later {
+                    short += found;
+                    prompt[short].token = NOBODY;
+                }
             }
             let result = u32::try_from(cqe.result()).map_err(|_| -cqe.result());
             let len = *result.as_ref().unwrap_or(&0);
@@ -253,6 +312,17 @@ impl Ring {
             }
             let more = cqueue::more(cqe.flags());
             out.push(Completion { token, result, more, chunk, datagram });
+        }
+        if submitted {
+            let all = prompt.drain(..).filter(|sent| sent.token != NOBODY);
+            let sent = |Prompt { token, len }| Completion {
+                token,
+                result: Ok(len),
+                more: false,
+                chunk: None,
+                datagram: None,
+            };
+            out.splice(first..first, all.map(sent));
         }
     }
 
@@ -284,6 +354,11 @@ impl Ring {
         self.features
     }
 
+    fn push_prompt(&mut self, entry: Entry, token: u64, len: u32) {
+        self.push(entry.flags(Flags::SKIP_SUCCESS).user_data(token | PROMPT_TOKEN));
+        self.prompt.push(Prompt { token, len });
+    }
+
     fn push(&mut self, entry: Entry) {
         // SAFETY: what entries point to outlives them: chunks are kept by their owner until the
         // completion and lie in a mapping that outlives the ring, addresses until the submission;
@@ -297,6 +372,15 @@ impl Ring {
         // A full completion queue (EBUSY) empties into our list at the next batch; the kernel
         // keeps what does not fit (feature NODROP).
         let _ = self.ring.submit();
+        self.forget_addresses();
+    }
+
+    /// Has the kernel take every request, and say what has completed, without waiting.
+    fn submit_only(&mut self) {
+        let queued = self.ring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: it names no argument; what the requests point to is as `push` says.
+        let _ = unsafe { self.ring.submitter().enter::<()>(queued, 0, flags, None) };
         self.forget_addresses();
     }
 

@@ -191,8 +191,12 @@ impl Datagrams {
 
     /// Receives that found no buffer try again, once there are some.
     pub(crate) fn feed(&mut self, cx: &mut Cx<'_>) {
-        if self.starved.is_empty() || self.handing.is_paused() || cx.ring.lacks_datagram_buffers() {
+        if self.starved.is_empty() || self.handing.is_paused() {
             return;
+        }
+        if cx.ring.lacks_datagram_buffers() {
+            // What is being sent gives its buffers back.
+            return cx.ring.hurry();
         }
         for token in std::mem::take(&mut self.starved) {
             let index = token.index as usize;

@@ -18,6 +18,10 @@ struct Settings {
     retries: Option<(usize, u32)>,
     redispatch: bool,
     all_backups: bool,
+    /// Clients keep their server: by `stick on src`, for so long.
+    sticks: bool,
+    stick_seconds: Option<u64>,
+    disabled: bool,
     /// `option httpchk` and what belongs to it.
     check: Option<Check>,
     /// Of `default-server`.
@@ -29,6 +33,7 @@ struct Settings {
 struct Check {
     path: String,
     host: Option<String>,
+    headers: Vec<(String, String)>,
     statuses: Option<String>,
 }
 
@@ -116,6 +121,10 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
                 continue;
             }
         };
+        if section.settings.disabled || pool.settings.disabled {
+            document.note(section.line, format!("`{name}` is disabled there, and left out"));
+            continue;
+        }
         serve::serve(&mut document, name, section, pool, addresses);
     }
     for (_, name, section) in sections.iter().filter(|(kind, ..)| kind == "backend") {
@@ -135,7 +144,12 @@ fn split(line: &str) -> Vec<String> {
     for c in line.chars() {
         match (c, quote) {
             _ if escaped => {
-                word.push(c);
+                word.push(match c {
+                    'r' => '\r',
+                    'n' => '\n',
+                    't' => '\t',
+                    c => c,
+                });
                 escaped = false;
             }
             ('\\', _) => escaped = true,
@@ -208,6 +222,20 @@ fn set(
             option(document, line, (name, word(0) != "no"), words, settings);
         }
         ("http-check", _) => http_check(document, line, words, settings),
+        ("disabled", Some(_)) => settings.disabled = true,
+        ("enabled", Some(_)) => settings.disabled = false,
+        ("stick-table", _) => {
+            let after = |name: &str| words.iter().skip_while(|word| *word != name).nth(1);
+            let expires = after("expire").and_then(|time| milliseconds(time));
+            settings.stick_seconds = expires.map(|time| time.div_ceil(1000));
+            if after("peers").is_some() {
+                document.note(
+                    line,
+                    "`peers`: what clients keep is handed on at an upgrade, not to other boxes",
+                );
+            }
+        }
+        ("stick", _) if words[1..].iter().eq(["on", "src"].iter()) => settings.sticks = true,
         ("acl", _) => {
             document.lost(line, "`acl`: what it decides is lost where it is used".to_owned())
         }
@@ -238,6 +266,10 @@ fn bind(document: &mut Document, line: usize, words: &[String], section: &mut Se
     while let Some(word) = further.next() {
         match word.as_str() {
             "accept-proxy" => accepts = true,
+            "accept-netscaler-cip" => {
+                further.next();
+                document.lost(line, "`accept-netscaler-cip`: its headers are not understood");
+            }
             "ssl" => document.lost(
                 line,
                 "`ssl`: TLS is not ended here, clients are passed on as they are".to_owned(),
@@ -272,16 +304,24 @@ fn option(
 ) {
     match name {
         "httpchk" => {
-            let path = words.iter().skip(2).find(|word| word.starts_with('/'));
-            settings.check = on.then(|| Check {
-                path: path.map_or("/".into(), Clone::clone),
-                ..Check::default()
-            });
+            // [METHOD] PATH [VERSION, with headers behind it as they are sent]
+            let (method, path) = match &words[2.min(words.len())..] {
+                [] => ("GET", "/"),
+                [path] => ("GET", path.as_str()),
+                [method, path, ..] => (method.as_str(), path.as_str()),
+            };
+            asks_by(document, line, method);
+            let mut check = Check { path: path.into(), ..Check::default() };
+            let sent = words.get(4..).unwrap_or_default().join(" ");
+            for (name, value) in sent.lines().filter_map(|line| line.split_once(':')) {
+                check.header(name.trim(), value.trim());
+            }
+            settings.check = on.then_some(check);
         }
         "redispatch" => settings.redispatch = on,
         "allbackups" => settings.all_backups = on,
         "tcpka" | "clitcpka" | "srvtcpka" => {
-            document.note(line, format!("`option {name}`: see `tcp.keepalive`"));
+            document.note(line, format!("`option {name}`: connections are always kept alive"));
         }
         // What follows it is named by its own lines.
         "tcp-check" => {}
@@ -300,52 +340,121 @@ fn option(
     }
 }
 
+impl Check {
+    fn header(&mut self, name: &str, value: &str) {
+        match name.eq_ignore_ascii_case("host") {
+            true => self.host = Some(value.into()),
+            false => self.headers.push((name.into(), value.into())),
+        }
+    }
+}
+
+fn asks_by(document: &mut Document, line: usize, method: &str) {
+    if method != "GET" {
+        document.lost(line, format!("checks ask by GET, not by {method}"));
+    }
+}
+
 /// How servers are asked for their health by HTTP.
 fn http_check(document: &mut Document, line: usize, words: &[String], settings: &mut Settings) {
     let word = |n: usize| words.get(n).map(String::as_str).unwrap_or_default();
-    let check = settings.check.get_or_insert_default();
+    let check =
+        settings.check.get_or_insert_with(|| Check { path: "/".into(), ..Check::default() });
     match word(1) {
         "expect" if word(2) == "status" => check.statuses = Some(word(3).into()),
         "send" => {
-            for pair in words.windows(2) {
-                if pair[0] == "uri" {
-                    check.path.clone_from(&pair[1]);
+            let mut words = words.iter().skip(2).map(String::as_str);
+            while let Some(word) = words.next() {
+                match (word, words.next().unwrap_or_default()) {
+                    ("uri", path) => check.path = path.into(),
+                    ("meth", method) => asks_by(document, line, method),
+                    ("hdr", name) => check.header(name, words.next().unwrap_or_default()),
+                    ("ver", _) => {}
+                    (other, _) => document
+                        .lost(line, format!("`{other}` of `http-check send` is not carried over")),
                 }
-            }
-            let host = |pair: &[String]| pair[0] == "hdr" && pair[1].eq_ignore_ascii_case("host");
-            if let Some(at) = words.windows(2).position(host) {
-                check.host = words.get(at + 2).cloned();
             }
         }
         other => document.lost(line, format!("`http-check {other}` is not carried over")),
     }
 }
 
+/// Options of a server that have a value; others, and those that are not known, are taken to have none, so that
+/// none swallows the one behind it.
+const VALUED: &[&str] = &[
+    "addr",
+    "agent-addr",
+    "agent-inter",
+    "agent-port",
+    "agent-send",
+    "alpn",
+    "ca-file",
+    "check-alpn",
+    "check-proto",
+    "check-sni",
+    "ciphers",
+    "ciphersuites",
+    "client-sigalgs",
+    "cookie",
+    "crl-file",
+    "crt",
+    "curves",
+    "downinter",
+    "error-limit",
+    "fall",
+    "fastinter",
+    "hash-key",
+    "id",
+    "init-addr",
+    "inter",
+    "interface",
+    "log-bufsize",
+    "log-proto",
+    "max-reuse",
+    "maxconn",
+    "maxqueue",
+    "minconn",
+    "namespace",
+    "npn",
+    "observe",
+    "on-error",
+    "on-marked-down",
+    "on-marked-up",
+    "pool-low-conn",
+    "pool-max-conn",
+    "pool-purge-delay",
+    "port",
+    "proto",
+    "proxy-v2-options",
+    "redir",
+    "resolve-net",
+    "resolve-opts",
+    "resolve-prefer",
+    "resolvers",
+    "rise",
+    "shard",
+    "sigalgs",
+    "slowstart",
+    "sni",
+    "socks4",
+    "source",
+    "ssl-max-ver",
+    "ssl-min-ver",
+    "tcp-ut",
+    "track",
+    "usesrc",
+    "verify",
+    "verifyhost",
+    "weight",
+    "ws",
+];
+
 /// Options of a server, each with its value if it has one.
 fn pairs(words: &[String]) -> Vec<(String, String)> {
-    let alone = [
-        "check",
-        "backup",
-        "send-proxy",
-        "send-proxy-v2",
-        "disabled",
-        "enabled",
-        "no-backup",
-        "no-check",
-        "ssl",
-        "no-ssl",
-        "check-ssl",
-        "check-send-proxy",
-        "send-proxy-v2-ssl",
-        "send-proxy-v2-ssl-cn",
-        "tfo",
-        "non-stick",
-        "allow-0rtt",
-    ];
     let mut pairs = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let value = if alone.contains(&word.as_str()) { None } else { words.next() };
+        let value = if VALUED.contains(&word.as_str()) { words.next() } else { None };
         pairs.push((word.clone(), value.cloned().unwrap_or_default()));
     }
     pairs
@@ -420,9 +529,8 @@ frontend api
         for part in [
             "name: web\n    addresses: [\"192.0.2.1\"]\n    ports:\n      - {port: 80, targetPort: 8080}\n      - {port: 443, targetPort: 8080}\n    scheduler: leastConnections\n",
             "timeouts: {connect: 5s, idle: 1m}",
-            "limits: {serviceConnections: 500, backendConnections: 50}",
+            "limits: {serviceConnections: 500}",
             "healthCheck: {type: http, path: \"/healthz\", expectStatus: [200], fall: 2, interval: 3s}",
-            "proxyProtocol: {send: v2}",
             "- {address: \"10.0.0.1\", name: a, weight: 10}",
             "backupBackends:\n      - {address: app.example.com, name: c}",
             "name: db\n    addresses: [\"2001:db8::1\"]",
@@ -435,7 +543,7 @@ frontend api
         for part in [
             "2: `maxconn` of the process",
             "11: lost: `*:8080` names no address",
-            "19: lost: servers of `app` differ in `send-proxy-v2`",
+            "19: lost: `send-proxy-v2` of this server alone",
             "21: `db` believes headers",
             "24: lost: `use_backend` is not carried over",
             "25: lost: backend `unused` is nobody's default",
@@ -457,14 +565,60 @@ frontend api
     #[test]
     fn what_servers_have_each_for_themselves_is_named() {
         let text = "listen x\n bind 192.0.2.1:80-82\n bind 192.0.2.1:90\n server a 10.0.0.1 check port 80 inter 1s \
-                    send-proxy-v2\n server b 10.0.0.2 check port 80 inter 9s weight 3\n";
+                    send-proxy-v2\n server b 10.0.0.2 check port 80 inter 9s weight 3\n server c 10.0.0.3 check port \
+                    80 inter 1s agent-check agent-port 99 backup\n server d 10.0.0.4:+1 check\n server e unix@/run/e\n";
         let (text, notes) = settled(read(text, &[]));
-        let about = |part: &str| notes.iter().filter(|note| note.contains(part)).count();
-        assert_eq!(about("servers of `x` differ in `inter`"), 1, "{notes:#?}");
-        assert_eq!(about("servers of `x` differ in `send-proxy-v2`"), 1, "{notes:#?}");
-        assert_eq!(about("differ in"), 2, "{notes:#?}");
-        assert!(text.contains("- port: 80-82\n      - port: 90\n"), "{text}");
-        assert!(text.contains("- {address: \"10.0.0.2\", name: b, weight: 3}"), "{text}");
+        let wanted = [
+            "4: lost: `send-proxy-v2` of this server alone is not carried over: the others of `x` have none",
+            "5: lost: `inter 9s` of this server alone is not carried over: the others of `x` have `1s`",
+            "6: lost: `agent-check` of this server alone",
+            "6: lost: `agent-port 99` of this server alone",
+            "7: lost: `10.0.0.4:+1` is no address and port, and is left out",
+            "8: lost: `unix@/run/e` is no address",
+        ];
+        assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
+        for wanted in wanted {
+            assert!(notes.iter().any(|note| note.starts_with(wanted)), "{wanted} in {notes:#?}");
+        }
+        for part in [
+            "- port: 80-82\n      - port: 90\n",
+            "healthCheck: {interval: 1s, port: 80}",
+            "- {address: \"10.0.0.2\", name: b, weight: 3}",
+            "backupBackends:\n      - {address: \"10.0.0.3\", name: c}",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn checks_agents_and_clients_that_keep_their_server() {
+        let text = "listen x\n bind 192.0.2.1:80\n balance random(2)\n stick-table type ip size 1m expire 30m\n stick on \
+                    src\n option httpchk OPTIONS /x HTTP/1.1\\r\\nHost:\\ www\\r\\nX-A:\\ b\n server a 10.0.0.1:80 check \
+                    agent-check agent-port 99 agent-inter 5s\n server b 10.0.0.2:80 check agent-check agent-port 99 \
+                    agent-inter 5s backup\n server c 10.0.0.3:80 check agent-check agent-port 99 agent-inter 5s backup\n\
+                    listen y\n bind :81\n bind [::]:81\n disabled\n server a 10.0.0.1:80\n\
+                    listen z\n bind [::]:82\n server a 10.0.0.1:80\n";
+        let (text, notes) = settled(read(text, &["198.51.100.7".parse().unwrap()]));
+        for part in [
+            "scheduler: powerOfTwo",
+            "sessionAffinity: ClientIP\n    sessionAffinityTimeout: 1800s",
+            "healthCheck: {type: http, path: \"/x\", host: \"www\", headers: {\"X-A\": \"b\"}}",
+            "agentCheck: {port: 99, interval: 5s}",
+            "- {address: \"10.0.0.1:80\", name: a, priority: 0}",
+            "- {address: \"10.0.0.2:80\", name: b, priority: 1}",
+            "- {address: \"10.0.0.3:80\", name: c, priority: 2}",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let wanted = [
+            "6: lost: checks ask by GET, not by OPTIONS",
+            "16: lost: `[::]:82` names no address, and is left out: say by `--address` which clients dial",
+            "10: `y` is disabled there, and left out",
+        ];
+        assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
+        for (note, wanted) in notes.iter().zip(wanted) {
+            assert!(note.starts_with(wanted), "{note}");
+        }
     }
 
     #[test]

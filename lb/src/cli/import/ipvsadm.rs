@@ -1,12 +1,15 @@
 //! Rules of IPVS, as `ipvsadm-save -n` prints them and `ipvsadm-restore` reads them.
 
-use super::{Backend, Document, Port, Service, endpoint, scheduler_of_ipvs};
+use std::net::SocketAddr;
+
+use super::{Backend, Document, Port, Service, by_weight, endpoint, scheduler_of_ipvs};
 
 /// Reads the rules.
 pub(super) fn read(text: &str) -> Document {
     let mut document = Document::default();
     // The service that real servers belong to, by how it is written.
     let mut places: Vec<(String, Option<usize>)> = Vec::new();
+    let mut failover = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let mut words = words.as_slice();
@@ -16,9 +19,11 @@ pub(super) fn read(text: &str) -> Document {
         match words.first() {
             Some(&("-A" | "--add-service")) => {
                 let (place, service) = service(&mut document, number, &words[1..]);
-                let index = service.map(|service| {
+                let index = service.map(|(service, is_failover)| {
                     document.services.push(service);
-                    document.services.len() - 1
+                    let index = document.services.len() - 1;
+                    failover.extend(is_failover.then_some(index));
+                    index
                 });
                 places.push((place, index));
             }
@@ -28,6 +33,9 @@ pub(super) fn read(text: &str) -> Document {
             }
             _ => {}
         }
+    }
+    for index in failover {
+        by_weight(&mut document.services[index]);
     }
     document
 }
@@ -47,9 +55,12 @@ fn options<'w>(words: &[&'w str], flags: &[&str]) -> Vec<(&'w str, Option<&'w st
 const FLAGS: &[&str] =
     &["-g", "-i", "-m", "-6", "-o", "--gatewaying", "--ipip", "--masquerading", "--ops"];
 
-fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Option<Service>) {
+/// A service, and whether it is one of failover.
+type Taken = (Service, bool);
+
+fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Option<Taken>) {
     let mut service = Service { mode: Some("nat"), ..Service::default() };
-    let (mut place, mut known) = (String::new(), false);
+    let (mut place, mut known, mut failover) = (String::new(), false, false);
     for (option, value) in options(words, FLAGS) {
         let value = value.unwrap_or_default();
         match option {
@@ -90,16 +101,20 @@ fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Opt
             }
             "-s" | "--scheduler" => match scheduler_of_ipvs(value) {
                 Some(scheduler) => service.scheduler = Some(scheduler),
+                None if value == "fo" => failover = true,
                 None => document
-                    .note(line, format!("scheduler `{value}` has no counterpart; maglev is used")),
+                    .lost(line, format!("scheduler `{value}` has no counterpart; maglev is used")),
             },
             "-p" | "--persistent" => service.affinity_seconds = Some(value.parse().unwrap_or(300)),
             "-M" | "--netmask" if value == "255.255.255.255" || value == "128" => {}
             "-6" => {}
-            other => document.lost(line, format!("`{other} {value}` is not carried over")),
+            other => {
+                let rule = format!("{other} {value}");
+                document.lost(line, format!("`{}` is not carried over", rule.trim_end()));
+            }
         }
     }
-    (place, known.then_some(service))
+    (place, known.then_some((service, failover)))
 }
 
 fn server(
@@ -108,7 +123,7 @@ fn server(
     words: &[&str],
     places: &[(String, Option<usize>)],
 ) {
-    let mut backend = Backend { address: String::new(), weight: 1, backup: false, name: None };
+    let mut backend = Backend { weight: 1, ..Backend::default() };
     let (mut place, mut mode, mut notes) = (String::new(), None, Vec::new());
     for (option, value) in options(words, FLAGS) {
         let value = value.unwrap_or_default();
@@ -127,8 +142,14 @@ fn server(
             "-x" | "--u-threshold" if value != "0" => {
                 notes.push(format!("at most {value} connections: `limits: {{backendConnections: {value}}}` holds for all backends of a service"));
             }
-            "-x" | "--u-threshold" | "-y" | "--l-threshold" | "-6" => {}
-            other => notes.push(format!("`{other} {value}` is not carried over")),
+            "-x" | "--u-threshold" | "-6" => {}
+            "-y" | "--l-threshold" => {
+                document.note(line, "`-y`: a full backend takes new connections again at once");
+            }
+            other => {
+                let rule = format!("{other} {value}");
+                notes.push(format!("`{}` is not carried over", rule.trim_end()));
+            }
         }
     }
     notes.into_iter().for_each(|note| document.lost(line, note));
@@ -150,13 +171,28 @@ fn server(
             format!("{address} has weight 0 and is left out; `fairway drain` takes one out of use"),
         );
     }
-    let service = &mut document.services[index];
     let mode = mode.unwrap_or("dsr");
+    let service = &mut document.services[index];
     if !service.backends.is_empty() && service.mode != Some(mode) {
         let name = service.name.clone();
         return document
             .lost(line, format!("{name} has backends of several modes; this one is left out"));
     }
+    if let Some(addr) = endpoint(&backend.address) {
+        let listens = document.services[index].ports.first().map(|port| port.port);
+        if addr.ip().is_loopback() {
+            let text = format!(
+                "packets cannot be forwarded to {addr}: write an address that others reach"
+            );
+            document.lost(line, text);
+        }
+        if mode != "nat" && listens.is_some_and(|port| port != addr.port()) {
+            let text = format!("{addr}: mode `{mode}` keeps the port that was dialled");
+            document.lost(line, text);
+            backend.address = SocketAddr::new(addr.ip(), listens.unwrap_or(0)).to_string();
+        }
+    }
+    let service = &mut document.services[index];
     service.mode = Some(mode);
     service.backends.push(backend);
 }
@@ -189,13 +225,24 @@ mod tests {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert_eq!(notes.len(), 4, "{notes:#?}");
-        assert!(notes[2].starts_with("3: ") && notes[2].contains("weight 0"), "{notes:#?}");
+        assert!(notes[3].starts_with("3: ") && notes[3].contains("weight 0"), "{notes:#?}");
         assert!(
             notes[0].starts_with("4: lost: ") && notes[0].contains("several modes"),
             "{notes:#?}"
         );
-        assert!(notes[3].starts_with("5: scheduler `lblc`"), "{notes:#?}");
-        assert!(notes[1].starts_with("8: lost: a service by firewall mark"), "{notes:#?}");
+        assert!(notes[1].starts_with("5: lost: scheduler `lblc`"), "{notes:#?}");
+        assert!(notes[2].starts_with("8: lost: a service by firewall mark"), "{notes:#?}");
+    }
+
+    #[test]
+    fn failover_is_by_priority() {
+        let (text, notes) = settled(read(
+            "-A -t 192.0.2.1:80 -s fo\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 -m -w 1\n\
+             -a -t 192.0.2.1:80 -r 10.0.0.2:80 -m -w 9\n",
+        ));
+        assert!(text.contains("- {address: \"10.0.0.1:80\", priority: 1}"), "{text}");
+        assert!(text.contains("- {address: \"10.0.0.2:80\", priority: 0}"), "{text}");
+        assert!(notes.is_empty(), "{notes:?}");
     }
 
     #[test]

@@ -1,8 +1,40 @@
 //! keepalived's configuration: virtual servers, and the groups of VRRP.
+//!
+//! What of it is looked at is marked; in the end everything else is told of.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Backend, Document, Group, Port, Service, scheduler_of_ipvs};
+use super::{Backend, Document, Group, Port, Service, by_weight, quoted, scheduler_of_ipvs};
+
+/// Words that do not decide who is served, or where.
+const TRIFLES: &[&str] = &[
+    "debug",
+    "dont_track_primary",
+    "garp_lower_prio_delay",
+    "garp_lower_prio_repeat",
+    "garp_master_delay",
+    "garp_master_refresh",
+    "garp_master_refresh_repeat",
+    "garp_master_repeat",
+    "ha_suspend",
+    "inhibit_on_failure",
+    "log_all_failures",
+    "notify",
+    "notify_backup",
+    "notify_down",
+    "notify_fault",
+    "notify_master",
+    "notify_stop",
+    "notify_up",
+    "omega",
+    "quorum_down",
+    "quorum_up",
+    "smtp_alert",
+    "smtp_alerts",
+    "state",
+    "warmup",
+];
 
 /// A word with what stands behind it, and what is between braces below it.
 #[derive(Debug, Clone)]
@@ -10,20 +42,55 @@ struct Node {
     line: usize,
     words: Vec<String>,
     below: Vec<Node>,
+    /// Words that were looked at.
+    seen: Cell<usize>,
 }
 
 impl Node {
+    fn name(&self) -> &str {
+        self.words.first().map(String::as_str).unwrap_or_default()
+    }
+
+    /// A word, which is then looked at with those before it.
     fn word(&self, n: usize) -> &str {
+        self.seen.set(self.seen.get().max(n + 1));
         self.words.get(n).map(String::as_str).unwrap_or_default()
     }
 
+    /// All of it is looked at, or told of as a whole.
+    fn settle(&self) {
+        self.seen.set(self.words.len());
+        self.below.iter().for_each(Self::settle);
+    }
+
+    fn all<'n>(&'n self, name: &'n str) -> impl Iterator<Item = &'n Self> {
+        self.below.iter().filter(move |node| node.name().eq_ignore_ascii_case(name))
+    }
+
     fn find(&self, name: &str) -> Option<&Self> {
-        self.below.iter().find(|node| node.word(0).eq_ignore_ascii_case(name))
+        self.below.iter().find(|node| node.name().eq_ignore_ascii_case(name))
     }
 
     /// What stands behind a word below it.
     fn value(&self, name: &str) -> Option<&str> {
         self.find(name).map(|node| node.word(1)).filter(|value| !value.is_empty())
+    }
+
+    /// Tells of what nobody has looked at.
+    fn tell_rest(&self, document: &mut Document) {
+        let seen = self.seen.get();
+        let rest = self.words.get(seen..).unwrap_or_default().join(" ");
+        let text = match (seen, rest.is_empty()) {
+            (0, _) => format!("`{rest}` is not carried over"),
+            (_, false) => format!("`{rest}` behind `{}` is not carried over", self.name()),
+            (_, true) => String::new(),
+        };
+        if !text.is_empty() {
+            document.say(self.line, !TRIFLES.contains(&self.name()), text);
+        }
+        if seen > 0 {
+            self.below.iter().for_each(|node| node.tell_rest(document));
+        }
     }
 }
 
@@ -31,26 +98,31 @@ impl Node {
 pub(super) fn read(text: &str) -> Document {
     let mut document = Document::default();
     let tree = tree(text, &mut document);
-    let groups: Vec<&Node> =
-        tree.iter().filter(|it| it.word(0) == "virtual_server_group").collect();
+    let groups: Vec<&Node> = tree.iter().filter(|it| it.name() == "virtual_server_group").collect();
+    let globals = || tree.iter().filter(|it| it.name() == "global_defs");
+    let is_three = globals().any(|node| node.value("vrrp_version") == Some("3"));
     for node in &tree {
-        match node.word(0) {
+        match node.name() {
             "virtual_server" => serve(&mut document, node, &groups),
-            "vrrp_instance" => group(&mut document, node),
+            "vrrp_instance" => group(&mut document, node, is_three),
             "global_defs" => {
-                let words: Vec<&str> = node.below.iter().map(|it| it.word(0)).collect();
-                let words = words.join("`, `");
-                document.note(node.line, format!("`{words}` are of keepalived's process"));
+                for below in node.below.iter().filter(|it| it.name() != "vrrp_version") {
+                    document
+                        .note(below.line, format!("of keepalived's process: `{}`", below.name()));
+                }
+                node.settle();
             }
-            // Looked at above.
-            "virtual_server_group" => {}
-            "vrrp_script" | "vrrp_sync_group" | "vrrp_track_process" | "track_file" => {
-                let what = node.word(0);
-                document.lost(node.line, format!("`{what}` is not carried over: `announce.vrrp[].track` follows interfaces and services"));
+            what @ ("vrrp_script" | "vrrp_sync_group" | "vrrp_track_process" | "track_file") => {
+                document.lost(
+                    node.line,
+                    format!("`{what}` is not carried over: `announce.vrrp[].track` follows interfaces and services"),
+                );
+                node.settle();
             }
-            other => document.lost(node.line, format!("`{other}` is not carried over")),
+            _ => {}
         }
     }
+    tree.iter().for_each(|node| node.tell_rest(&mut document));
     document
 }
 
@@ -101,7 +173,12 @@ fn push(stack: &mut [Vec<Node>], line: usize, words: &mut Vec<String>) {
     if !words.is_empty()
         && let Some(nodes) = stack.last_mut()
     {
-        nodes.push(Node { line, words: std::mem::take(words), below: Vec::new() });
+        nodes.push(Node {
+            line,
+            words: std::mem::take(words),
+            below: Vec::new(),
+            seen: Cell::new(0),
+        });
     }
 }
 
@@ -112,44 +189,9 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
         "SCTP" => "SCTP",
         _ => "TCP",
     };
-    let mut places = Vec::new();
-    match node.word(1) {
-        "group" => {
-            let name = node.word(2);
-            let Some(group) = groups.iter().find(|group| group.word(1) == name) else {
-                return document
-                    .lost(node.line, format!("there is no virtual_server_group `{name}`"));
-            };
-            service.name = name.into();
-            for place in &group.below {
-                match (place.word(0).parse::<IpAddr>(), place.word(1).parse::<u16>()) {
-                    (Ok(ip), Ok(port)) => places.push((ip, port)),
-                    _ => document.lost(
-                        place.line,
-                        format!("`{}` is not carried over", place.words.join(" ")),
-                    ),
-                }
-            }
-        }
-        "fwmark" => {
-            return document.lost(
-                node.line,
-                "a virtual server by firewall mark is left out: list its addresses and ports",
-            );
-        }
-        address => match (address.parse::<IpAddr>(), node.word(2).parse::<u16>()) {
-            (Ok(ip), Ok(port)) => {
-                service.name = format!("{ip}-{port}-{}", protocol.to_lowercase());
-                places.push((ip, port));
-            }
-            _ => {
-                return document.lost(
-                    node.line,
-                    format!("`{address} {}` is no address and port", node.word(2)),
-                );
-            }
-        },
-    }
+    let Some(places) = places(document, node, groups, &mut service, protocol) else {
+        return node.settle();
+    };
     for (ip, port) in places {
         if !service.addresses.contains(&ip) {
             service.addresses.push(ip);
@@ -167,43 +209,99 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
     });
     let scheduler = node.value("lb_algo").or(node.value("lvs_sched")).unwrap_or("rr");
     service.scheduler = scheduler_of_ipvs(scheduler);
-    if service.scheduler.is_none() {
+    if service.scheduler.is_none() && scheduler != "fo" {
         document
-            .note(node.line, format!("scheduler `{scheduler}` has no counterpart; maglev is used"));
+            .lost(node.line, format!("scheduler `{scheduler}` has no counterpart; maglev is used"));
     }
     service.affinity_seconds =
         node.find("persistence_timeout").map(|it| it.word(1).parse().unwrap_or(360));
     let mut check = None;
-    for real in &node.below {
-        match real.word(0) {
-            "real_server" => real_server(document, node, real, &mut service, &mut check),
-            "sorry_server" => match (real.word(1).parse::<IpAddr>(), real.word(2).parse()) {
-                (Ok(ip), Ok(port)) => {
-                    let address = SocketAddr::new(ip, port).to_string();
-                    service.backends.push(Backend { address, weight: 1, backup: true, name: None });
-                }
-                _ => document
-                    .lost(real.line, format!("`{}` has no address and port", real.words.join(" "))),
-            },
-            "delay_loop"
-            | "lb_algo"
-            | "lvs_sched"
-            | "lb_kind"
-            | "lvs_method"
-            | "protocol"
-            | "persistence_timeout"
-            | "retry"
-            | "delay_before_retry"
-            | "connect_timeout" => {}
-            "alpha" | "omega" | "warmup" | "quorum_up" | "quorum_down" | "ha_suspend" => {
-                document.note(real.line, format!("`{}` is not carried over", real.word(0)));
+    for real in node.all("real_server") {
+        real_server(document, node, real, &mut service, &mut check);
+    }
+    for sorry in node.all("sorry_server") {
+        match (sorry.word(1).parse::<IpAddr>(), sorry.word(2).parse()) {
+            (Ok(ip), Ok(port)) => {
+                let address = SocketAddr::new(ip, port).to_string();
+                let backend = Backend { address, weight: 1, backup: true, ..Backend::default() };
+                add(document, sorry, &mut service, backend);
             }
-            other => document.lost(real.line, format!("`{other}` is not carried over")),
+            _ => document
+                .lost(sorry.line, format!("`{}` has no address and port", sorry.words.join(" "))),
         }
+    }
+    if scheduler == "fo" {
+        by_weight(&mut service);
     }
     let check = check.and_then(|(_, check)| check);
     service.fields.push(check.unwrap_or_else(|| "healthCheck: {type: none}".into()));
     document.services.push(service);
+}
+
+/// Where clients dial; none when nothing can be made of it, which is then told.
+fn places(
+    document: &mut Document,
+    node: &Node,
+    groups: &[&Node],
+    service: &mut Service,
+    protocol: &str,
+) -> Option<Vec<(IpAddr, u16)>> {
+    let mut places = Vec::new();
+    match node.word(1) {
+        "group" => {
+            let name = node.word(2);
+            let Some(group) = groups.iter().find(|group| group.word(1) == name) else {
+                document.lost(node.line, format!("there is no virtual_server_group `{name}`"));
+                return None;
+            };
+            service.name = name.into();
+            for place in &group.below {
+                match (place.word(0).parse::<IpAddr>(), place.word(1).parse::<u16>()) {
+                    (Ok(ip), Ok(port @ 1..)) => places.push((ip, port)),
+                    _ => {
+                        document.lost(
+                            place.line,
+                            format!("`{}` is not carried over", place.words.join(" ")),
+                        );
+                        place.settle();
+                    }
+                }
+            }
+            if places.is_empty() {
+                document
+                    .lost(node.line, format!("`{name}` is left out: it has no address and port"));
+                return None;
+            }
+        }
+        "fwmark" => {
+            document.lost(
+                node.line,
+                "a virtual server by firewall mark is left out: list its addresses and ports",
+            );
+            return None;
+        }
+        address => match (address.parse::<IpAddr>(), node.word(2).parse::<u16>()) {
+            (Ok(_), Ok(0)) => {
+                document.lost(
+                    node.line,
+                    "a virtual server for every port is left out: write `port: 1-65535`",
+                );
+                return None;
+            }
+            (Ok(ip), Ok(port)) => {
+                service.name = format!("{ip}-{port}-{}", protocol.to_lowercase());
+                places.push((ip, port));
+            }
+            _ => {
+                document.lost(
+                    node.line,
+                    format!("`{address} {}` is no address and port", node.word(2)),
+                );
+                return None;
+            }
+        },
+    }
+    Some(places)
 }
 
 /// Takes a backend; `check` is that of the first, with its line.
@@ -216,11 +314,14 @@ fn real_server(
 ) {
     let (address, port) = (real.word(1), real.word(2));
     let Ok(ip) = address.parse::<IpAddr>() else {
-        return document.lost(real.line, format!("`{address}` is no address"));
+        document.lost(real.line, format!("`{address}` is no address"));
+        return real.settle();
     };
-    let weight = real.value("weight").and_then(|it| it.parse().ok()).unwrap_or(1);
+    let weight = real.value("weight").or(node.value("weight"));
+    let weight = weight.and_then(|it| it.parse().ok()).unwrap_or(1);
     if weight == 0 {
-        return document.lost(real.line, format!("{address} has weight 0 and is left out"));
+        document.lost(real.line, format!("{address} has weight 0 and is left out"));
+        return real.settle();
     }
     let port = port.parse().unwrap_or(service.ports.first().map_or(0, |port| port.port));
     let address = SocketAddr::new(ip, port).to_string();
@@ -236,135 +337,197 @@ fn real_server(
         ),
         Some(_) => {}
     }
-    for below in &real.below {
-        match below.word(0) {
-            "weight" => {}
-            checker if checker.ends_with("_CHECK") || checker.ends_with("_GET") => {}
-            "uthreshold" | "lthreshold" => document.lost(
-                below.line,
-                format!(
-                    "`{}` is not carried over: `limits: {{backendConnections: …}}` holds for all backends of a \
-                     service",
-                    below.word(0)
-                ),
-            ),
-            "inhibit_on_failure" | "notify_up" | "notify_down" | "alpha" | "warmup" => {
-                document.note(below.line, format!("`{}` is not carried over", below.word(0)));
-            }
-            other => document.lost(below.line, format!("`{other}` is not carried over")),
-        }
+    add(document, real, service, Backend { address, weight, ..Backend::default() });
+}
+
+fn add(document: &mut Document, node: &Node, service: &mut Service, backend: Backend) {
+    if backend.address.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_loopback()) {
+        let address = &backend.address;
+        document.lost(
+            node.line,
+            format!("packets cannot be forwarded to {address}: write an address that others reach"),
+        );
     }
-    service.backends.push(Backend { address, weight, backup: false, name: None });
+    service.backends.push(backend);
 }
 
 /// How a real server is checked.
 fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<String> {
-    let seconds = |node: &Node, name: &str| {
-        let value = node.value(name)?.parse::<f64>().ok()?;
-        Some(format!("{}ms", (value * 1000.0).round().max(1.0) as u64))
-    };
-    let of = |names: &[&str]| names.iter().find_map(|name| real.find(name));
+    let of = |name: &str| real.find(name);
     let mut words = Vec::new();
-    let node = if let Some(node) = of(&["TCP_CHECK"]) {
+    let mut retries = 1;
+    let node = if let Some(node) = of("TCP_CHECK") {
         words.push("type: tcp".to_owned());
         node
-    } else if let Some(node) = of(&["HTTP_GET", "SSL_GET"]) {
-        let secure = node.word(0) == "SSL_GET";
-        words.push(format!("type: {}", if secure { "https" } else { "http" }));
-        if secure {
-            words.push("tls: {insecureSkipVerify: true}".into());
-        }
-        let urls: Vec<&Node> = node.below.iter().filter(|it| it.word(0) == "url").collect();
-        if let Some(second) = urls.get(1) {
-            document.lost(second.line, "of several urls of a check, the first is asked for");
-        }
-        if let Some(url) = urls.first() {
-            words.push(format!("path: {:?}", url.value("path").unwrap_or("/")));
-            if let Some(status) = url.value("status_code") {
-                words.push(format!("expectStatus: [{status}]"));
-            }
-            if url.find("digest").is_some() {
-                document.lost(url.line, "the digest of an answer is not looked at");
-            }
-        }
-        words.extend(node.value("virtualhost").map(|host| format!("host: {host:?}")));
+    } else if let Some(node) = of("HTTP_GET").or(of("SSL_GET")) {
+        retries = 3;
+        http(document, node, &mut words);
         node
-    } else if let Some(node) = of(&["MISC_CHECK"]) {
-        let command = node.find("misc_path").map(|it| it.words[1..].to_vec()).unwrap_or_default();
+    } else if let Some(node) = of("PING_CHECK") {
+        words.push("type: icmp".to_owned());
+        node
+    } else if let Some(node) = of("DNS_CHECK") {
+        retries = 3;
+        words.push("type: dns".to_owned());
+        words.push(format!("query: {:?}", node.value("name").unwrap_or(".")));
+        words.extend(node.value("type").map(|record| format!("record: {record}")));
+        node
+    } else if let Some(node) = of("MISC_CHECK") {
+        let path = node.find("misc_path");
+        path.iter().for_each(|path| path.settle());
+        let command = path.map(|it| it.words[1..].to_vec()).unwrap_or_default();
         let command: Vec<String> = command.iter().map(|word| format!("{word:?}")).collect();
         words.push(format!("type: exec, command: [{}]", command.join(", ")));
+        words.extend(node.value("misc_timeout").map(|limit| format!("timeout: {limit}s")));
         document.note(node.line, "the program is told of the backend by FAIRWAY_ADDRESS and FAIRWAY_PORT, the same for all");
         node
     } else {
-        for other in real.below.iter().filter(|it| it.word(0).ends_with("_CHECK")) {
-            document.lost(other.line, format!("`{}` is not carried over", other.word(0)));
-        }
         return None;
     };
+    node.word(0);
     words.extend(node.value("connect_port").map(|port| format!("port: {port}")));
-    let either = |name: &str| seconds(node, name).or(seconds(service, name));
-    for (name, ours) in [
-        ("connect_timeout", "timeout"),
-        ("delay_loop", "interval"),
-        ("delay_before_retry", "fastInterval"),
-    ] {
-        words.extend(either(name).map(|time| format!("{ours}: {time}")));
+    words.extend(node.value("bindto").map(|from| format!("source: {from:?}")));
+    let seconds = |name: &str, default: Option<f64>| {
+        let value = [node, real, service].into_iter().find_map(|node| node.value(name));
+        let value = value.and_then(|value| value.parse::<f64>().ok()).or(default)?;
+        Some(format!("{}ms", (value * 1000.0).round().max(1.0) as u64))
+    };
+    // Where nothing is said, as keepalived has it.
+    if !words.iter().any(|word| word.starts_with("timeout")) {
+        words.extend(seconds("connect_timeout", Some(5.0)).map(|time| format!("timeout: {time}")));
     }
-    let retry = node.value("retry").or(service.value("retry"));
-    let retry = retry.and_then(|count| count.parse::<u32>().ok());
-    words.extend(retry.map(|count| format!("fall: {}", count.saturating_add(1))));
+    words.extend(seconds("delay_loop", Some(60.0)).map(|time| format!("interval: {time}")));
+    words.extend(seconds("delay_before_retry", None).map(|time| format!("fastInterval: {time}")));
+    let retry = [node, real, service].into_iter().find_map(|node| node.value("retry"));
+    let retry = retry.and_then(|count| count.parse::<u32>().ok()).unwrap_or(retries);
+    words.push(format!("fall: {}", retry.saturating_add(1)));
+    words.push("rise: 1".into());
+    if [real, service].into_iter().any(|node| node.find("alpha").map(|it| it.word(1)).is_some()) {
+        words.push("initialState: down".into());
+    }
     Some(format!("healthCheck: {{{}}}", words.join(", ")))
 }
 
-fn group(document: &mut Document, node: &Node) {
+fn http(document: &mut Document, node: &Node, words: &mut Vec<String>) {
+    let secure = node.name() == "SSL_GET";
+    words.push(format!("type: {}", if secure { "https" } else { "http" }));
+    if secure {
+        words.push("tls: {verify: false}".into());
+    }
+    let mut host = node.value("virtualhost");
+    let urls: Vec<&Node> = node.all("url").collect();
+    if let Some(url) = urls.first() {
+        url.word(0);
+        words.push(format!("path: {:?}", url.value("path").unwrap_or("/")));
+        words.extend(url.find("status_code").map(|statuses| {
+            statuses.settle();
+            format!("expectStatus: [{}]", statuses.words[1..].join(", "))
+        }));
+        if let Some(digest) = url.find("digest") {
+            digest.settle();
+            document.lost(digest.line, "the digest of an answer is not looked at");
+        }
+        host = url.value("virtualhost").or(host);
+    }
+    for further in urls.iter().skip(1) {
+        further.settle();
+        document.lost(further.line, "of several urls of a check, the first is asked for");
+    }
+    words.extend(host.map(|host| format!("host: {host:?}")));
+}
+
+fn group(document: &mut Document, node: &Node, is_three: bool) {
     let mut group = Group { name: node.word(1).into(), ..Group::default() };
     let mut field = |name: &str, value: String| group.fields.push(format!("{name}: {value}"));
-    for below in &node.below {
-        let value = below.word(1).to_owned();
-        match below.word(0) {
-            "interface" => field("interface", super::quoted(&value)),
-            "virtual_router_id" => field("virtualRouterId", value),
-            "priority" => field("priority", value),
-            "advert_int" => match value.parse::<f64>() {
-                Ok(seconds) => {
-                    field("advertInterval", format!("{}ms", (seconds * 1000.0).round() as u64))
-                }
-                Err(_) => document.note(below.line, format!("`{value}` is no time")),
-            },
-            "nopreempt" => field("preempt", "false".into()),
-            "preempt_delay" => field("preemptDelay", format!("{value}s")),
-            "unicast_src_ip" | "mcast_src_ip" => field("sourceAddress", format!("{value:?}")),
-            "unicast_peer" => {
-                let peers: Vec<String> =
-                    below.below.iter().map(|it| format!("{:?}", it.word(0))).collect();
-                field("unicastPeers", format!("[{}]", peers.join(", ")));
+    let interface = node.value("interface").unwrap_or_default();
+    let mut addresses = Vec::new();
+    for (name, ours) in [
+        ("interface", "interface"),
+        ("virtual_router_id", "virtualRouterId"),
+        ("priority", "priority"),
+    ] {
+        node.value(name).into_iter().for_each(|value| field(ours, quoted_unless_number(value)));
+    }
+    match node.value("advert_int").map_or(Ok(1.0), str::parse::<f64>) {
+        Ok(seconds) => field("advertInterval", format!("{}ms", (seconds * 1000.0).round() as u64)),
+        Err(_) => document.lost(node.line, "`advert_int` is no time"),
+    }
+    if let Some(it) = node.find("nopreempt") {
+        it.word(0);
+        field("preempt", "false".into());
+    }
+    node.value("preempt_delay").into_iter().for_each(|it| field("preemptDelay", format!("{it}s")));
+    let source = node.value("unicast_src_ip").or(node.value("mcast_src_ip"));
+    source.into_iter().for_each(|it| field("sourceAddress", format!("{it:?}")));
+    if let Some(peers) = node.find("unicast_peer") {
+        peers.word(0);
+        let peers: Vec<String> = peers.below.iter().map(|it| format!("{:?}", it.word(0))).collect();
+        field("unicastPeers", format!("[{}]", peers.join(", ")));
+    }
+    let kept = ["virtual_ipaddress", "virtual_ipaddress_excluded"];
+    for at in kept.into_iter().flat_map(|name| node.all(name)).inspect(|it| _ = it.word(0)) {
+        for address in &at.below {
+            let (bare, length) = address.word(0).split_once('/').unwrap_or((address.word(0), ""));
+            if !length.is_empty() && !["32", "128"].contains(&length) {
+                document
+                    .note(address.line, "addresses are added without the length of their prefix");
             }
-            "virtual_ipaddress" | "virtual_ipaddress_excluded" => {
-                let bare = |it: &Node| it.word(0).split('/').next().unwrap_or_default().to_owned();
-                let list: Vec<String> =
-                    below.below.iter().map(|it| format!("{:?}", bare(it))).collect();
-                field("addresses", format!("[{}]", list.join(", ")));
+            let device = address.words.iter().position(|word| word == "dev");
+            let device = device.and_then(|at| address.words.get(at + 1));
+            if let Some(device) = device.filter(|device| **device != interface) {
+                document.lost(
+                    address.line,
+                    format!("{bare} is to be on `{device}`: it comes to `{interface}`, as all of its group"),
+                );
             }
-            "track_interface" => {
-                let list: Vec<String> =
-                    below.below.iter().map(|it| super::quoted(it.word(0))).collect();
-                field("track", format!("{{interfaces: [{}]}}", list.join(", ")));
-            }
-            "authentication" => {
-                document.lost(below.line, "VRRP 3 has no authentication: it is left out")
-            }
-            "version" if value == "3" => {}
-            "version" => document
-                .lost(below.line, "VRRP 2 is not spoken: set `vrrp_version 3` on the other boxes"),
-            // The highest priority begins.
-            "state" => {}
-            "track_script" | "use_vmac" | "virtual_routes" | "virtual_rules" | "strict_mode" => {
-                document.lost(below.line, format!("`{}` is not carried over", below.word(0)));
-            }
-            other => document.note(below.line, format!("`{other}` is not carried over")),
+            address.settle();
+            addresses.push(format!("{bare:?}"));
         }
     }
+    if !addresses.is_empty() {
+        field("addresses", format!("[{}]", addresses.join(", ")));
+    }
+    if let Some(tracked) = node.find("track_interface") {
+        tracked.word(0);
+        let mut weights = Vec::new();
+        let mut list = Vec::new();
+        for it in &tracked.below {
+            list.push(quoted(it.word(0)));
+            let weight =
+                (it.words.get(1).map(String::as_str) == Some("weight")).then(|| it.word(2));
+            weights.push(weight.and_then(|weight| weight.parse::<i32>().ok()));
+        }
+        let alike = weights.windows(2).all(|pair| pair[0] == pair[1]);
+        let weight = match weights.first().copied().flatten().filter(|_| alike) {
+            Some(weight @ ..0) => format!(", weight: {}", weight.unsigned_abs()),
+            // The whole group gives up then, which is what the default comes to.
+            None if alike => String::new(),
+            _ => {
+                document.lost(
+                    tracked.line,
+                    "weights that differ, or raise the priority: any of the interfaces takes 100 of it",
+                );
+                String::new()
+            }
+        };
+        field("track", format!("{{interfaces: [{}]{weight}}}", list.join(", ")));
+    }
+    if let Some(it) = node.find("authentication") {
+        it.settle();
+        document.lost(it.line, "VRRP 3 has no authentication: it is left out");
+    }
+    if !is_three && node.value("version") != Some("3") {
+        document.lost(
+            node.line,
+            "keepalived speaks VRRP 2 here, Fairway speaks 3: before they meet, set `vrrp_version 3` on the other \
+             boxes",
+        );
+    }
     document.vrrp.push(group);
+}
+
+fn quoted_unless_number(text: &str) -> String {
+    if text.parse::<u32>().is_ok() { text.into() } else { quoted(text) }
 }
 
 #[cfg(test)]
@@ -426,23 +589,63 @@ virtual_server fwmark 3 { lb_algo rr }
             "vrrp:\n    - name: VI_1\n      interface: eth0\n      virtualRouterId: 51\n      priority: 150\n      \
              advertInterval: 1000ms\n      addresses: [\"192.0.2.1\", \"192.0.2.2\"]\n      track: {interfaces: [eth1]}",
             "mode: dsr\n    scheduler: roundRobin\n    sessionAffinity: ClientIP\n    sessionAffinityTimeout: 50s",
-            "healthCheck: {type: http, path: \"/up\", expectStatus: [200], timeout: 3000ms, interval: 6000ms, fastInterval: 1000ms, fall: 3}",
+            "healthCheck: {type: http, path: \"/up\", expectStatus: [200], timeout: 3000ms, interval: 6000ms, fastInterval: 1000ms, fall: 3, rise: 1}",
             "backupBackends:\n      - \"10.0.0.9:80\"",
             "name: DNS\n    addresses: [\"192.0.2.2\"]\n    ports:\n      - {port: 53, protocol: UDP}\n    mode: nat",
-            "healthCheck: {type: tcp, port: 53}",
+            "healthCheck: {type: tcp, port: 53, timeout: 5000ms, interval: 60000ms, fall: 2, rise: 1}",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let wanted = [
+            "3: lost: keepalived speaks VRRP 2 here",
             "9: lost: VRRP 3 has no authentication",
             "34: lost: 10.0.0.2:80 is checked in another way than the real server of line 26",
-            "35: lost: `quorum`",
+            "35: lost: `quorum 1`",
             "45: lost: a virtual server by firewall mark",
-            "2: `router_id` are of keepalived's process",
+            "2: of keepalived's process: `router_id`",
+            "4: `state MASTER` is not carried over",
+            "12: addresses are added without",
         ];
         assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
         for (note, wanted) in notes.iter().zip(wanted) {
-            assert!(note.starts_with(wanted), "{note}");
+            assert!(note.starts_with(wanted), "{wanted}: {notes:#?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_dropped_without_a_word() {
+        let text = "global_defs {\n vrrp_version 3\n}\nvrrp_instance A {\n interface eth0\n virtual_router_id 5\n \
+                    virtual_ipaddress {\n 192.0.2.1 dev eth1\n }\n virtual_ipaddress_excluded {\n 192.0.2.2\n }\n \
+                    track_interface {\n eth1 weight -10\n }\n track_script {\n chk\n }\n}\n\
+                    virtual_server 192.0.2.1 443 {\n lb_algo fo\n alpha\n real_server 10.0.0.1 443 {\n weight 5\n \
+                    SSL_GET {\n url {\n path /a\n virtualhost www.example.com\n }\n connect_ip 10.9.9.9\n \
+                    bindto 10.0.0.9\n warmup 3\n }\n }\n real_server 10.0.0.2 443 {\n weight 9\n SSL_GET {\n url {\n \
+                    path /a\n virtualhost www.example.com\n }\n bindto 10.0.0.9\n }\n uthreshold 9\n }\n \
+                    sorry_server 127.0.0.1 80\n}\nvirtual_server 192.0.2.1 0 {\n lb_algo rr\n}\n";
+        let (text, notes) = settled(read(text));
+        for part in [
+            "advertInterval: 1000ms",
+            "addresses: [\"192.0.2.1\", \"192.0.2.2\"]",
+            "track: {interfaces: [eth1], weight: 10}",
+            "healthCheck: {type: https, tls: {verify: false}, path: \"/a\", host: \"www.example.com\", source: \
+             \"10.0.0.9\", timeout: 5000ms, interval: 60000ms, fall: 4, rise: 1, initialState: down}",
+            "- {address: \"10.0.0.1:443\", priority: 1}",
+            "- {address: \"10.0.0.2:443\", priority: 0}",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        let wanted = [
+            "8: lost: 192.0.2.1 is to be on `eth1`",
+            "16: lost: `track_script` is not carried over",
+            "30: lost: `connect_ip 10.9.9.9` is not carried over",
+            "44: lost: `uthreshold 9` is not carried over",
+            "46: lost: packets cannot be forwarded to 127.0.0.1:80",
+            "48: lost: a virtual server for every port",
+            "32: `warmup 3` is not carried over",
+        ];
+        assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
+        for (note, wanted) in notes.iter().zip(wanted) {
+            assert!(note.starts_with(wanted), "{wanted}: {notes:#?}");
         }
     }
 

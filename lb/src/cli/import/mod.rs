@@ -64,12 +64,15 @@ struct Port {
     target: Option<u16>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Backend {
     /// `ip:port` or `name:port`; without a port it is the one that was dialled.
     address: String,
     weight: u32,
+    /// Who serves when none of the others can.
     backup: bool,
+    /// The lowest serves first.
+    priority: Option<usize>,
     name: Option<String>,
 }
 
@@ -95,14 +98,17 @@ pub(super) fn import(origin: Origin, file: &Path, addresses: &[IpAddr]) -> ExitC
         Origin::Keepalived => keepalived::read(&text),
     };
     document.settle();
-    print!("{}", document.text());
+    let (services, empty) =
+        (document.services.len(), document.services.is_empty() && document.vrrp.is_empty());
+    if !empty {
+        print!("{}", document.text());
+    }
     for Note { lines, lost, text } in &document.notes {
         let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
         let lost = if *lost { "lost: " } else { "" };
         eprintln!("{}:{}: {lost}{text}", file.display(), lines.join(","));
     }
-    let services = document.services.len();
-    if services == 0 && document.vrrp.is_empty() {
+    if empty {
         eprintln!("fairway: {} has nothing that could be carried over", file.display());
         return ExitCode::from(EXIT_CONFIG);
     }
@@ -277,10 +283,11 @@ impl Service {
             }
             let empty = if backends.is_empty() { " []" } else { "" };
             let _ = writeln!(out, "    {field}:{empty}");
-            for Backend { address, weight, name, .. } in backends {
+            for Backend { address, weight, name, priority, .. } in backends {
+                let priority = priority.map(|priority| format!(", priority: {priority}"));
                 let name = name.as_ref().map(|name| format!(", name: {}", quoted(name)));
                 let weight = (*weight != 1).then(|| format!(", weight: {weight}"));
-                let more = [name, weight].into_iter().flatten().collect::<String>();
+                let more = [name, weight, priority].into_iter().flatten().collect::<String>();
                 match more.is_empty() {
                     true => _ = writeln!(out, "      - {}", quoted(address)),
                     false => _ = writeln!(out, "      - {{address: {}{more}}}", quoted(address)),
@@ -307,10 +314,23 @@ fn plain(text: &str) -> String {
     text.chars().map(|c| if fits(c) { c } else { '-' }).collect()
 }
 
+/// The heaviest serves alone, until it cannot: what IPVS calls failover.
+fn by_weight(service: &mut Service) {
+    let mut weights: Vec<u32> = service.backends.iter().map(|it| it.weight).collect();
+    weights.sort_unstable_by(|a, b| b.cmp(a));
+    weights.dedup();
+    for backend in service.backends.iter_mut().filter(|it| !it.backup) {
+        backend.priority = weights.iter().position(|weight| *weight == backend.weight);
+        backend.weight = 1;
+    }
+}
+
 /// Whether an address of a backend ends in a port.
 fn has_port(address: &str) -> bool {
     address.parse::<IpAddr>().is_err()
-        && address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        && address.rsplit_once(':').is_some_and(|(_, port)| {
+            port.bytes().all(|digit| digit.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        })
 }
 
 /// An address and a port, as all three write them.

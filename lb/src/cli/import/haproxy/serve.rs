@@ -6,31 +6,6 @@ use std::net::IpAddr;
 use super::super::{Backend, Document, Port, Service, has_port};
 use super::{Check, Section, Settings, milliseconds, pairs, time};
 
-/// Backends of a service are checked, limited and told of clients alike: names what servers have each for
-/// themselves.
-fn say_what_differs(document: &mut Document, pool: &Section) {
-    let name = &pool.name;
-    let options = |words: &[String]| -> BTreeMap<String, String> {
-        let all = pairs(words.get(2..).unwrap_or_default()).into_iter();
-        all.filter(|(option, _)| !matches!(option.as_str(), "weight" | "backup")).collect()
-    };
-    let all: Vec<_> = pool.servers.iter().map(|(line, words)| (*line, options(words))).collect();
-    let names: BTreeSet<&String> = all.iter().flat_map(|(_, options)| options.keys()).collect();
-    for option in names {
-        let mut values = all.iter().map(|(line, options)| (line, options.get(option)));
-        let first = values.next().and_then(|(_, value)| value);
-        if let Some((line, _)) = values.find(|(_, value)| *value != first) {
-            document.lost(
-                *line,
-                format!(
-                    "servers of `{name}` differ in `{option}`, of which a service has one for all: look at \
-                     what is made of it"
-                ),
-            );
-        }
-    }
-}
-
 /// A service of the places of a section, with the servers of another or its own.
 pub(super) fn serve(
     document: &mut Document,
@@ -56,7 +31,11 @@ pub(super) fn serve(
     service.scheduler = scheduler(document, pool);
     timeouts(document, &mut service, own, settings);
     retries(document, &mut service, settings);
-    say_what_differs(document, pool);
+    if settings.sticks {
+        // HAProxy keeps them for ever where nothing is said.
+        let seconds = settings.stick_seconds.and_then(|seconds| u32::try_from(seconds).ok());
+        service.affinity_seconds = Some(seconds.unwrap_or(86_400));
+    }
     let servers = servers(document, &mut service, pool);
     let mut limits = Vec::new();
     limits.extend(own.maxconn.map(|most| format!("serviceConnections: {most}")));
@@ -66,6 +45,14 @@ pub(super) fn serve(
     }
     if let Some(window) = servers.slow_start {
         service.fields.push(format!("slowStart: {{window: {}}}", time(window)));
+    }
+    if service.ports.len() > 1 && (own.maxconn.or(servers.maxconn)).is_some() {
+        document.note(
+            front.line,
+            format!(
+                "`maxconn` of `{name}` and of its servers counts for each of its ports by itself"
+            ),
+        );
     }
     if servers.maxconn.is_some() {
         document.note(
@@ -79,13 +66,18 @@ pub(super) fn serve(
     }
     let backups = service.backends.iter().filter(|backend| backend.backup).count();
     if backups > 1 && !settings.all_backups {
-        document.note(
-            pool.line,
-            format!(
-                "all backup servers of `{}` serve at once, not the first of them alone",
-                pool.name
-            ),
-        );
+        // One of them at a time, the first that can.
+        let mut next = 0;
+        for backend in &mut service.backends {
+            next += usize::from(backend.backup);
+            backend.priority = Some(if backend.backup { next } else { 0 });
+            backend.backup = false;
+        }
+    }
+    if let Some(port) = &servers.agent_port {
+        let interval = servers.agent_inter.map(|every| format!(", interval: {}", time(every)));
+        let interval = interval.unwrap_or_default();
+        service.fields.push(format!("agentCheck: {{port: {port}{interval}}}"));
     }
     check(&mut service, settings, &servers);
     let mut proxy: Vec<String> =
@@ -123,20 +115,27 @@ fn places(document: &mut Document, service: &mut Service, front: &Section, addre
         };
         let address = address.trim_start_matches("ipv4@").trim_start_matches("ipv6@");
         let bare = address.trim_start_matches('[').trim_end_matches(']');
-        match (bare, bare.parse::<IpAddr>()) {
-            (_, Ok(ip)) if !ip.is_unspecified() => service.addresses.push(ip),
-            ("" | "*", _) | (_, Ok(_)) if !addresses.is_empty() => {
-                service.addresses.extend(addresses)
+        let any = match bare {
+            "" | "*" => Some(false),
+            _ => bare.parse::<IpAddr>().ok().filter(IpAddr::is_unspecified).map(|ip| ip.is_ipv6()),
+        };
+        match (any, bare.parse::<IpAddr>()) {
+            (None, Ok(ip)) => service.addresses.push(ip),
+            (Some(ipv6), _) => {
+                let dialled: Vec<_> = addresses.iter().filter(|ip| ip.is_ipv6() == ipv6).collect();
+                if dialled.is_empty() {
+                    document.lost(
+                        *line,
+                        format!(
+                            "`{place}` names no address, and is left out: say by `--address` which clients dial"
+                        ),
+                    );
+                    continue;
+                }
+                service.addresses.extend(dialled);
             }
-            ("" | "*", _) | (_, Ok(_)) => {
-                document.lost(
-                    *line,
-                    format!("`{place}` names no address: say by `--address` which clients dial"),
-                );
-                continue;
-            }
-            (other, Err(_)) => {
-                document.lost(*line, format!("`{other}` is no address"));
+            (None, Err(_)) => {
+                document.lost(*line, format!("`{bare}` is no address, and is left out"));
                 continue;
             }
         }
@@ -155,10 +154,14 @@ fn scheduler(document: &mut Document, pool: &Section) -> Option<&'static str> {
         "roundrobin" | "static-rr" => Some("roundRobin"),
         "leastconn" => Some("leastConnections"),
         "source" => Some("sourceHash"),
-        "random" => Some("random"),
-        other => {
+        "hash" if words[1..] == ["src"] => Some("sourceHash"),
+        "random(1)" => Some("random"),
+        // Of so many, the one that has least to do; two are the default.
+        other if other.starts_with("random") => Some("powerOfTwo"),
+        _ => {
+            let words = words.join(" ");
             document
-                .lost(pool.line, format!("`balance {other}` has no counterpart; maglev is used"));
+                .lost(pool.line, format!("`balance {words}` has no counterpart; maglev is used"));
             None
         }
     }
@@ -215,57 +218,110 @@ struct Servers {
     maxconn: Option<u32>,
     /// Milliseconds.
     slow_start: Option<u64>,
+    agent_port: Option<String>,
+    /// Milliseconds.
+    agent_inter: Option<u64>,
+}
+
+/// Options of one server, those of all of its kind before its own.
+type Options = BTreeMap<String, String>;
+
+/// Options that each server has for itself; of the others a service has one for all.
+const OWN: [&str; 8] =
+    ["weight", "backup", "disabled", "enabled", "no-backup", "no-check", "no-ssl", "cookie"];
+
+/// What most servers have; of the rest, what is theirs alone is told.
+fn common(document: &mut Document, pool: &Section, all: &[(usize, Options)]) -> Options {
+    let names: BTreeSet<&String> = all.iter().flat_map(|(_, options)| options.keys()).collect();
+    let mut common = Options::new();
+    for name in names.into_iter().filter(|name| !OWN.contains(&name.as_str()) && *name != "id") {
+        let values = || all.iter().map(|(_, options)| options.get(name));
+        let votes = |value: Option<&String>| values().filter(|other| *other == value).count();
+        let Some(most) = values().rev().max_by_key(|value| votes(*value)) else { continue };
+        for (line, options) in all.iter().filter(|(_, options)| options.get(name) != most) {
+            let with = |value: &String| match value.as_str() {
+                "" => format!("`{name}`"),
+                value => format!("`{name} {value}`"),
+            };
+            let own = options.get(name).map_or(format!("no `{name}`"), with);
+            let others = match most.map(String::as_str) {
+                None => "none".to_owned(),
+                Some("") => "it".to_owned(),
+                Some(value) => format!("`{value}`"),
+            };
+            document.lost(
+                *line,
+                format!(
+                    "{own} of this server alone is not carried over: the others of `{}` have {others}",
+                    pool.name
+                ),
+            );
+        }
+        common.extend(most.map(|value| (name.clone(), value.clone())));
+    }
+    common
 }
 
 fn servers(document: &mut Document, service: &mut Service, pool: &Section) -> Servers {
-    let mut found = Servers::default();
+    let mut all = Vec::new();
     for (line, words) in &pool.servers {
         let own = pairs(words.get(2..).unwrap_or_default());
-        let mut backend = Backend {
-            address: words.get(1).cloned().unwrap_or_default(),
-            weight: 1,
-            backup: false,
-            name: words.first().cloned(),
-        };
-        for (option, value) in pool.settings.server.iter().chain(&own) {
-            let every = |field: &str| Some(format!("{field}: {}", time(milliseconds(value)?)));
-            match option.as_str() {
-                "check" => found.checked = true,
-                "weight" => backend.weight = value.parse().unwrap_or(1),
-                "backup" => backend.backup = true,
-                "maxconn" => found.maxconn = value.parse::<u32>().ok().max(found.maxconn),
-                "inter" => found.check.extend(every("interval")),
-                "fastinter" => found.check.extend(every("fastInterval")),
-                "fall" | "rise" => found.check.push(format!("{option}: {value}")),
-                "port" => found.check.push(format!("port: {value}")),
-                "slowstart" => found.slow_start = milliseconds(value),
-                "send-proxy" => found.sends = Some("v1"),
-                "send-proxy-v2" => found.sends = Some("v2"),
-                "disabled" => document.lost(
-                    *line,
-                    "a disabled server serves here: `fairway drain` takes a backend out of use",
-                ),
-                "no-backup" | "no-ssl" | "enabled" | "no-check" => {}
-                "id" | "downinter" | "maxqueue" | "minconn" | "cookie" | "resolvers"
-                | "resolve-prefer" | "init-addr" | "tfo" | "observe" | "error-limit"
-                | "on-error" | "on-marked-up" | "pool-max-conn" | "log-proto" => {
-                    document.note(*line, format!("`{option}` is not carried over"));
-                }
-                other => document.lost(*line, format!("`{other}` is not carried over")),
-            }
+        let options: Options = pool.settings.server.iter().cloned().chain(own).collect();
+        let address = words.get(1).cloned().unwrap_or_default();
+        let plain = !address.contains(['@', '/']);
+        let bare = plain && (address.parse::<IpAddr>().is_ok() || !address.contains(':'));
+        if !(bare || plain && has_port(&address)) {
+            document.lost(*line, format!("`{address}` is no address and port, and is left out"));
+            continue;
         }
-        if backend.weight == 0 {
+        let weight = options.get("weight").and_then(|weight| weight.parse().ok()).unwrap_or(1);
+        if weight == 0 {
             document
                 .lost(*line, format!("a server of `{}` has weight 0 and is left out", pool.name));
             continue;
         }
-        let bare = backend.address.parse::<IpAddr>().is_ok() || !backend.address.contains(':');
-        if !bare && !has_port(&backend.address) {
-            let address = backend.address;
-            document.lost(*line, format!("`{address}` is no address and port, and is left out"));
-            continue;
+        if options.contains_key("disabled") && !options.contains_key("enabled") {
+            document.lost(
+                *line,
+                "a disabled server serves here: `fairway drain` takes a backend out of use",
+            );
         }
-        service.backends.push(backend);
+        let backup = options.contains_key("backup") && !options.contains_key("no-backup");
+        let name = words.first().cloned();
+        service.backends.push(Backend { address, weight, backup, name, priority: None });
+        all.push((*line, options));
+    }
+    let mut found = Servers::default();
+    let lines: BTreeSet<usize> = all.iter().map(|(line, _)| *line).collect();
+    for (option, value) in common(document, pool, &all) {
+        let every = |field: &str| Some(format!("{field}: {}", time(milliseconds(&value)?)));
+        match option.as_str() {
+            "check" => found.checked = true,
+            "maxconn" => found.maxconn = value.parse().ok(),
+            "inter" => found.check.extend(every("interval")),
+            "fastinter" => found.check.extend(every("fastInterval")),
+            "fall" | "rise" | "port" => found.check.push(format!("{option}: {value}")),
+            "slowstart" => found.slow_start = milliseconds(&value),
+            "agent-check" => {}
+            "agent-port" => found.agent_port = Some(value),
+            "agent-inter" => found.agent_inter = milliseconds(&value),
+            "send-proxy" => found.sends = Some("v1"),
+            "send-proxy-v2" => found.sends = Some("v2"),
+            "downinter" | "maxqueue" | "minconn" | "resolvers" | "resolve-prefer"
+            | "resolve-net" | "resolve-opts" | "init-addr" | "tfo" | "no-tfo" | "observe"
+            | "error-limit" | "on-error" | "on-marked-up" | "pool-max-conn" | "pool-low-conn"
+            | "pool-purge-delay" | "log-proto" | "check-send-proxy" | "ssl-reuse" | "non-stick" => {
+                for line in &lines {
+                    document.note(*line, format!("`{option}` is not carried over"));
+                }
+            }
+            other => {
+                let words = format!("{other} {value}");
+                for line in &lines {
+                    document.lost(*line, format!("`{}` is not carried over", words.trim_end()));
+                }
+            }
+        }
     }
     found
 }
@@ -276,9 +332,14 @@ fn check(service: &mut Service, settings: &Settings, servers: &Servers) {
         return;
     }
     let mut words = Vec::new();
-    if let Some(Check { path, host, statuses }) = &settings.check {
+    if let Some(Check { path, host, headers, statuses }) = &settings.check {
         words.extend(["type: http".to_owned(), format!("path: {path:?}")]);
         words.extend(host.as_ref().map(|host| format!("host: {host:?}")));
+        if !headers.is_empty() {
+            let of = |(name, value): &(String, String)| format!("{name:?}: {value:?}");
+            let headers: Vec<String> = headers.iter().map(of).collect();
+            words.push(format!("headers: {{{}}}", headers.join(", ")));
+        }
         let list = statuses.as_ref().map(|list| list.replace(',', ", "));
         words.extend(list.map(|list| format!("expectStatus: [{list}]")));
     }
