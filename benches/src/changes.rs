@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use fairway_tests::api_server::ApiServer;
 use fairway_tests::http::get;
-use fairway_tests::{Fairway, Host, Net, VIP4, wait_for};
+use fairway_tests::{Fairway, Host, Net, VIP4, wait_at_most, wait_for};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
@@ -151,6 +151,8 @@ fn backend(net: &Net) -> SocketAddr {
 fn cluster(services: usize, endpoints: usize, quick: bool) {
     let Some(net) = Net::new() else { return };
     load::to_core(OTHERS);
+    // Where Pods are.
+    net.exec(Host::Lb, "ip route add 10.192.0.0/10 via 10.78.0.2");
     let api = ApiServer::start(&net);
     for n in 0..services {
         assert!(
@@ -230,7 +232,7 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
 /// Nothing is written any more of what has begun.
 fn settle(net: &Net, pid: u32) {
     let mut before = Reading::of(net, pid);
-    wait_for("it is quiet", || {
+    wait_at_most(Duration::from_secs(300), "it is quiet", || {
         thread::sleep(Duration::from_millis(500));
         let now = Reading::of(net, pid);
         let busy =

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use super::Control;
 use crate::cloud::{CloudNews, CloudView};
 
+/// Most new troubles that the log has at a time.
+const SAID: usize = 20;
+
 impl Control {
     /// Brings it about, up to publishing.
     pub(super) fn take_cluster(&mut self, news: CloudNews) {
@@ -24,16 +27,27 @@ impl Control {
         }
         self.cluster_news_since = self.cluster_news_since.or(since);
         let (changed, removed) = (change.upserts.len(), change.removals.len());
+        let before = self.services.len();
         self.apply(change, &names);
         let services = self.services.len();
-        tracing::info!(services, changed, removed, "the cluster's Services changed");
+        let words = "the cluster's Services changed";
+        match removed > 0 || services != before {
+            true => tracing::info!(services, changed, removed, "{words}"),
+            // Endpoints come and go all the time.
+            false => tracing::debug!(services, changed, "{words}"),
+        }
     }
 
     /// Says what is new of what needs a person.
     fn say_troubles(&self, view: &CloudView) {
         let known: HashSet<&String> = self.cloud.troubles.iter().collect();
-        for trouble in view.troubles.iter().filter(|trouble| !known.contains(trouble)) {
+        let new = || view.troubles.iter().filter(|trouble| !known.contains(trouble));
+        for trouble in new().take(SAID) {
             tracing::warn!("{trouble}");
+        }
+        let more = new().count().saturating_sub(SAID);
+        if more > 0 {
+            tracing::warn!("and {more} more like these: `fairway cluster` has them all");
         }
     }
 }
