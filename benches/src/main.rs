@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// Also write what the proxy path's workloads measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<std::path::PathBuf>,
+    /// Measure nothing: make a picture of what was written by `--json`, on the standard output
+    #[arg(long, value_name = "FILE")]
+    plot: Option<std::path::PathBuf>,
     /// Of `packets` and `dpdk` this mode alone, as their tables call it
     #[arg(long, value_name = "NAME")]
     mode: Option<String>,
@@ -45,8 +48,8 @@ pub(crate) struct Arguments {
 }
 
 /// The parts beside that of the proxy path.
-const PARTS: [&str; 8] =
-    ["tables", "packets", "dpdk", "ports", "scale", "changes", "checks", "failover"];
+const PARTS: [&str; 9] =
+    ["tables", "packets", "dpdk", "ports", "floor", "scale", "changes", "checks", "failover"];
 
 fn names() -> PossibleValuesParser {
     let proxy = proxy::WORKS.iter().map(|work| work.key).chain(["idle", "reload"]);
@@ -65,6 +68,11 @@ fn main() {
     if let Some(path) = &arguments.bounce {
         ports::bounce(path);
     }
+    if let Some(path) = &arguments.plot {
+        let text = std::fs::read_to_string(path).unwrap();
+        let report: proxy::Report = serde_json::from_str(&text).unwrap();
+        return print!("{}", report.svg());
+    }
     let wanted =
         |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     println!("{}\n", machine());
@@ -80,6 +88,9 @@ fn main() {
     }
     if wanted("ports") {
         ports::run(arguments.quick);
+    }
+    if wanted("floor") {
+        proxy::floor::run(arguments.quick);
     }
     if wanted("scale") {
         scale::run(arguments.quick);

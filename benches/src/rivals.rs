@@ -92,6 +92,20 @@ impl Rival {
         Self { tcp: vip, ..Self::run(net, 0, &document) }
     }
 
+    /// The same for TCP, with all backends.
+    pub(crate) fn fairway_nat_tcp(net: &Net, vip: SocketAddr, backends: &Backends) -> Self {
+        let list: Vec<_> = backends.tcp.iter().map(ToString::to_string).collect();
+        let document = format!(
+            "dataplane: {{workers: 1, pinCpus: false, packet: {{interfaces: [clients, servers]}}}}\nservices:\n  \
+             - name: bench\n    mode: nat\n    addresses: [{}]\n    ports: [{{port: {}}}]\n    healthCheck: {{type: \
+             none}}\n    backends: [{}]\n",
+            vip.ip(),
+            vip.port(),
+            list.join(", ")
+        );
+        Self { tcp: vip, ..Self::run(net, 0, &document) }
+    }
+
     fn run(net: &Net, port: u16, document: &str) -> Self {
         let program = program();
         let admin = |folder: &Path| format!("admin: {{socket: {}/admin.sock}}\n", folder.display());

@@ -217,7 +217,7 @@ pub enum LogTarget {
 }
 
 impl Process {
-    /// The document's sections in which `other` differs; these take effect at the next start.
+    /// The document's sections in which `other` differs; these take effect after an upgrade.
     #[must_use]
     pub fn sections_changed(&self, other: &Self) -> Vec<&'static str> {
         let dataplane = |p: &Self| Self {

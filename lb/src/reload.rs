@@ -34,7 +34,7 @@ pub(crate) enum Reload {
 pub(crate) struct Outcome {
     /// What is wrong; empty when the document is in force.
     pub(crate) problems: Vec<String>,
-    /// Sections of it that take effect at the next start.
+    /// Sections of it that take effect after an upgrade.
     pub(crate) waiting: Vec<&'static str>,
     /// Names that are not resolved.
     pub(crate) names: Vec<String>,

@@ -5,7 +5,9 @@
 //! comes: a sender's core does the receiver's work, too, as links between namespaces have no interrupts of
 //! their own. *RPS* gives each host's receive work to that host's core, as with cards between them.
 
+pub(crate) mod floor;
 mod idle;
+mod plot;
 mod reload;
 mod report;
 mod works;

@@ -93,10 +93,12 @@ pub(crate) struct PlanRequest {
     pub(crate) text: String,
 }
 
-/// A generation to be brought back; none is the one before the current.
+/// A configuration to be brought back; none is the one before the current.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RollbackRequest {
+    /// As commands of before this version call it.
+    #[serde(alias = "generation")]
     pub(crate) number: Option<u64>,
 }
 

@@ -44,7 +44,9 @@ fn usable(secret: &Secret) -> Result<Vec<u8>, String> {
 /// Why nobody can steer by the page, when a token is named.
 pub(crate) fn trouble(secret: Option<&Secret>) -> Option<String> {
     let why = usable(secret?).err()?;
-    Some(format!("nobody can steer by the page: {why}"))
+    Some(format!(
+        "the page's token, as this user may read it: {why}; without it nobody steers by the page"
+    ))
 }
 
 /// Compares in a time that does not tell where they differ.

@@ -80,7 +80,11 @@ impl Registry {
         let mut out = String::new();
         for (name, Family { help, series }) in &*self.families() {
             let Some(first) = series.values().next() else { continue };
-            family(&mut out, name, first.kind(), help);
+            let kind = first.kind();
+            match help.as_str() {
+                "" => line(&mut out, format_args!("# TYPE {name} {kind}")),
+                help => family(&mut out, name, kind, help),
+            }
             series.iter().for_each(|(labels, series)| series.write(&mut out, name, labels));
         }
         out
@@ -195,7 +199,7 @@ mod tests {
         });
         let text = registry.text();
         let want = "# HELP a_total All a.\n# TYPE a_total counter\na_total{who=\"b\"} 1\n\
-                    a_total{who=\"x\\\"y\"} 3\n# HELP b \n# TYPE b gauge\nb 1.5\n# HELP c_seconds \n\
+                    a_total{who=\"x\\\"y\"} 3\n# TYPE b gauge\nb 1.5\n\
                     # TYPE c_seconds histogram\nc_seconds_bucket{le=\"0.00001\"} 1\n\
                     c_seconds_bucket{le=\"0.0001\"} 1\nc_seconds_bucket{le=\"0.001\"} 2\n\
                     c_seconds_bucket{le=\"0.002\"} 2\nc_seconds_bucket{le=\"0.005\"} 2\n\

@@ -65,7 +65,7 @@ pub(crate) struct ConfigView {
     pub(crate) loaded_at: u64,
     /// What is wrong with the newest document; empty when it runs.
     pub(crate) problems: Vec<String>,
-    /// Sections that changed and take effect at the next start.
+    /// Sections that changed and take effect after an upgrade.
     #[serde(default)]
     pub(crate) waiting_for_restart: Vec<String>,
 }
@@ -212,7 +212,7 @@ pub(crate) struct PlanView {
     /// What changes of announcements, in words.
     #[serde(default)]
     pub(crate) announcements: Vec<String>,
-    /// Sections that change and take effect at the next start.
+    /// Sections that change and take effect after an upgrade.
     pub(crate) restart: Vec<String>,
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use fairway_config::document::ListenDoc;
 use fairway_config::kubernetes::client::connect;
 use fairway_config::{Access, Config, Probe, load};
 use fairway_core::{Frontend, Mode, Protocol, Scheduler};
@@ -107,10 +108,11 @@ fn notes(config: &Config) -> Vec<String> {
     for (key, spec) in &config.services {
         let policy = &spec.policy;
         let taken = |f: &&Frontend| {
-            f.ports.contains(metrics.port())
-                && (f.ip() == metrics.ip() || metrics.ip().is_unspecified())
+            let any = metrics.ip().is_unspecified() && f.ip().is_ipv4() == metrics.is_ipv4();
+            f.ports.contains(metrics.port()) && (any || f.ip() == metrics.ip())
         };
         if policy.mode == Mode::Proxy
+            && config.process.listen == ListenDoc::PerAddress
             && spec.protocol == Protocol::Tcp
             && spec.frontends.iter().any(|f| taken(&f))
         {

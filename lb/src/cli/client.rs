@@ -174,7 +174,7 @@ pub(super) fn upgrade(remote: &Remote) -> ExitCode {
         while is_done.recv_timeout(SAYS_AGAIN) == Err(RecvTimeoutError::Timeout) {
             let seconds = began.elapsed().as_secs();
             eprintln!(
-                "fairway: the new process is not ready after {seconds} s; it has 60 s, the old one serves"
+                "fairway: nothing is heard of the new process after {seconds} s; the old one serves until it is ready"
             );
         }
     });

@@ -125,7 +125,7 @@ pub(crate) fn status(status: &Status) -> String {
     row("udp sessions", format!("{} of {}", status.udp_sessions, budgets.for_udp));
     row(
         "listeners",
-        format!("{} sockets: each address and port has one a worker", budgets.listeners_open),
+        format!("{} descriptors, of sockets and for the next process", budgets.listeners_open),
     );
     row(
         "descriptors",
@@ -413,7 +413,7 @@ pub(crate) fn plan(plan: &PlanView) -> String {
     }
     plan.announcements.iter().for_each(|words| _ = writeln!(out, "~ {words}"));
     if !plan.restart.is_empty() {
-        let _ = writeln!(out, "! wants a restart: {}", plan.restart.join(", "));
+        let _ = writeln!(out, "! takes `fairway upgrade`: {}", plan.restart.join(", "));
     }
     if out.is_empty() {
         out += "nothing would change\n";

@@ -280,7 +280,7 @@ pub(super) enum Command {
 The new process reads the configuration, takes over what clients dial and serves; the old one keeps its
 connections and ends with the last of them, after `shutdown.handOverTimeout` at the latest. If the new one
 does not come to serve, the old one goes on, and this exits with 1. So do changes of the configuration take
-effect that want a restart.")]
+effect that wait for one.")]
     Upgrade(Remote),
 }
 

@@ -1,13 +1,19 @@
-//! Whether this machine knows the way to Pods: by its routes, as `ip route get` of iproute2 tells them.
+//! Whether this machine knows the way to Pods: by its routes, as the kernel tells them (rtnetlink).
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fairway_core::IpPrefix;
-
-use crate::control::run;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::io::Errno;
 
 /// How long an answer holds.
 pub(super) const HOLDS: Duration = Duration::from_secs(30);
@@ -26,28 +32,77 @@ impl Routes {
         {
             return trouble.clone();
         }
-        let answer = run("ip", &["route", "get", "fibmatch", &ip.to_string()], "");
-        let trouble = judge(ip, &answer);
+        // Of what the kernel does not tell, nothing is known.
+        let trouble = Kernel::open().and_then(|kernel| kernel.way_to(ip)).ok();
+        let trouble = trouble.and_then(|way| judge(ip, &way));
         known.insert(prefix, (Instant::now(), trouble.clone()));
         trouble
     }
 }
 
-fn judge(ip: IpAddr, answer: &Result<String, String>) -> Option<String> {
-    let remedy = "a static route by its node, or the CNI's BGP, or `fairway.dev/target: node`";
-    match answer {
-        Ok(route) => {
-            let kind = route.split_whitespace().next().unwrap_or("");
-            let what = match kind {
-                "default" => "is reached by the default route alone",
-                "unreachable" | "blackhole" | "prohibit" => "is routed nowhere",
-                _ => return None,
-            };
-            Some(format!("Pod {ip} {what}: {remedy}"))
+/// The route that an address has.
+enum Way {
+    /// Its kind, and the length of its prefix.
+    Route(RouteType, u8),
+    /// Why there is none.
+    None(io::Error),
+}
+
+/// A socket on which the kernel answers.
+struct Kernel(Socket);
+
+impl Kernel {
+    fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
+
+    /// The entry of the routing table that `ip` meets.
+    fn way_to(&self, ip: IpAddr) -> io::Result<Way> {
+        let mut question = RouteMessage::default();
+        let (family, bits, address) = match ip {
+            IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
+            IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
+        };
+        question.header.address_family = family;
+        question.header.destination_prefix_length = bits;
+        question.header.flags = RouteFlags::FibMatch;
+        question.attributes.push(RouteAttribute::Destination(address));
+        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
+        message.header.flags = NLM_F_REQUEST;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.0.send(&bytes, 0)?;
+        let (bytes, _) = self.0.recv_from_full()?;
+        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes);
+        match answer.map_err(io::Error::other)?.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                Ok(Way::Route(route.header.kind, route.header.destination_prefix_length))
+            }
+            NetlinkPayload::Error(error) => Ok(Way::None(error.to_io())),
+            _ => Err(io::Error::other("an answer to something else")),
         }
-        // Without the command nothing is known.
-        Err(why) if why.contains("cannot be run") => None,
-        Err(why) => Some(format!("Pod {ip} has no route from here ({why}): {remedy}")),
+    }
+}
+
+fn judge(ip: IpAddr, way: &Way) -> Option<String> {
+    let remedy = "a static route by its node, or the CNI's BGP, or `fairway.dev/target: node`";
+    match way {
+        Way::Route(RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit, _) => {
+            Some(format!("Pod {ip} is routed nowhere: {remedy}"))
+        }
+        Way::Route(_, 0) => {
+            Some(format!("Pod {ip} is reached by the default route alone: {remedy}"))
+        }
+        Way::Route(..) => None,
+        // So the kernel says of a black hole.
+        Way::None(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            Some(format!("Pod {ip} is routed nowhere: {remedy}"))
+        }
+        Way::None(error) => Some(format!("Pod {ip} has no route from here ({error}): {remedy}")),
     }
 }
 
@@ -58,15 +113,21 @@ mod tests {
     #[test]
     fn only_a_route_of_its_own_is_good() {
         let ip = IpAddr::from([10, 244, 0, 5]);
-        let good = |text: &str| judge(ip, &Ok(text.into()));
-        assert_eq!(good("10.244.0.0/24 via 10.0.0.1 dev eth0\n"), None);
-        assert_eq!(good("10.244.0.0/16 dev cni0 proto kernel scope link\n"), None);
-        assert!(
-            good("default via 192.0.2.1 dev eth0\n").is_some_and(|why| why.contains("default"))
-        );
-        assert!(good("blackhole 10.244.0.0/16\n").is_some_and(|why| why.contains("nowhere")));
-        let failed = |why: &str| judge(ip, &Err(why.into()));
-        assert!(failed("RTNETLINK answers: Network is unreachable").is_some());
-        assert_eq!(failed("`ip` cannot be run: No such file or directory"), None);
+        let said = |way: &Way| judge(ip, way).unwrap_or_default();
+        assert_eq!(said(&Way::Route(RouteType::Unicast, 24)), "");
+        assert_eq!(said(&Way::Route(RouteType::Local, 32)), "");
+        assert!(said(&Way::Route(RouteType::Unicast, 0)).contains("default"));
+        assert!(said(&Way::Route(RouteType::BlackHole, 16)).contains("nowhere"));
+        let none = |error: Errno| said(&Way::None(error.into()));
+        assert!(none(Errno::INVAL).contains("nowhere"));
+        assert!(none(Errno::NETUNREACH).contains("no route from here (Network is unreachable"));
+    }
+
+    #[test]
+    fn the_kernel_answers() {
+        for loopback in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 1, 2, 3])] {
+            let way = Kernel::open().and_then(|kernel| kernel.way_to(loopback)).unwrap();
+            assert!(matches!(way, Way::Route(RouteType::Local, 8 | 32)));
+        }
     }
 }

@@ -21,6 +21,8 @@ use crate::resolver::{Asker, FIRST_ANSWER};
 const BATCH: usize = 4096;
 /// From a change to the next time that the cluster is written down.
 const SAVE: Duration = Duration::from_secs(2);
+/// It is written down for at most one part in so many of the time.
+const RARELY: u32 = 30;
 
 /// Something for the cloud's part.
 pub(crate) enum Work {
@@ -69,7 +71,8 @@ pub(crate) async fn run(
     let Neighbours { control, asker, todos, saved } = neighbours;
     let mut next = None;
     let mut save_at: Option<Instant> = None;
-    let mut saving: Option<JoinHandle<()>> = None;
+    let mut saving: Option<JoinHandle<Duration>> = None;
+    let mut pause = SAVE;
     let mut looks = interval(HOLDS);
     loop {
         let work = match next.take() {
@@ -88,8 +91,16 @@ pub(crate) async fn run(
                             save_at = Some(Instant::now() + SAVE);
                         }
                         Some(path) => {
+                            // Of a large cluster that always changes, less often.
+                            if let Some(task) = saving.take() {
+                                pause = task.await.map_or(SAVE, |took| SAVE.max(RARELY * took));
+                            }
                             let (path, cluster) = (path.clone(), cloud.saved().clone());
-                            saving = Some(spawn_blocking(move || state::save(&path, &cluster)));
+                            saving = Some(spawn_blocking(move || {
+                                let began = Instant::now();
+                                state::save(&path, &cluster);
+                                began.elapsed()
+                            }));
                         }
                         None => {}
                     }
@@ -122,7 +133,7 @@ pub(crate) async fn run(
                 }
                 let outcome = cloud.events(events.into_iter());
                 if cloud.is_unsaved() {
-                    save_at.get_or_insert_with(|| Instant::now() + SAVE);
+                    save_at.get_or_insert_with(|| Instant::now() + pause);
                 }
                 (outcome, None)
             }

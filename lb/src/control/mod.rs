@@ -72,6 +72,7 @@ pub(crate) use self::memory::{LateCounts, Memory};
 pub(crate) use self::orders::{Order, is_backend};
 pub(crate) use self::packets::{InterfaceView, PacketPath, attach as attach_cards};
 pub(crate) use self::plan::{Change, plan};
+#[cfg(feature = "dpdk")]
 pub(crate) use self::system::run;
 pub(crate) use self::tproxy::Tproxy;
 
@@ -128,7 +129,7 @@ pub(crate) struct ConfigState {
     pub(crate) loaded: SystemTime,
     /// What is wrong with the newest one; empty when it runs.
     pub(crate) problems: Vec<String>,
-    /// Sections of it that take effect at the next start.
+    /// Sections of it that take effect after an upgrade.
     pub(crate) waiting: Vec<&'static str>,
 }
 
@@ -192,7 +193,7 @@ pub(crate) struct Control {
     /// What `source: transparent` lacks.
     routing: Option<String>,
     pub(crate) history: History,
-    /// The generation of the history that was brought back, while the file says otherwise.
+    /// The configuration of the history that was brought back, while the file says otherwise.
     pub(crate) rolled_back: Option<u64>,
     stop: Stop,
     /// Why a worker ended that should not have.

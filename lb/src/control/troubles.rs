@@ -11,14 +11,6 @@ const MOST: usize = 50;
 /// Connects without an answer that are more than chance.
 const UNANSWERED: u64 = 5;
 
-/// That so many backends are down that the rest may not carry all.
-fn half_down(live: &Live) -> Option<String> {
-    let all = live.all().count();
-    let standings = live.all().map(LiveBackend::standing);
-    let down = standings.filter(|standing| standing.failed || standing.ejected).count();
-    (down > 0 && 2 * down >= all).then(|| format!("{down} of {all} backends are down"))
-}
-
 impl Control {
     /// What is wrong with everything.
     pub(crate) fn troubles(&self) -> Vec<String> {
@@ -26,13 +18,16 @@ impl Control {
         if !self.config.waiting.is_empty() {
             troubles.push(waiting_text(&self.config.waiting));
         }
-        for (key, live) in &self.services {
-            if troubles.len() > MOST {
-                troubles.push("…".into());
-                break;
+        // What does not serve at all before what serves by half.
+        for looks in [Self::troubles_of, Self::half_down] {
+            for (key, live) in &self.services {
+                if troubles.len() > MOST {
+                    troubles.push("…".into());
+                    break;
+                }
+                let own = looks(self, live).into_iter();
+                troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
             }
-            let own = self.troubles_of(live).into_iter();
-            troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
         }
         let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
         if unbound > 0 {
@@ -70,10 +65,23 @@ impl Control {
             _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
             None if live.all().next().is_none() => Some("no backends"),
             None => Some("no backend takes new connections"),
-            Some((0, _)) => return half_down(live).into_iter().chain(way).collect(),
+            Some((0, _)) => None,
             Some(_) => Some("no backend of the first priority takes connections; others serve"),
         };
         pool.map(Into::into).into_iter().chain(way).collect()
+    }
+
+    /// That so many backends of the first priority have failed that the rest may not carry all. Those that leave, or
+    /// that somebody took out, have not.
+    fn half_down(&self, live: &Live) -> Vec<String> {
+        let first = || live.grouped().filter(|(group, _)| *group == 0).map(|(_, live)| live);
+        let ejected =
+            |live: &&LiveBackend| live.standing().ejected && live.orders.ejected.is_none();
+        let all = first().count();
+        let down = first().filter(|live| live.down.is_some() || ejected(live)).count();
+        let is_half =
+            down > 0 && 2 * down >= all && live.grouped().any(|(_, live)| live.standing().admits());
+        is_half.then(|| format!("{down} of {all} backends are down")).into_iter().collect()
     }
 
     /// What keeps packets from their backends, or answers from coming back.

@@ -50,7 +50,7 @@ impl Launched {
         Ok(Self { pid, handle })
     }
 
-    /// Ends it, with what it has started; it touches nothing any more.
+    /// Ends it, with what is in its group of processes; it touches nothing any more.
     pub(super) fn end(&self) {
         let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
         let gone = poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);

@@ -63,6 +63,14 @@ pub(super) fn describe_metrics() {
         "fairway_connections_draining",
         "Connections that are still open in processes before this one."
     );
+    metrics::describe_counter!(
+        "fairway_agent_failures_total",
+        "Questions to backends' agents without a good answer."
+    );
+    metrics::describe_counter!(
+        "fairway_connection_log_failed_lines_total",
+        "Lines of the log of connections that could not be written."
+    );
     metrics::describe_gauge!("fairway_info", "The running version.");
     metrics::gauge!("fairway_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

@@ -70,10 +70,10 @@ pub(super) fn budgets(process: &Process, workers: usize, sockets: u64) -> Budget
     let rest = descriptors - for_control;
     let for_listeners = match process.listen {
         // Each is open in a worker, and kept for the next process. What a cluster will ask for is not known
-        // yet; of a document, room for twice as many.
+        // yet; of a document, there is room for twice as many.
         ListenDoc::PerAddress => {
             let most = (rest / 4).min(8192 * workers as u64);
-            let now = 2 * sockets.saturating_mul(workers as u64 + 1);
+            let now = sockets.saturating_mul(4 * workers as u64);
             if process.api.is_some() { most } else { now.max(rest / 16).min(most) }
         }
         ListenDoc::Tproxy => 8 * workers as u64,

@@ -22,8 +22,10 @@ struct Settings {
     sticks: bool,
     stick_seconds: Option<u64>,
     disabled: bool,
-    /// `option httpchk` and what belongs to it.
-    check: Option<Check>,
+    /// `option httpchk` is on.
+    asks_http: bool,
+    /// What `option httpchk` and `http-check` say.
+    check: Check,
     /// Of `default-server`.
     server: Vec<(String, String)>,
     maxconn: Option<u32>,
@@ -31,10 +33,23 @@ struct Settings {
 
 #[derive(Debug, Clone, Default)]
 struct Check {
-    path: String,
+    /// HAProxy's own default is OPTIONS.
+    method: Option<String>,
+    path: Option<String>,
     host: Option<String>,
     headers: Vec<(String, String)>,
     statuses: Option<String>,
+}
+
+/// A place that clients dial.
+#[derive(Debug, Clone)]
+struct Bind {
+    line: usize,
+    place: String,
+    /// With a header of the PROXY protocol.
+    accepts: bool,
+    /// Any address of IPv6 stands for those of IPv4, too.
+    both: bool,
 }
 
 /// A section with places to dial, servers, or both.
@@ -43,7 +58,7 @@ struct Section {
     name: String,
     line: usize,
     settings: Settings,
-    binds: Vec<(usize, String, bool)>,
+    binds: Vec<Bind>,
     default_backend: Option<(usize, String)>,
     servers: Vec<(usize, Vec<String>)>,
 }
@@ -52,6 +67,8 @@ struct Section {
 pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
     let mut document = Document::default();
     let mut defaults = Settings::default();
+    let mut named: BTreeMap<String, Settings> = BTreeMap::new();
+    let mut now = String::new();
     let mut sections: Vec<(String, String, Section)> = Vec::new();
     let mut kind = String::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -59,12 +76,18 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
         let Some(first) = words.first().map(String::as_str) else { continue };
         match first {
             "global" | "defaults" | "frontend" | "backend" | "listen" | "peers" | "resolvers"
-            | "userlist" | "program" | "cache" | "mailers" | "ring" | "http-errors" => {
+            | "userlist" | "program" | "cache" | "mailers" | "ring" | "http-errors"
+            | "log-forward" | "log-profile" | "fcgi-app" | "crt-store" | "traces" | "acme" => {
+                if kind == "defaults" {
+                    named.insert(std::mem::take(&mut now), defaults.clone());
+                }
                 kind = first.to_owned();
-                let name = words.get(1).cloned().unwrap_or_default();
+                let name = words.get(1).filter(|name| *name != "from").cloned().unwrap_or_default();
+                let from = words.iter().skip_while(|word| *word != "from").nth(1);
+                let inherited = from.map(|from| named.get(from).cloned().unwrap_or_default());
                 match first {
                     "frontend" | "backend" | "listen" => {
-                        let settings = defaults.clone();
+                        let settings = inherited.unwrap_or_else(|| defaults.clone());
                         let section = Section {
                             name: name.clone(),
                             line: number,
@@ -74,7 +97,10 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
                         sections.push((kind.clone(), name, section));
                     }
                     // Each begins anew.
-                    "defaults" => defaults = Settings::default(),
+                    "defaults" => {
+                        defaults = inherited.unwrap_or_default();
+                        now = name;
+                    }
                     "global" => {}
                     other => document.note(number, format!("`{other}` is not carried over")),
                 }
@@ -125,6 +151,10 @@ pub(super) fn read(text: &str, addresses: &[IpAddr]) -> Document {
             document.note(section.line, format!("`{name}` is disabled there, and left out"));
             continue;
         }
+        if pool.servers.is_empty() {
+            document.lost(section.line, format!("`{name}` has no servers, and is left out"));
+            continue;
+        }
         serve::serve(&mut document, name, section, pool, addresses);
     }
     for (_, name, section) in sections.iter().filter(|(kind, ..)| kind == "backend") {
@@ -152,7 +182,7 @@ fn split(line: &str) -> Vec<String> {
                 });
                 escaped = false;
             }
-            ('\\', _) => escaped = true,
+            ('\\', None | Some('"')) => escaped = true,
             ('"' | '\'', None) => quote = Some(c),
             (c, Some(open)) if c == open => quote = None,
             ('#', None) => break,
@@ -217,10 +247,11 @@ fn set(
         ("maxconn", _) => settings.maxconn = word(1).parse().ok(),
         ("retries", _) => settings.retries = word(1).parse().ok().map(|count| (line, count)),
         ("default-server", _) => settings.server.extend(pairs(&words[1..])),
-        ("option" | "no", _) => {
-            let name = if word(0) == "no" { word(2) } else { word(1) };
-            option(document, line, (name, word(0) != "no"), words, settings);
+        ("option", _) => option(document, line, (word(1), true), words, settings),
+        ("no", _) if word(1) == "option" => {
+            option(document, line, (word(2), false), words, settings);
         }
+        ("no", _) => document.note(line, format!("`no {}` is not carried over", word(1))),
         ("http-check", _) => http_check(document, line, words, settings),
         ("disabled", Some(_)) => settings.disabled = true,
         ("enabled", Some(_)) => settings.disabled = false,
@@ -262,10 +293,11 @@ fn set(
 
 /// Where clients dial.
 fn bind(document: &mut Document, line: usize, words: &[String], section: &mut Section) {
-    let (mut accepts, mut further) = (false, words.iter().skip(2));
+    let (mut accepts, mut both, mut further) = (false, false, words.iter().skip(2));
     while let Some(word) = further.next() {
         match word.as_str() {
             "accept-proxy" => accepts = true,
+            "v4v6" => both = true,
             "accept-netscaler-cip" => {
                 further.next();
                 document.lost(line, "`accept-netscaler-cip`: its headers are not understood");
@@ -290,7 +322,7 @@ fn bind(document: &mut Document, line: usize, words: &[String], section: &mut Se
         }
     }
     for place in words.get(1).map(String::as_str).unwrap_or_default().split(',') {
-        section.binds.push((line, place.to_owned(), accepts));
+        section.binds.push(Bind { line, place: place.to_owned(), accepts, both });
     }
 }
 
@@ -304,19 +336,20 @@ fn option(
 ) {
     match name {
         "httpchk" => {
+            settings.asks_http = on;
+            let check = &mut settings.check;
             // [METHOD] PATH [VERSION, with headers behind it as they are sent]
-            let (method, path) = match &words[2.min(words.len())..] {
-                [] => ("GET", "/"),
-                [path] => ("GET", path.as_str()),
-                [method, path, ..] => (method.as_str(), path.as_str()),
-            };
-            asks_by(document, line, method);
-            let mut check = Check { path: path.into(), ..Check::default() };
+            match &words[2.min(words.len())..] {
+                [] => {}
+                [path] => check.path = Some(path.clone()),
+                [method, path, ..] => {
+                    (check.method, check.path) = (Some(method.clone()), Some(path.clone()));
+                }
+            }
             let sent = words.get(4..).unwrap_or_default().join(" ");
             for (name, value) in sent.lines().filter_map(|line| line.split_once(':')) {
                 check.header(name.trim(), value.trim());
             }
-            settings.check = on.then_some(check);
         }
         "redispatch" => settings.redispatch = on,
         "allbackups" => settings.all_backups = on,
@@ -324,7 +357,14 @@ fn option(
             document.note(line, format!("`option {name}`: connections are always kept alive"));
         }
         // What follows it is named by its own lines.
-        "tcp-check" => {}
+        "tcp-check" => settings.asks_http = false,
+        "mysql-check" | "pgsql-check" | "redis-check" | "ldap-check" | "smtpchk" | "ssl-hello-chk"
+        | "spop-check" | "external-check"
+            if on =>
+        {
+            settings.asks_http = false;
+            document.lost(line, format!("`option {name}`: servers are checked by a connection alone"));
+        }
         "forwardfor" if on => document.lost(
             line,
             "`option forwardfor`: requests are not looked at; `proxyProtocol: {send: v2}` tells backends of clients",
@@ -349,25 +389,18 @@ impl Check {
     }
 }
 
-fn asks_by(document: &mut Document, line: usize, method: &str) {
-    if method != "GET" {
-        document.lost(line, format!("checks ask by GET, not by {method}"));
-    }
-}
-
 /// How servers are asked for their health by HTTP.
 fn http_check(document: &mut Document, line: usize, words: &[String], settings: &mut Settings) {
     let word = |n: usize| words.get(n).map(String::as_str).unwrap_or_default();
-    let check =
-        settings.check.get_or_insert_with(|| Check { path: "/".into(), ..Check::default() });
+    let check = &mut settings.check;
     match word(1) {
         "expect" if word(2) == "status" => check.statuses = Some(word(3).into()),
         "send" => {
             let mut words = words.iter().skip(2).map(String::as_str);
             while let Some(word) = words.next() {
                 match (word, words.next().unwrap_or_default()) {
-                    ("uri", path) => check.path = path.into(),
-                    ("meth", method) => asks_by(document, line, method),
+                    ("uri", path) => check.path = Some(path.into()),
+                    ("meth", method) => check.method = Some(method.into()),
                     ("hdr", name) => check.header(name, words.next().unwrap_or_default()),
                     ("ver", _) => {}
                     (other, _) => document
@@ -451,7 +484,7 @@ const VALUED: &[&str] = &[
 
 /// Options of a server, each with its value if it has one.
 fn pairs(words: &[String]) -> Vec<(String, String)> {
-    let mut pairs = Vec::new();
+    let mut pairs: Vec<(String, String)> = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let value = if VALUED.contains(&word.as_str()) { words.next() } else { None };
@@ -530,7 +563,7 @@ frontend api
             "name: web\n    addresses: [\"192.0.2.1\"]\n    ports:\n      - {port: 80, targetPort: 8080}\n      - {port: 443, targetPort: 8080}\n    scheduler: leastConnections\n",
             "timeouts: {connect: 5s, idle: 1m}",
             "limits: {serviceConnections: 500}",
-            "healthCheck: {type: http, path: \"/healthz\", expectStatus: [200], fall: 2, interval: 3s}",
+            "healthCheck: {type: http, path: \"/healthz\", expectStatus: [200], fall: 2, interval: 3s, timeout: 3s}",
             "- {address: \"10.0.0.1\", name: a, weight: 10}",
             "backupBackends:\n      - {address: app.example.com, name: c}",
             "name: db\n    addresses: [\"2001:db8::1\"]",
@@ -582,7 +615,7 @@ frontend api
         }
         for part in [
             "- port: 80-82\n      - port: 90\n",
-            "healthCheck: {interval: 1s, port: 80}",
+            "healthCheck: {interval: 1s, port: 80, timeout: 1s}",
             "- {address: \"10.0.0.2\", name: b, weight: 3}",
             "backupBackends:\n      - {address: \"10.0.0.3\", name: c}",
         ] {
@@ -602,7 +635,7 @@ frontend api
         for part in [
             "scheduler: powerOfTwo",
             "sessionAffinity: ClientIP\n    sessionAffinityTimeout: 1800s",
-            "healthCheck: {type: http, path: \"/x\", host: \"www\", headers: {\"X-A\": \"b\"}}",
+            "healthCheck: {type: http, path: \"/x\", host: \"www\", headers: {\"X-A\": \"b\"}, timeout: 2s}",
             "agentCheck: {port: 99, interval: 5s}",
             "- {address: \"10.0.0.1:80\", name: a, priority: 0}",
             "- {address: \"10.0.0.2:80\", name: b, priority: 1}",
@@ -611,7 +644,7 @@ frontend api
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let wanted = [
-            "6: lost: checks ask by GET, not by OPTIONS",
+            "1: lost: checks of `x` ask by GET, not by OPTIONS",
             "16: lost: `[::]:82` names no address, and is left out: say by `--address` which clients dial",
             "10: `y` is disabled there, and left out",
         ];
@@ -657,6 +690,39 @@ frontend api
             assert!(notes.iter().any(|note| note.starts_with(part)), "{part} in {notes:#?}");
         }
         assert_eq!(notes.len(), 15, "{notes:#?}");
+    }
+
+    #[test]
+    fn places_are_no_more_than_there_were() {
+        let text = "defaults base\n timeout client 1m\ndefaults other from base\n timeout connect 3s\ndefaults\n retries \
+                    3\nfrontend web from other\n bind 203.0.113.1:80\n bind 10.0.0.1:8080\n bind 203.0.113.2:80\n bind \
+                    203.0.113.1:81 accept-proxy\n bind :::82 v4v6\n default_backend app\nbackend app from other\n option httpchk\n \
+                    option tcp-check\n server a 2001:db8::1:80 check\n server b 10.0.0.2:80 no-check\n server c \
+                    10.0.0.3:80 check disabled\nlog-forward x\n bind 192.0.2.9:514\nlisten stats\n bind 192.0.2.1:9\n \
+                    stats enable\n";
+        let both = ["198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        let (text, notes) = settled(read(text, &both));
+        for part in [
+            "addresses: [\"203.0.113.1\", \"203.0.113.2\"]\n    ports:\n      - port: 80\n",
+            "addresses: [\"10.0.0.1\"]\n    ports:\n      - port: 8080\n",
+            "addresses: [\"198.51.100.7\", \"2001:db8::7\"]\n    ports:\n      - port: 82\n",
+            "addresses: [\"203.0.113.1\"]\n    ports:\n      - port: 81\n",
+            "timeouts: {connect: 3s, idle: 1m}",
+            "healthCheck: {timeout: 2s}",
+            "- {address: \"[2001:db8::1]:80\", name: a}",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert_eq!(text.matches("accept: required").count(), 1, "{text}");
+        assert!(!text.contains("10.0.0.3") && !text.contains("retry:"), "{text}");
+        for part in [
+            "18: lost: no `check` of this server alone",
+            "19: lost: a disabled server is left out",
+            "22: lost: `stats` has no servers",
+            "20: `log-forward` is not carried over",
+        ] {
+            assert!(notes.iter().any(|note| note.starts_with(part)), "{part} in {notes:#?}");
+        }
     }
 
     #[test]

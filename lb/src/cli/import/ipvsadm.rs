@@ -1,7 +1,5 @@
 //! Rules of IPVS, as `ipvsadm-save -n` prints them and `ipvsadm-restore` reads them.
 
-use std::net::SocketAddr;
-
 use super::{Backend, Document, Port, Service, by_weight, endpoint, scheduler_of_ipvs};
 
 /// Reads the rules.
@@ -45,21 +43,37 @@ fn options<'w>(words: &[&'w str], flags: &[&str]) -> Vec<(&'w str, Option<&'w st
     let mut options = Vec::new();
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let value = if flags.contains(word) { None } else { words.next().copied() };
-        options.push((*word, value));
+        // What begins with a dash is the next option.
+        let has_value = !flags.contains(word)
+            && !words.as_slice().first().is_some_and(|next| next.starts_with('-'));
+        options.push((*word, if has_value { words.next().copied() } else { None }));
     }
     options
 }
 
 /// Options that nothing stands behind.
-const FLAGS: &[&str] =
-    &["-g", "-i", "-m", "-6", "-o", "--gatewaying", "--ipip", "--masquerading", "--ops"];
+const FLAGS: &[&str] = &[
+    "-g",
+    "-i",
+    "-m",
+    "-6",
+    "-o",
+    "--tun-nocsum",
+    "--tun-csum",
+    "--tun-remcsum",
+    "--gatewaying",
+    "--ipip",
+    "--masquerading",
+    "--ops",
+];
 
 /// A service, and whether it is one of failover.
 type Taken = (Service, bool);
 
 fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Option<Taken>) {
-    let mut service = Service { mode: Some("nat"), ..Service::default() };
+    // Its own default.
+    let scheduler = Some("leastConnections");
+    let mut service = Service { mode: Some("nat"), scheduler, ..Service::default() };
     let (mut place, mut known, mut failover) = (String::new(), false, false);
     for (option, value) in options(words, FLAGS) {
         let value = value.unwrap_or_default();
@@ -101,9 +115,14 @@ fn service(document: &mut Document, line: usize, words: &[&str]) -> (String, Opt
             }
             "-s" | "--scheduler" => match scheduler_of_ipvs(value) {
                 Some(scheduler) => service.scheduler = Some(scheduler),
-                None if value == "fo" => failover = true,
-                None => document
-                    .lost(line, format!("scheduler `{value}` has no counterpart; maglev is used")),
+                None if value == "fo" => (service.scheduler, failover) = (None, true),
+                None => {
+                    service.scheduler = None;
+                    document.lost(
+                        line,
+                        format!("scheduler `{value}` has no counterpart; maglev is used"),
+                    );
+                }
             },
             "-p" | "--persistent" => service.affinity_seconds = Some(value.parse().unwrap_or(300)),
             "-M" | "--netmask" if value == "255.255.255.255" || value == "128" => {}
@@ -143,9 +162,10 @@ fn server(
                 notes.push(format!("at most {value} connections: `limits: {{backendConnections: {value}}}` holds for all backends of a service"));
             }
             "-x" | "--u-threshold" | "-6" => {}
-            "-y" | "--l-threshold" => {
+            "-y" | "--l-threshold" if value != "0" => {
                 document.note(line, "`-y`: a full backend takes new connections again at once");
             }
+            "-y" | "--l-threshold" => {}
             other => {
                 let rule = format!("{other} {value}");
                 notes.push(format!("`{}` is not carried over", rule.trim_end()));
@@ -189,7 +209,6 @@ fn server(
         if mode != "nat" && listens.is_some_and(|port| port != addr.port()) {
             let text = format!("{addr}: mode `{mode}` keeps the port that was dialled");
             document.lost(line, text);
-            backend.address = SocketAddr::new(addr.ip(), listens.unwrap_or(0)).to_string();
         }
     }
     let service = &mut document.services[index];
@@ -220,7 +239,7 @@ mod tests {
             "mode: nat\n    scheduler: leastConnections\n    sessionAffinity: ClientIP\n    sessionAffinityTimeout: 600s",
             "- {address: \"10.0.0.1:8080\", weight: 2}",
             "- {port: 53, protocol: UDP}\n    mode: dsr\n    backends:",
-            "- {address: \"[fd00::1]:53\", weight: 1000}\n      - \"[fd00::2]:53\"",
+            "- {address: \"fd00::1\", weight: 1000}\n      - \"fd00::2\"",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }

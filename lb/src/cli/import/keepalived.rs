@@ -5,7 +5,9 @@
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Backend, Document, Group, Port, Service, by_weight, quoted, scheduler_of_ipvs};
+use super::{
+    Backend, Document, Group, Port, Service, arranged, by_weight, quoted, scheduler_of_ipvs,
+};
 
 /// Words that do not decide who is served, or where.
 const TRIFLES: &[&str] = &[
@@ -192,22 +194,17 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
     let Some(places) = places(document, node, groups, &mut service, protocol) else {
         return node.settle();
     };
-    for (ip, port) in places {
-        if !service.addresses.contains(&ip) {
-            service.addresses.push(ip);
-        }
-        let port = Port { port, last: None, protocol, target: None };
-        if !service.ports.contains(&port) {
-            service.ports.push(port);
-        }
-    }
+    let places = places
+        .into_iter()
+        .map(|(ip, port)| (ip, Port { port, last: None, protocol, target: None }));
+    let places = arranged(places);
     let kind = node.value("lb_kind").or(node.value("lvs_method")).unwrap_or("NAT");
     service.mode = Some(match kind {
         "DR" => "dsr",
         "TUN" => "ipip",
         _ => "nat",
     });
-    let scheduler = node.value("lb_algo").or(node.value("lvs_sched")).unwrap_or("rr");
+    let scheduler = node.value("lb_algo").or(node.value("lvs_sched")).unwrap_or("wlc");
     service.scheduler = scheduler_of_ipvs(scheduler);
     if service.scheduler.is_none() && scheduler != "fo" {
         document
@@ -216,8 +213,9 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
     service.affinity_seconds =
         node.find("persistence_timeout").map(|it| it.word(1).parse().unwrap_or(360));
     let mut check = None;
+    let dialled = places.first().and_then(|(_, ports)| ports.first()).map_or(0, |port| port.port);
     for real in node.all("real_server") {
-        real_server(document, node, real, &mut service, &mut check);
+        real_server(document, node, (real, dialled), &mut service, &mut check);
     }
     for sorry in node.all("sorry_server") {
         match (sorry.word(1).parse::<IpAddr>(), sorry.word(2).parse()) {
@@ -234,8 +232,16 @@ fn serve(document: &mut Document, node: &Node, groups: &[&Node]) {
         by_weight(&mut service);
     }
     let check = check.and_then(|(_, check)| check);
+    if let Some(sorry) = node.find("sorry_server").filter(|_| check.is_some()) {
+        document.lost(
+            sorry.line,
+            "keepalived does not check its `sorry_server`: here it is checked as the real servers are",
+        );
+    }
     service.fields.push(check.unwrap_or_else(|| "healthCheck: {type: none}".into()));
-    document.services.push(service);
+    for (addresses, ports) in places {
+        document.services.push(Service { addresses, ports, ..service.clone() });
+    }
 }
 
 /// Where clients dial; none when nothing can be made of it, which is then told.
@@ -308,7 +314,7 @@ fn places(
 fn real_server(
     document: &mut Document,
     node: &Node,
-    real: &Node,
+    (real, dialled): (&Node, u16),
     service: &mut Service,
     check: &mut Option<(usize, Option<String>)>,
 ) {
@@ -323,7 +329,13 @@ fn real_server(
         document.lost(real.line, format!("{address} has weight 0 and is left out"));
         return real.settle();
     }
-    let port = port.parse().unwrap_or(service.ports.first().map_or(0, |port| port.port));
+    let port = port.parse().unwrap_or(dialled);
+    if service.mode != Some("nat") && port != dialled {
+        document.lost(
+            real.line,
+            format!("{ip}: packets keep the port that was dialled, not {port}, in this mode"),
+        );
+    }
     let address = SocketAddr::new(ip, port).to_string();
     let own = checked(document, node, real);
     match check {
@@ -355,22 +367,24 @@ fn add(document: &mut Document, node: &Node, service: &mut Service, backend: Bac
 fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<String> {
     let of = |name: &str| real.find(name);
     let mut words = Vec::new();
-    let mut retries = 1;
+    let loops = service.value("delay_loop").and_then(|it| it.parse::<f64>().ok()).unwrap_or(60.0);
+    // Retries, and seconds before one, where nothing is said.
+    let (mut retries, mut before) = (1, 1.0);
     let node = if let Some(node) = of("TCP_CHECK") {
         words.push("type: tcp".to_owned());
         node
     } else if let Some(node) = of("HTTP_GET").or(of("SSL_GET")) {
-        retries = 3;
+        (retries, before) = (3, 3.0);
         http(document, node, &mut words);
         node
     } else if let Some(node) = of("PING_CHECK") {
         words.push("type: icmp".to_owned());
         node
     } else if let Some(node) = of("DNS_CHECK") {
-        retries = 3;
+        (retries, before) = (3, loops);
         words.push("type: dns".to_owned());
         words.push(format!("query: {:?}", node.value("name").unwrap_or(".")));
-        words.extend(node.value("type").map(|record| format!("record: {record}")));
+        words.push(format!("record: {}", node.value("type").unwrap_or("SOA")));
         node
     } else if let Some(node) = of("MISC_CHECK") {
         let path = node.find("misc_path");
@@ -378,7 +392,9 @@ fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<Strin
         let command = path.map(|it| it.words[1..].to_vec()).unwrap_or_default();
         let command: Vec<String> = command.iter().map(|word| format!("{word:?}")).collect();
         words.push(format!("type: exec, command: [{}]", command.join(", ")));
-        words.extend(node.value("misc_timeout").map(|limit| format!("timeout: {limit}s")));
+        retries = 0;
+        let limit = node.value("misc_timeout").map(|limit| format!("{limit}s"));
+        words.push(format!("timeout: {}", limit.unwrap_or_else(|| format!("{loops}s"))));
         document.note(node.line, "the program is told of the backend by FAIRWAY_ADDRESS and FAIRWAY_PORT, the same for all");
         node
     } else {
@@ -397,7 +413,9 @@ fn checked(document: &mut Document, service: &Node, real: &Node) -> Option<Strin
         words.extend(seconds("connect_timeout", Some(5.0)).map(|time| format!("timeout: {time}")));
     }
     words.extend(seconds("delay_loop", Some(60.0)).map(|time| format!("interval: {time}")));
-    words.extend(seconds("delay_before_retry", None).map(|time| format!("fastInterval: {time}")));
+    words.extend(
+        seconds("delay_before_retry", Some(before)).map(|time| format!("fastInterval: {time}")),
+    );
     let retry = [node, real, service].into_iter().find_map(|node| node.value("retry"));
     let retry = retry.and_then(|count| count.parse::<u32>().ok()).unwrap_or(retries);
     words.push(format!("fall: {}", retry.saturating_add(1)));
@@ -419,10 +437,11 @@ fn http(document: &mut Document, node: &Node, words: &mut Vec<String>) {
     if let Some(url) = urls.first() {
         url.word(0);
         words.push(format!("path: {:?}", url.value("path").unwrap_or("/")));
-        words.extend(url.find("status_code").map(|statuses| {
+        let statuses = url.find("status_code").map(|statuses| {
             statuses.settle();
-            format!("expectStatus: [{}]", statuses.words[1..].join(", "))
-        }));
+            statuses.words[1..].join(", ")
+        });
+        words.push(format!("expectStatus: [{}]", statuses.as_deref().unwrap_or("200-299")));
         if let Some(digest) = url.find("digest") {
             digest.settle();
             document.lost(digest.line, "the digest of an answer is not looked at");
@@ -466,6 +485,9 @@ fn group(document: &mut Document, node: &Node, is_three: bool) {
     }
     let kept = ["virtual_ipaddress", "virtual_ipaddress_excluded"];
     for at in kept.into_iter().flat_map(|name| node.all(name)).inspect(|it| _ = it.word(0)) {
+        if at.name().ends_with("excluded") {
+            document.note(at.line, "excluded addresses are in what is advertised, too");
+        }
         for address in &at.below {
             let (bare, length) = address.word(0).split_once('/').unwrap_or((address.word(0), ""));
             if !length.is_empty() && !["32", "128"].contains(&length) {
@@ -516,7 +538,9 @@ fn group(document: &mut Document, node: &Node, is_three: bool) {
         it.settle();
         document.lost(it.line, "VRRP 3 has no authentication: it is left out");
     }
-    if !is_three && node.value("version") != Some("3") {
+    // Of IPv6 it has always been version 3.
+    let is_ipv6 = addresses.iter().any(|ip| ip.contains(':'));
+    if !is_three && !is_ipv6 && node.value("version") != Some("3") {
         document.lost(
             node.line,
             "keepalived speaks VRRP 2 here, Fairway speaks 3: before they meet, set `vrrp_version 3` on the other \
@@ -590,15 +614,16 @@ virtual_server fwmark 3 { lb_algo rr }
              advertInterval: 1000ms\n      addresses: [\"192.0.2.1\", \"192.0.2.2\"]\n      track: {interfaces: [eth1]}",
             "mode: dsr\n    scheduler: roundRobin\n    sessionAffinity: ClientIP\n    sessionAffinityTimeout: 50s",
             "healthCheck: {type: http, path: \"/up\", expectStatus: [200], timeout: 3000ms, interval: 6000ms, fastInterval: 1000ms, fall: 3, rise: 1}",
-            "backupBackends:\n      - \"10.0.0.9:80\"",
+            "backupBackends:\n      - \"10.0.0.9\"",
             "name: DNS\n    addresses: [\"192.0.2.2\"]\n    ports:\n      - {port: 53, protocol: UDP}\n    mode: nat",
-            "healthCheck: {type: tcp, port: 53, timeout: 5000ms, interval: 60000ms, fall: 2, rise: 1}",
+            "healthCheck: {type: tcp, port: 53, timeout: 5000ms, interval: 60000ms, fastInterval: 1000ms, fall: 2, rise: 1}",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         let wanted = [
             "3: lost: keepalived speaks VRRP 2 here",
             "9: lost: VRRP 3 has no authentication",
+            "25: lost: keepalived does not check its `sorry_server`",
             "34: lost: 10.0.0.2:80 is checked in another way than the real server of line 26",
             "35: lost: `quorum 1`",
             "45: lost: a virtual server by firewall mark",
@@ -627,8 +652,8 @@ virtual_server fwmark 3 { lb_algo rr }
             "advertInterval: 1000ms",
             "addresses: [\"192.0.2.1\", \"192.0.2.2\"]",
             "track: {interfaces: [eth1], weight: 10}",
-            "healthCheck: {type: https, tls: {verify: false}, path: \"/a\", host: \"www.example.com\", source: \
-             \"10.0.0.9\", timeout: 5000ms, interval: 60000ms, fall: 4, rise: 1, initialState: down}",
+            "healthCheck: {type: https, tls: {verify: false}, path: \"/a\", expectStatus: [200-299], host: \"www.example.com\", source: \
+             \"10.0.0.9\", timeout: 5000ms, interval: 60000ms, fastInterval: 3000ms, fall: 4, rise: 1, initialState: down}",
             "- {address: \"10.0.0.1:443\", priority: 1}",
             "- {address: \"10.0.0.2:443\", priority: 0}",
         ] {
@@ -640,7 +665,9 @@ virtual_server fwmark 3 { lb_algo rr }
             "30: lost: `connect_ip 10.9.9.9` is not carried over",
             "44: lost: `uthreshold 9` is not carried over",
             "46: lost: packets cannot be forwarded to 127.0.0.1:80",
+            "46: lost: keepalived does not check its `sorry_server`",
             "48: lost: a virtual server for every port",
+            "10: excluded addresses are in what is advertised, too",
             "32: `warmup 3` is not carried over",
         ];
         assert_eq!(notes.len(), wanted.len(), "{notes:#?}");

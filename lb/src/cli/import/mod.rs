@@ -161,6 +161,16 @@ impl Document {
     /// first.
     fn settle(&mut self) {
         self.notes.sort_by_key(|note| (!note.lost, note.lines.first().copied()));
+        for service in &mut self.services {
+            // Packets keep the port that was dialled there.
+            if service.mode.is_some_and(|mode| mode != "nat") {
+                for backend in &mut service.backends {
+                    if let Ok(addr) = backend.address.parse::<SocketAddr>() {
+                        backend.address = addr.ip().to_string();
+                    }
+                }
+            }
+        }
         let services = std::mem::take(&mut self.services);
         self.services = services.into_iter().flat_map(Service::clear).collect();
         let mut names = BTreeSet::new();
@@ -312,6 +322,28 @@ fn quoted(text: &str) -> String {
 fn plain(text: &str) -> String {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     text.chars().map(|c| if fits(c) { c } else { '-' }).collect()
+}
+
+/// Places as services have them, each with all of its ports at all of its addresses: one port at one address and
+/// another at another are two services, or four places would be served.
+fn arranged(places: impl IntoIterator<Item = (IpAddr, Port)>) -> Vec<(Vec<IpAddr>, Vec<Port>)> {
+    let mut by_address: Vec<(IpAddr, Vec<Port>)> = Vec::new();
+    for (ip, port) in places {
+        match by_address.iter_mut().find(|(known, _)| *known == ip) {
+            Some((_, ports)) if ports.contains(&port) => {}
+            Some((_, ports)) => ports.push(port),
+            None => by_address.push((ip, vec![port])),
+        }
+    }
+    let mut services: Vec<(Vec<IpAddr>, Vec<Port>)> = Vec::new();
+    for (ip, mut ports) in by_address {
+        ports.sort_by_key(|port| port.port);
+        match services.iter_mut().find(|(_, known)| *known == ports) {
+            Some((addresses, _)) => addresses.push(ip),
+            None => services.push((vec![ip], ports)),
+        }
+    }
+    services
 }
 
 /// The heaviest serves alone, until it cannot: what IPVS calls failover.

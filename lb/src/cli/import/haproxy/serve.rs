@@ -1,10 +1,10 @@
 //! A section of HAProxy's as a service of ours.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use super::super::{Backend, Document, Port, Service, has_port};
-use super::{Check, Section, Settings, milliseconds, pairs, time};
+use super::super::{Backend, Document, Port, Service, arranged, has_port};
+use super::{Bind, Check, Section, Settings, milliseconds, pairs, time};
 
 /// A service of the places of a section, with the servers of another or its own.
 pub(super) fn serve(
@@ -24,12 +24,18 @@ pub(super) fn serve(
         );
     }
     let mut service = Service { name: name.into(), ..Service::default() };
-    places(document, &mut service, front, addresses);
-    if service.addresses.is_empty() {
+    let places = places(document, front, addresses);
+    if places.is_empty() {
         return;
     }
     service.scheduler = scheduler(document, pool);
     timeouts(document, &mut service, own, settings);
+    if own.maxconn.is_some() {
+        document.note(
+            front.line,
+            format!("`maxconn` of `{name}`: clients beyond it are refused, they do not wait"),
+        );
+    }
     retries(document, &mut service, settings);
     if settings.sticks {
         // HAProxy keeps them for ever where nothing is said.
@@ -46,7 +52,7 @@ pub(super) fn serve(
     if let Some(window) = servers.slow_start {
         service.fields.push(format!("slowStart: {{window: {}}}", time(window)));
     }
-    if service.ports.len() > 1 && (own.maxconn.or(servers.maxconn)).is_some() {
+    if places.len() > 1 && (own.maxconn.or(servers.maxconn)).is_some() {
         document.note(
             front.line,
             format!(
@@ -74,17 +80,13 @@ pub(super) fn serve(
             backend.backup = false;
         }
     }
-    if let Some(port) = &servers.agent_port {
+    if let Some(port) = servers.agent_port.as_ref().filter(|_| servers.asks_agent) {
         let interval = servers.agent_inter.map(|every| format!(", interval: {}", time(every)));
         let interval = interval.unwrap_or_default();
         service.fields.push(format!("agentCheck: {{port: {port}{interval}}}"));
     }
-    check(&mut service, settings, &servers);
-    let mut proxy: Vec<String> =
-        servers.sends.iter().map(|version| format!("send: {version}")).collect();
-    if front.binds.iter().any(|(_, _, accepts)| *accepts) {
-        proxy.push("accept: required".into());
-        proxy.push("trustedSources: [\"0.0.0.0/0\", \"::/0\"]".into());
+    check(document, &mut service, pool, &servers);
+    if places.iter().any(|(.., accepts)| *accepts) {
         document.note(
             front.line,
             format!(
@@ -93,15 +95,32 @@ pub(super) fn serve(
             ),
         );
     }
-    if !proxy.is_empty() {
-        service.fields.push(format!("proxyProtocol: {{{}}}", proxy.join(", ")));
+    for accepts in [false, true] {
+        let alike = places.iter().filter(|(.., other)| *other == accepts);
+        for (addresses, ports) in arranged(alike.map(|(ip, port, _)| (*ip, port.clone()))) {
+            let mut service = Service { addresses, ports, ..service.clone() };
+            let mut proxy: Vec<String> =
+                servers.sends.iter().map(|version| format!("send: {version}")).collect();
+            if accepts {
+                proxy.push("accept: required".into());
+                proxy.push("trustedSources: [\"0.0.0.0/0\", \"::/0\"]".into());
+            }
+            if !proxy.is_empty() {
+                service.fields.push(format!("proxyProtocol: {{{}}}", proxy.join(", ")));
+            }
+            document.services.push(service);
+        }
     }
-    document.services.push(service);
 }
 
-/// Where clients dial.
-fn places(document: &mut Document, service: &mut Service, front: &Section, addresses: &[IpAddr]) {
-    for (line, place, _) in &front.binds {
+/// Where clients dial, and whether a header of the PROXY protocol comes first.
+fn places(
+    document: &mut Document,
+    front: &Section,
+    addresses: &[IpAddr],
+) -> Vec<(IpAddr, Port, bool)> {
+    let mut places = Vec::new();
+    for Bind { line, place, accepts, both } in &front.binds {
         let Some((address, ports)) = place.rsplit_once(':') else {
             document.lost(*line, format!("`{place}` has no port"));
             continue;
@@ -119,10 +138,11 @@ fn places(document: &mut Document, service: &mut Service, front: &Section, addre
             "" | "*" => Some(false),
             _ => bare.parse::<IpAddr>().ok().filter(IpAddr::is_unspecified).map(|ip| ip.is_ipv6()),
         };
-        match (any, bare.parse::<IpAddr>()) {
-            (None, Ok(ip)) => service.addresses.push(ip),
+        let dialled = match (any, bare.parse::<IpAddr>()) {
+            (None, Ok(ip)) => vec![ip],
             (Some(ipv6), _) => {
-                let dialled: Vec<_> = addresses.iter().filter(|ip| ip.is_ipv6() == ipv6).collect();
+                let meant = |ip: &&IpAddr| ip.is_ipv6() == ipv6 || (ipv6 && *both);
+                let dialled: Vec<_> = addresses.iter().filter(meant).copied().collect();
                 if dialled.is_empty() {
                     document.lost(
                         *line,
@@ -132,19 +152,17 @@ fn places(document: &mut Document, service: &mut Service, front: &Section, addre
                     );
                     continue;
                 }
-                service.addresses.extend(dialled);
+                dialled
             }
             (None, Err(_)) => {
                 document.lost(*line, format!("`{bare}` is no address, and is left out"));
                 continue;
             }
-        }
-        service.ports.push(Port { port, last, protocol: "TCP", target: None });
+        };
+        let port = Port { port, last, protocol: "TCP", target: None };
+        places.extend(dialled.into_iter().map(|ip| (ip, port.clone(), *accepts)));
     }
-    service.addresses.sort();
-    service.addresses.dedup();
-    service.ports.sort_by_key(|port| port.port);
-    service.ports.dedup();
+    places
 }
 
 fn scheduler(document: &mut Document, pool: &Section) -> Option<&'static str> {
@@ -171,7 +189,8 @@ fn scheduler(document: &mut Document, pool: &Section) -> Option<&'static str> {
 fn timeouts(document: &mut Document, service: &mut Service, own: &Settings, pool: &Settings) {
     let of = |settings: &Settings, name: &str| settings.timeouts.get(name).copied();
     let (client, server) = (of(own, "client"), of(pool, "server"));
-    let tunnel = of(pool, "tunnel").or(of(own, "tunnel"));
+    // With HTTP, only of connections that have changed to another protocol.
+    let tunnel = of(pool, "tunnel").or(of(own, "tunnel")).filter(|_| pool.http.is_none());
     let either = |a: Option<(usize, u64)>, b: Option<(usize, u64)>| {
         a.into_iter().chain(b).max_by_key(|(_, time)| *time)
     };
@@ -218,6 +237,7 @@ struct Servers {
     maxconn: Option<u32>,
     /// Milliseconds.
     slow_start: Option<u64>,
+    asks_agent: bool,
     agent_port: Option<String>,
     /// Milliseconds.
     agent_inter: Option<u64>,
@@ -227,14 +247,13 @@ struct Servers {
 type Options = BTreeMap<String, String>;
 
 /// Options that each server has for itself; of the others a service has one for all.
-const OWN: [&str; 8] =
-    ["weight", "backup", "disabled", "enabled", "no-backup", "no-check", "no-ssl", "cookie"];
+const OWN: [&str; 4] = ["weight", "backup", "cookie", "id"];
 
 /// What most servers have; of the rest, what is theirs alone is told.
 fn common(document: &mut Document, pool: &Section, all: &[(usize, Options)]) -> Options {
     let names: BTreeSet<&String> = all.iter().flat_map(|(_, options)| options.keys()).collect();
     let mut common = Options::new();
-    for name in names.into_iter().filter(|name| !OWN.contains(&name.as_str()) && *name != "id") {
+    for name in names.into_iter().filter(|name| !OWN.contains(&name.as_str())) {
         let values = || all.iter().map(|(_, options)| options.get(name));
         let votes = |value: Option<&String>| values().filter(|other| *other == value).count();
         let Some(most) = values().rev().max_by_key(|value| votes(*value)) else { continue };
@@ -266,8 +285,19 @@ fn servers(document: &mut Document, service: &mut Service, pool: &Section) -> Se
     let mut all = Vec::new();
     for (line, words) in &pool.servers {
         let own = pairs(words.get(2..).unwrap_or_default());
-        let options: Options = pool.settings.server.iter().cloned().chain(own).collect();
-        let address = words.get(1).cloned().unwrap_or_default();
+        let mut options = Options::new();
+        for (name, value) in pool.settings.server.iter().cloned().chain(own) {
+            let undone = match name.as_str() {
+                "enabled" => Some("disabled"),
+                name => name.strip_prefix("no-"),
+            };
+            // What is undone was the default, or comes from `default-server`.
+            match undone {
+                Some(undone) => _ = options.remove(undone),
+                None => _ = options.insert(name, value),
+            }
+        }
+        let address = address(words.get(1).map(String::as_str).unwrap_or_default());
         let plain = !address.contains(['@', '/']);
         let bare = plain && (address.parse::<IpAddr>().is_ok() || !address.contains(':'));
         if !(bare || plain && has_port(&address)) {
@@ -280,13 +310,14 @@ fn servers(document: &mut Document, service: &mut Service, pool: &Section) -> Se
                 .lost(*line, format!("a server of `{}` has weight 0 and is left out", pool.name));
             continue;
         }
-        if options.contains_key("disabled") && !options.contains_key("enabled") {
+        if options.contains_key("disabled") {
             document.lost(
                 *line,
-                "a disabled server serves here: `fairway drain` takes a backend out of use",
+                "a disabled server is left out; `fairway drain` takes a backend out of use",
             );
+            continue;
         }
-        let backup = options.contains_key("backup") && !options.contains_key("no-backup");
+        let backup = options.contains_key("backup");
         let name = words.first().cloned();
         service.backends.push(Backend { address, weight, backup, name, priority: None });
         all.push((*line, options));
@@ -297,20 +328,20 @@ fn servers(document: &mut Document, service: &mut Service, pool: &Section) -> Se
         let every = |field: &str| Some(format!("{field}: {}", time(milliseconds(&value)?)));
         match option.as_str() {
             "check" => found.checked = true,
-            "maxconn" => found.maxconn = value.parse().ok(),
+            "maxconn" => found.maxconn = value.parse().ok().filter(|most| *most > 0),
             "inter" => found.check.extend(every("interval")),
             "fastinter" => found.check.extend(every("fastInterval")),
             "fall" | "rise" | "port" => found.check.push(format!("{option}: {value}")),
             "slowstart" => found.slow_start = milliseconds(&value),
-            "agent-check" => {}
+            "agent-check" => found.asks_agent = true,
             "agent-port" => found.agent_port = Some(value),
             "agent-inter" => found.agent_inter = milliseconds(&value),
             "send-proxy" => found.sends = Some("v1"),
             "send-proxy-v2" => found.sends = Some("v2"),
             "downinter" | "maxqueue" | "minconn" | "resolvers" | "resolve-prefer"
-            | "resolve-net" | "resolve-opts" | "init-addr" | "tfo" | "no-tfo" | "observe"
-            | "error-limit" | "on-error" | "on-marked-up" | "pool-max-conn" | "pool-low-conn"
-            | "pool-purge-delay" | "log-proto" | "check-send-proxy" | "ssl-reuse" | "non-stick" => {
+            | "resolve-net" | "resolve-opts" | "init-addr" | "tfo" | "observe" | "error-limit"
+            | "on-error" | "on-marked-up" | "pool-max-conn" | "pool-low-conn"
+            | "pool-purge-delay" | "log-proto" | "non-stick" => {
                 for line in &lines {
                     document.note(*line, format!("`{option}` is not carried over"));
                 }
@@ -326,13 +357,31 @@ fn servers(document: &mut Document, service: &mut Service, pool: &Section) -> Se
     found
 }
 
-fn check(service: &mut Service, settings: &Settings, servers: &Servers) {
+/// A server's address as ours are written: of HAProxy's, the last colon is before the port.
+fn address(text: &str) -> String {
+    match text.rsplit_once(':') {
+        Some((host, port)) if !text.contains('[') && host.parse::<Ipv6Addr>().is_ok() => {
+            format!("[{host}]:{port}")
+        }
+        _ => text.into(),
+    }
+}
+
+fn check(document: &mut Document, service: &mut Service, pool: &Section, servers: &Servers) {
+    let settings = &pool.settings;
     if !servers.checked {
         service.fields.push("healthCheck: {type: none}".into());
         return;
     }
     let mut words = Vec::new();
-    if let Some(Check { path, host, headers, statuses }) = &settings.check {
+    if settings.asks_http {
+        let Check { method, path, host, headers, statuses } = &settings.check;
+        let method = method.as_deref().unwrap_or("OPTIONS");
+        if method != "GET" {
+            document
+                .lost(pool.line, format!("checks of `{}` ask by GET, not by {method}", pool.name));
+        }
+        let path = path.as_deref().unwrap_or("/");
         words.extend(["type: http".to_owned(), format!("path: {path:?}")]);
         words.extend(host.as_ref().map(|host| format!("host: {host:?}")));
         if !headers.is_empty() {
@@ -343,13 +392,12 @@ fn check(service: &mut Service, settings: &Settings, servers: &Servers) {
         let list = statuses.as_ref().map(|list| list.replace(',', ", "));
         words.extend(list.map(|list| format!("expectStatus: [{list}]")));
     }
-    // What a server says comes after what is said for all.
-    let mut fields: BTreeMap<&str, &str> = BTreeMap::new();
-    fields.extend(servers.check.iter().filter_map(|field| field.split_once(": ")));
-    words.extend(fields.into_iter().map(|(name, value)| format!("{name}: {value}")));
-    let timeout = settings.timeouts.get("check");
-    words.extend(timeout.map(|(_, limit)| format!("timeout: {}", time(*limit))));
-    if !words.is_empty() {
-        service.fields.push(format!("healthCheck: {{{}}}", words.join(", ")));
-    }
+    let fields: BTreeMap<&str, &str> =
+        servers.check.iter().filter_map(|field| field.split_once(": ")).collect();
+    words.extend(fields.iter().map(|(name, value)| format!("{name}: {value}")));
+    // Where nothing is said, a check may take as long as it is to the next.
+    let limit = settings.timeouts.get("check").map(|(_, limit)| time(*limit));
+    let limit = limit.unwrap_or_else(|| (*fields.get("interval").unwrap_or(&"2s")).into());
+    words.push(format!("timeout: {limit}"));
+    service.fields.push(format!("healthCheck: {{{}}}", words.join(", ")));
 }
