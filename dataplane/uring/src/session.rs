@@ -347,8 +347,9 @@ impl Session {
                         EndReason::IdleTimeout
                     };
                     self.finish(reason, true, cx);
+                } else {
+                    self.keep_alive();
                 }
-                self.keep_alive();
             }
         }
         self.set_timer(cx);

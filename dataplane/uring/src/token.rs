@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 0..32 | index of the session or listener |
 //! | 32..56 | generation of the index, so that a late completion finds nobody |
-//! | 56..64 | what was asked |
+//! | 56..64 | what was asked; of these, 62 is the ring's own |
 
 use crate::sys::DATAGRAM_TOKEN;
 

@@ -132,7 +132,7 @@ impl<'r> Worker<'r> {
 
     /// Runs until told to stop.
     pub(crate) fn run(mut self, mut reader: Reader) -> io::Result<()> {
-        let mut batch = Vec::with_capacity(1024);
+        let (mut sent, mut batch) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
         let mut due = Vec::new();
         self.arm_wake();
         loop {
@@ -145,7 +145,8 @@ impl<'r> Worker<'r> {
             self.now = self.parts.shared.clock.now();
             let snapshot = reader.load();
             self.parts.ring.completions(&mut batch);
-            for completion in batch.drain(..) {
+            self.parts.ring.settled(&mut sent);
+            for completion in sent.drain(..).chain(batch.drain(..)) {
                 self.complete(completion, snapshot);
             }
             self.parts.wheel.advance(self.now, &mut due);

@@ -33,7 +33,7 @@ impl Routes {
             return trouble.clone();
         }
         // Of what the kernel does not tell, nothing is known.
-        let trouble = Kernel::open().and_then(|kernel| kernel.way_to(ip)).ok();
+        let trouble = way_to(ip).ok();
         let trouble = trouble.and_then(|way| judge(ip, &way));
         known.insert(prefix, (Instant::now(), trouble.clone()));
         trouble
@@ -48,43 +48,34 @@ enum Way {
     None(io::Error),
 }
 
-/// A socket on which the kernel answers.
-struct Kernel(Socket);
-
-impl Kernel {
-    fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(socket))
-    }
-
-    /// The entry of the routing table that `ip` meets.
-    fn way_to(&self, ip: IpAddr) -> io::Result<Way> {
-        let mut question = RouteMessage::default();
-        let (family, bits, address) = match ip {
-            IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
-            IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
-        };
-        question.header.address_family = family;
-        question.header.destination_prefix_length = bits;
-        question.header.flags = RouteFlags::FibMatch;
-        question.attributes.push(RouteAttribute::Destination(address));
-        let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
-        message.header.flags = NLM_F_REQUEST;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
-        let (bytes, _) = self.0.recv_from_full()?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes);
-        match answer.map_err(io::Error::other)?.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
-                Ok(Way::Route(route.header.kind, route.header.destination_prefix_length))
-            }
-            NetlinkPayload::Error(error) => Ok(Way::None(error.to_io())),
-            _ => Err(io::Error::other("an answer to something else")),
+/// The entry of the routing table that `ip` meets.
+fn way_to(ip: IpAddr) -> io::Result<Way> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut question = RouteMessage::default();
+    let (family, bits, address) = match ip {
+        IpAddr::V4(ip) => (AddressFamily::Inet, 32, RouteAddress::Inet(ip)),
+        IpAddr::V6(ip) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(ip)),
+    };
+    question.header.address_family = family;
+    question.header.destination_prefix_length = bits;
+    question.header.flags = RouteFlags::FibMatch;
+    question.attributes.push(RouteAttribute::Destination(address));
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question));
+    message.header.flags = NLM_F_REQUEST;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let (bytes, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes);
+    match answer.map_err(io::Error::other)?.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+            Ok(Way::Route(route.header.kind, route.header.destination_prefix_length))
         }
+        NetlinkPayload::Error(error) => Ok(Way::None(error.to_io())),
+        _ => Err(io::Error::other("an answer to something else")),
     }
 }
 
@@ -126,7 +117,7 @@ mod tests {
     #[test]
     fn the_kernel_answers() {
         for loopback in [IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 1, 2, 3])] {
-            let way = Kernel::open().and_then(|kernel| kernel.way_to(loopback)).unwrap();
+            let way = way_to(loopback).unwrap();
             assert!(matches!(way, Way::Route(RouteType::Local, 8 | 32)));
         }
     }

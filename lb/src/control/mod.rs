@@ -133,7 +133,7 @@ pub(crate) struct ConfigState {
     pub(crate) waiting: Vec<&'static str>,
 }
 
-/// Says which sections wait for a restart.
+/// Says which sections wait for an upgrade.
 pub(crate) fn waiting_text(sections: &[&str]) -> String {
     let list: Vec<_> = sections.iter().map(|section| format!("`{section}`")).collect();
     format!("changed, in effect after `fairway upgrade`: {}", list.join(", "))

@@ -19,16 +19,15 @@ impl Control {
             troubles.push(waiting_text(&self.config.waiting));
         }
         // What does not serve at all before what serves by half.
-        for looks in [Self::troubles_of, Self::half_down] {
-            for (key, live) in &self.services {
-                if troubles.len() > MOST {
-                    troubles.push("…".into());
-                    break;
-                }
+        let of = |looks: fn(&Self, &Live) -> Vec<String>| {
+            self.services.iter().flat_map(move |(key, live)| {
                 let own = looks(self, live).into_iter();
-                troubles.extend(own.map(|trouble| format!("service {key}: {trouble}")));
-            }
-        }
+                own.map(move |trouble| format!("service {key}: {trouble}"))
+            })
+        };
+        let mut services = of(Self::troubles_of).chain(of(Self::half_down));
+        troubles.extend(services.by_ref().take(MOST));
+        troubles.extend(services.next().map(|_| "…".into()));
         let unbound: u64 = self.workers.iter().map(|worker| worker.stats.unbound.get()).sum();
         if unbound > 0 {
             troubles.push(format!(
@@ -57,16 +56,16 @@ impl Control {
     /// What is wrong with a service.
     pub(crate) fn troubles_of(&self, live: &Live) -> Vec<String> {
         let serving = live.grouped().find(|(_, live)| live.standing().admits());
-        let way = match live.spec.policy.mode {
-            Mode::Proxy => self.listeners.troubles(&live.spec.frontends),
-            mode => self.way_troubles(live, mode),
-        };
         let pool = match serving {
             _ if live.panic => Some("panic mode: too few healthy backends, so all are used"),
             None if live.all().next().is_none() => Some("no backends"),
             None => Some("no backend takes new connections"),
             Some((0, _)) => None,
             Some(_) => Some("no backend of the first priority takes connections; others serve"),
+        };
+        let way = match live.spec.policy.mode {
+            Mode::Proxy => self.listeners.troubles(&live.spec.frontends),
+            mode => self.way_troubles(live, mode),
         };
         pool.map(Into::into).into_iter().chain(way).collect()
     }

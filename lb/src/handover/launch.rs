@@ -18,6 +18,8 @@ const GOES: Duration = Duration::from_secs(5);
 /// A process that was launched.
 pub(super) struct Launched {
     pub(super) pid: u32,
+    /// The same: it leads a group of its own.
+    group: Pid,
     handle: OwnedFd,
 }
 
@@ -42,12 +44,12 @@ impl Launched {
         let said = String::from_utf8_lossy(&output.stdout);
         let cannot = |_| format!("{} cannot be run: {}", program.display(), said.trim());
         let pid: u32 = said.trim().parse().map_err(cannot)?;
-        let known = Pid::from_raw(pid.try_into().unwrap_or_default());
-        let known = known.ok_or_else(|| format!("{pid} is no process"))?;
-        let handle = pidfd_open(known, PidfdFlags::empty()).map_err(|_| {
+        let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let group = group.ok_or_else(|| format!("{pid} is no process"))?;
+        let handle = pidfd_open(group, PidfdFlags::empty()).map_err(|_| {
             "the new process has ended; what it said, if anything, is in the log".to_owned()
         })?;
-        Ok(Self { pid, handle })
+        Ok(Self { pid, group, handle })
     }
 
     /// Ends it, with what is in its group of processes; it touches nothing any more.
@@ -55,19 +57,14 @@ impl Launched {
         let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
         let gone = poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
         // While it lives, its number is that of its own group and of nobody else's.
-        if !gone && let Some(group) = self.group() {
+        if !gone {
             // Some may have ended meanwhile.
-            let _ = kill_process_group(group, Signal::KILL);
+            let _ = kill_process_group(self.group, Signal::KILL);
         }
         // It may have ended already.
         let _ = pidfd_send_signal(&self.handle, Signal::KILL);
         let patience = Timespec::try_from(GOES).ok();
-        let mut ends = [PollFd::from_borrowed_fd(self.handle.as_fd(), PollFlags::IN)];
         let _ = poll(&mut ends, patience.as_ref());
-    }
-
-    fn group(&self) -> Option<Pid> {
-        i32::try_from(self.pid).ok().and_then(Pid::from_raw)
     }
 }
 

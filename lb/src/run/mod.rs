@@ -173,7 +173,8 @@ fn prepare(
     let listened = config.services.values().filter(|spec| spec.policy.mode == Mode::Proxy);
     let listened = listened.flat_map(|spec| &spec.frontends);
     let listened = listened.map(|frontend| u64::from(frontend.ports.len())).sum();
-    let budgets = budgets(&process, count, listened);
+    let of_cluster = process.api.is_some() || config.cluster.manifests.is_some();
+    let budgets = budgets(&process, count, (!of_cluster).then_some(listened));
     let (sender, inputs) = unbounded();
     let (sink, log) = sink(sender.clone(), &process)?;
     let seeds = greeting.affinity_seeds.unwrap_or_else(random);

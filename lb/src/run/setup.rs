@@ -59,8 +59,8 @@ pub(super) fn worker_count(process: &Process) -> usize {
 }
 
 /// Raises the limit of descriptors as far as it goes, and divides them; `sockets` is how many addresses and
-/// ports are listened on by what the document says now.
-pub(super) fn budgets(process: &Process, workers: usize, sockets: u64) -> Budgets {
+/// ports are listened on by what the document says now, none when a cluster says it.
+pub(super) fn budgets(process: &Process, workers: usize, sockets: Option<u64>) -> Budgets {
     let limit = getrlimit(Resource::Nofile);
     let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let raised = setrlimit(Resource::Nofile, wanted).is_ok();
@@ -73,8 +73,8 @@ pub(super) fn budgets(process: &Process, workers: usize, sockets: u64) -> Budget
         // yet; of a document, there is room for twice as many.
         ListenDoc::PerAddress => {
             let most = (rest / 4).min(8192 * workers as u64);
-            let now = sockets.saturating_mul(4 * workers as u64);
-            if process.api.is_some() { most } else { now.max(rest / 16).min(most) }
+            let twice = |sockets: u64| sockets.saturating_mul(4 * workers as u64);
+            sockets.map_or(most, |sockets| twice(sockets).max(rest / 16).min(most))
         }
         ListenDoc::Tproxy => 8 * workers as u64,
     };

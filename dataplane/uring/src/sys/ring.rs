@@ -57,7 +57,7 @@ pub(crate) struct Ring {
     outbox: Outbox,
     /// Addresses of connects since the last submission; the kernel copies them when submitted.
     addresses: Vec<SockAddr>,
-    /// Prompt sends that were not heard of: see [`Ring::send`].
+    /// Prompt sends of which nothing was heard: see [`Ring::send_promptly`].
     prompt: Vec<Prompt>,
     /// Somebody waits for the end of a prompt send.
     hurried: bool,
@@ -135,10 +135,10 @@ impl Ring {
         self.push(entry.user_data(token));
     }
 
-    /// Sends what the socket has room for of `chunk`, which is mostly all: an end that comes with the
-    /// submission, is known without a completion, and therefore ends no wait. What was not sent is
-    /// told by a short result, or `EAGAIN`. The caller keeps the chunk until it is told; who cannot wait for
-    /// that calls [`Self::hurry`].
+    /// Sends what the socket has room for of `chunk`, which is mostly all. Its end comes with the submission
+    /// and needs no completion, so it ends no wait; [`Self::settled`] tells of it afterwards. What was not
+    /// sent is told by a completion with a short result, or `EAGAIN`. The caller keeps the chunk until it is
+    /// told, and calls [`Self::hurry`] when it cannot wait for that.
     pub(crate) fn send_promptly(&mut self, fd: BorrowedFd<'_>, chunk: &Chunk, token: u64) {
         let (start, len) = self.buffers.bytes(chunk);
         // With MSG_WAITALL a short send is no success, and is told of.
@@ -274,12 +274,9 @@ impl Ring {
         }
     }
 
-    /// Moves what has completed to `out`, prompt sends that did all first.
+    /// Moves what has completed to `out`. Prompt sends that did all are told by [`Self::settled`] alone.
     pub(crate) fn completions(&mut self, out: &mut Vec<Completion>) {
         let Self { ring, buffers, datagrams, shape, prompt, .. } = self;
-        // What is still queued has not been sent.
-        let submitted = ring.submission().is_empty();
-        let first = out.len();
         let mut short = 0;
         for cqe in ring.completion() {
             let mut token = cqe.user_data();
@@ -313,17 +310,23 @@ impl Ring {
             let more = cqueue::more(cqe.flags());
             out.push(Completion { token, result, more, chunk, datagram });
         }
-        if submitted {
-            let all = prompt.drain(..).filter(|sent| sent.token != NOBODY);
-            let sent = |Prompt { token, len }| Completion {
-                token,
-                result: Ok(len),
-                more: false,
-                chunk: None,
-                datagram: None,
-            };
-            out.splice(first..first, all.map(sent));
+    }
+
+    /// Moves the prompt sends that did all to `out`. To be called after [`Self::completions`], which knows of
+    /// the others, and obeyed before what that has brought, which came later.
+    pub(crate) fn settled(&mut self, out: &mut Vec<Completion>) {
+        // What is still queued has not been sent.
+        if !self.ring.submission().is_empty() {
+            return;
         }
+        let all = self.prompt.drain(..).filter(|sent| sent.token != NOBODY);
+        out.extend(all.map(|Prompt { token, len }| Completion {
+            token,
+            result: Ok(len),
+            more: false,
+            chunk: None,
+            datagram: None,
+        }));
     }
 
     /// What a receive may bring: `full`, or one buffer when more than half of the pool is in use,

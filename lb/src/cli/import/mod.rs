@@ -404,6 +404,14 @@ pub(super) mod tests {
         (text, document.notes.iter().map(note).collect())
     }
 
+    /// These notes, and no others, begin so.
+    pub(super) fn told(notes: &[String], wanted: &[&str]) {
+        assert_eq!(notes.len(), wanted.len(), "{notes:#?}");
+        for (note, wanted) in notes.iter().zip(wanted) {
+            assert!(note.starts_with(wanted), "{wanted}: {notes:#?}");
+        }
+    }
+
     #[test]
     fn texts_are_quoted_where_they_must_be() {
         for (text, want) in [

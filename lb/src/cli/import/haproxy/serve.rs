@@ -9,12 +9,11 @@ use super::{Bind, Check, Section, Settings, milliseconds, pairs, time};
 /// A service of the places of a section, with the servers of another or its own.
 pub(super) fn serve(
     document: &mut Document,
-    name: &str,
     front: &Section,
     pool: &Section,
     addresses: &[IpAddr],
 ) {
-    let (settings, own) = (&pool.settings, &front.settings);
+    let (settings, own, name) = (&pool.settings, &front.settings, &front.name);
     if let Some(line) = settings.http.or(own.http) {
         document.note(
             line,
