@@ -14,7 +14,7 @@ use crate::rivals::{Backends, Haproxy, Rival};
 
 /// Of the 20,000 descriptors that a process may have in most containers Fairway keeps some for listeners, pipes
 /// and UDP sessions, whatever the document says: this is what all of them take.
-const CONNECTIONS: usize = 4000;
+const CONNECTIONS: usize = 6000;
 /// For which they do nothing while the core is watched.
 const WATCHED: Duration = Duration::from_secs(10);
 
@@ -58,8 +58,12 @@ pub(crate) fn run(net: &Net, backends: &Backends, quick: bool) -> IdleTable {
 
 fn row(rival: &Rival, connections: usize, watched: Duration) -> Row {
     let process = rival.process().unwrap();
-    // What the kernel may drop, as the program's own text, says nothing of connections.
-    let memory = || memory_of(process).get("Anonymous").copied().unwrap_or_default();
+    // What the kernel may drop, as the program's own text, says nothing of connections; what it has put aside
+    // is still the process's.
+    let memory = || {
+        let of = memory_of(process);
+        ["Anonymous", "Swap"].iter().filter_map(|field| of.get(*field)).sum::<u64>()
+    };
     let plan = |clients| Plan { clients, exchange: Exchange::new(64, 16 << 10), rate: None };
     // What any traffic at all takes is not for each connection.
     Clients::open(rival.tcp, plan(64)).unwrap().run(Duration::from_millis(500)).unwrap();

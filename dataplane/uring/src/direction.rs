@@ -135,7 +135,13 @@ impl Direction {
 
     /// Whether the end of a prompt send that is under way lets something else begin.
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.sending && self.prompt && (self.ended || !self.receiving || self.queue.len() > 1)
+        self.sending && self.prompt && (self.ended || self.queue.len() > 1)
+    }
+
+    /// Whether more may be received: nothing waits to be sent, but for what goes with this submission.
+    pub(crate) fn has_room(&self) -> bool {
+        let goes = self.sending && self.prompt && self.queue.len() == 1;
+        !self.ended && !self.receiving && (goes || self.is_flushed())
     }
 
     /// The sink is to say when it has room, which counts as sending.

@@ -59,20 +59,31 @@ impl Session {
         }
         self.send_next(way, cx);
         self.pass_end_on(way, cx);
-        let direction = self.direction(way);
-        if direction.is_waited_for() {
-            cx.ring.hurry();
-        }
-        let wants = direction.is_flushed() && !direction.ended && !direction.receiving;
-        if self.phase == Phase::Closing || !wants {
+        if self.phase == Phase::Closing {
             return;
         }
-        if self.should_splice(way, cx) && self.switch_to_splice(way, cx) {
-            return self.run_pipe(way, cx);
+        let direction = self.direction(way);
+        if !direction.has_room() {
+            if direction.is_waited_for() {
+                cx.ring.hurry();
+            }
+            return;
+        }
+        let flushed = direction.is_flushed();
+        if self.should_splice(way, cx) {
+            if !flushed {
+                return cx.ring.hurry();
+            }
+            if self.switch_to_splice(way, cx) {
+                return self.run_pipe(way, cx);
+            }
         }
         // With few buffers left, a sink that has no room gets none of them.
         let room = std::mem::take(&mut self.direction(way).room);
         if cx.ring.is_low() && !room && !self.direction(way).broken && self.live.is_some() {
+            if !flushed {
+                return cx.ring.hurry();
+            }
             return self.wait_for_sink(way, cx);
         }
         self.receive(way, cx);
