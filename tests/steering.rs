@@ -121,6 +121,9 @@ fn a_plan_foretells_what_moves_and_a_rollback_brings_it_back() {
     let moved = ports.iter().filter(|port| first[port] != second[port]).count();
     let seen = moved as f64 / ports.len() as f64;
     assert!((seen - foretold).abs() < 0.08, "foretold {foretold}, seen {seen}");
+    // However long it is.
+    let long = fairway.whole(&after) + &format!("# {}\n", "long ".repeat(9)).repeat(100_000);
+    std::fs::write(&new, long).unwrap();
     let same = fairway.cli(&["plan", new.to_str().unwrap()]);
     assert_eq!(same.status.code(), Some(0), "{}", String::from_utf8_lossy(&same.stdout));
 

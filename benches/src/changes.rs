@@ -37,15 +37,29 @@ pub(crate) fn run(quick: bool) {
 
 /// What a running Fairway has come to.
 struct Reading {
+    /// Before its metrics were asked for, which takes time of its own, and after.
+    used: [Used; 2],
+    metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Clone, Copy)]
+struct Used {
     at: Instant,
     /// CPU time of the process but for its workers.
     control: Duration,
     worker: Duration,
-    metrics: BTreeMap<String, f64>,
+}
+
+impl Used {
+    fn of(pid: u32) -> Self {
+        let worker = worker(pid);
+        Self { at: Instant::now(), control: cpu_of(pid).saturating_sub(worker), worker }
+    }
 }
 
 impl Reading {
     fn of(net: &Net, pid: u32) -> Self {
+        let before = Used::of(pid);
         let text = net.on(Host::Lb, || get(METRICS, "/metrics")).unwrap_or_default();
         let value = |line: &str| {
             let (name, value) = line.rsplit_once(' ')?;
@@ -53,8 +67,15 @@ impl Reading {
         };
         let metrics =
             text.lines().filter(|line| !line.starts_with('#')).filter_map(value).collect();
-        let worker = worker(pid);
-        Self { at: Instant::now(), control: cpu_of(pid).saturating_sub(worker), worker, metrics }
+        Self { used: [before, Used::of(pid)], metrics }
+    }
+
+    /// Seconds since `before`, and shares of a core that control plane and workers have had.
+    fn shares(&self, before: &Self) -> (f64, f64, f64) {
+        let (from, to) = (before.used[1], self.used[0]);
+        let wall = (to.at - from.at).as_secs_f64();
+        let share = |used: Duration| used.as_secs_f64() / wall;
+        (wall, share(to.control - from.control), share(to.worker - from.worker))
     }
 
     fn get(&self, name: &str) -> f64 {
@@ -176,13 +197,15 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
     let start = Instant::now();
     let fairway = Fairway::start_with_files(&net, &document, &files);
     let pid = fairway.pid();
-    let served = || Reading::of(&net, pid).get("fairway_services") as usize > services;
+    let services_served =
+        || fairway.status().and_then(|status| status["services"].as_u64()).unwrap_or_default();
+    let served = || services_served() > services as u64;
     while !served() && start.elapsed() < Duration::from_secs(60) {
         thread::sleep(Duration::from_millis(20));
     }
     let (took, cpu) = (start.elapsed(), cpu_of(pid));
     place(pid);
-    settle(&net, pid);
+    settle(pid);
     println!("{services} Services x {endpoints} endpoints, by an API server");
     println!(
         "  start until all are served: {:.2} s, {:.2} s of CPU, {} MiB",
@@ -199,17 +222,16 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
             change(&api, (services, endpoints), rate, length - Duration::from_millis(200))
         });
         let after = Reading::of(&net, pid);
-        let wall = (after.at - before.at).as_secs_f64();
-        let control = (after.control - before.control).as_secs_f64();
+        let (wall, control, worker) = after.shares(&before);
         let lag = "fairway_cluster_lag_seconds";
         println!(
             "  {rate} changes a second: {changes} changes, {:.0} publications ({:.0} a second), control {:.1} % of a \
              core ({:.3} ms a change), worker {:.1} %; told to known p50 <= {} ms, p99 <= {} ms",
             after.more(&before, "fairway_snapshot_generation"),
             after.more(&before, "fairway_snapshot_generation") / wall,
-            100.0 * control / wall,
-            1e3 * control / changes as f64,
-            100.0 * (after.worker - before.worker).as_secs_f64() / wall,
+            100.0 * control,
+            1e3 * control * wall / changes as f64,
+            100.0 * worker,
             after.within(&before, lag, 0.5),
             after.within(&before, lag, 0.99),
         );
@@ -230,13 +252,12 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
 }
 
 /// Nothing is written any more of what has begun.
-fn settle(net: &Net, pid: u32) {
-    let mut before = Reading::of(net, pid);
+fn settle(pid: u32) {
+    let mut before = (Instant::now(), cpu_of(pid));
     wait_at_most(Duration::from_secs(300), "it is quiet", || {
         thread::sleep(Duration::from_millis(500));
-        let now = Reading::of(net, pid);
-        let busy =
-            (now.control - before.control).as_secs_f64() / (now.at - before.at).as_secs_f64();
+        let now = (Instant::now(), cpu_of(pid));
+        let busy = (now.1 - before.1).as_secs_f64() / (now.0 - before.0).as_secs_f64();
         before = now;
         busy < 0.05
     });
@@ -338,13 +359,12 @@ fn failures(quick: bool) {
             start.elapsed()
         });
         let after = Reading::of(&net, pid);
-        let wall = (after.at - before.at).as_secs_f64();
         println!(
             "  all {}: {:.2} s until all are known, {:.0} publications, control {:.1} % of a core meanwhile\n    latency: {} us",
             if fails { "fail" } else { "come back" },
             took.as_secs_f64(),
             after.more(&before, "fairway_snapshot_generation"),
-            100.0 * (after.control - before.control).as_secs_f64() / wall,
+            100.0 * after.shares(&before).1,
             latency(outcome),
         );
     }

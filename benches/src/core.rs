@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use crate::load::to_core;
@@ -111,14 +113,10 @@ fn foreign(ours: &[u32]) -> Duration {
     times.map(cpu_of).sum()
 }
 
-/// CPU time of all threads of a process so far, to the nanosecond.
+/// CPU time of a process so far, of threads that have ended, too; nothing once it has ended.
 pub(crate) fn cpu_of(process: u32) -> Duration {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let nanos = |thread: fs::DirEntry| -> Option<u64> {
-        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
-    };
-    Duration::from_nanos(threads.filter_map(nanos).sum())
+    let clock = clock_getcpuclockid(Pid::from_raw(process.cast_signed()));
+    clock.and_then(|clock| clock.now()).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Memory of a process, by name: `Rss`, `Pss`, `Anonymous`, …, in bytes.

@@ -120,7 +120,9 @@ fn machine() -> String {
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("CPU");
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} cores of {model}, Linux {}", kernel.trim())
+    let control = "/proc/sys/net/ipv4/tcp_congestion_control";
+    let control = std::fs::read_to_string(control).unwrap_or_default();
+    format!("{cores} cores of {model}, Linux {}, TCP {}", kernel.trim(), control.trim())
 }
 
 /// The value in the middle, the smallest and the largest.

@@ -71,6 +71,7 @@ pub(crate) fn run(quick: bool) {
         }
     }
     Setting::Inline.set(&net);
+    super::shift::run(quick);
     println!();
 }
 

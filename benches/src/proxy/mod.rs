@@ -10,6 +10,7 @@ mod idle;
 mod plot;
 mod reload;
 mod report;
+mod shift;
 mod works;
 
 use std::io;

@@ -15,8 +15,9 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::Weight;
 
-/// The rungs of automatic table sizes, all prime. Few, because crossing a rung moves every flow.
-pub const TABLE_SIZES: [u32; 4] = [251, 4093, 65_537, 655_373];
+/// The rungs of automatic table sizes, all prime. Few, because crossing a rung moves every flow; not fewer, because a
+/// table's time and memory go by its size.
+pub const TABLE_SIZES: [u32; 5] = [251, 4093, 16_381, 65_537, 655_373];
 
 /// Marks a slot that no backend has taken yet; also bounds a pool to 65,535 backends.
 const FREE: u16 = u16::MAX;
@@ -259,7 +260,9 @@ mod tests {
             (2, 251),
             (3, 4093),
             (40, 4093),
-            (41, 65_537),
+            (41, 16_381),
+            (163, 16_381),
+            (164, 65_537),
             (655, 65_537),
             (656, 655_373),
             (60_000, 655_373),

@@ -88,6 +88,7 @@ impl WorkerHandle {
             if let Some(cpu) = cpu {
                 pin(cpu);
             }
+            sys::short_slice();
             let mut region = None;
             // A ring belongs to the thread that made it.
             let built = packet_path(packets, &mut region, &shared).and_then(|packets| {

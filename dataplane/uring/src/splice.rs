@@ -15,6 +15,8 @@ use rustix::pipe::{SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, splice};
 const PIPE_BYTES: usize = 1 << 20;
 /// With less, moving bytes costs more calls than copying them.
 const LEAST_BYTES: usize = 64 << 10;
+/// A source that had fewer has no more: asking it again, when all of that is out, would cost as much as being told.
+const SHORT_BYTES: usize = 32 << 10;
 /// Rounds of fill and drain before other sessions have their turn.
 const ROUNDS: usize = 16;
 
@@ -72,7 +74,10 @@ impl Pipe {
             if !ended {
                 match splice(source, None, &self.writer, None, PIPE_BYTES, flags) {
                     Ok(0) => ended = true,
-                    Ok(n) => self.held += n,
+                    Ok(n) => {
+                        self.held += n;
+                        starved = n < SHORT_BYTES;
+                    }
                     // A full pipe says the same: then there is something to drain.
                     Err(Errno::AGAIN) => starved = true,
                     Err(Errno::INTR) => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -33,6 +33,9 @@ use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Backends up to which each has series of its own, unless the configuration says.
 const PER_BACKEND: usize = 20_000;
+
+/// Bytes of a document that `plan` is asked about: 10,000 services are about three million.
+const LARGEST_DOCUMENT: usize = 64 << 20;
 
 /// How long a worker may take to list its connections.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -155,7 +158,7 @@ pub(crate) fn admin_router(admin: Admin) -> Router {
         .route("/v1/announce", get(announce))
         .route("/v1/announce/drain", post(drain_announced))
         .route("/v1/order", post(order))
-        .route("/v1/plan", post(plan))
+        .route("/v1/plan", post(plan).layer(DefaultBodyLimit::max(LARGEST_DOCUMENT)))
         .route("/v1/history", get(history))
         .route("/v1/rollback", post(rollback))
         .route("/v1/explain", get(explain))

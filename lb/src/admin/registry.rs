@@ -15,7 +15,7 @@ use metrics::{
 use super::metrics_text::{escaped, family, line};
 
 /// Upper bounds of histograms, in seconds.
-const BOUNDS: [f64; 9] = [1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 0.1, 1.0];
+const BOUNDS: [f64; 10] = [1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 1.0];
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::default);
 
@@ -204,7 +204,7 @@ mod tests {
                     c_seconds_bucket{le=\"0.0001\"} 1\nc_seconds_bucket{le=\"0.001\"} 2\n\
                     c_seconds_bucket{le=\"0.002\"} 2\nc_seconds_bucket{le=\"0.005\"} 2\n\
                     c_seconds_bucket{le=\"0.01\"} 2\nc_seconds_bucket{le=\"0.02\"} 2\n\
-                    c_seconds_bucket{le=\"0.1\"} 2\n\
+                    c_seconds_bucket{le=\"0.05\"} 2\nc_seconds_bucket{le=\"0.1\"} 2\n\
                     c_seconds_bucket{le=\"1\"} 3\nc_seconds_bucket{le=\"+Inf\"} 4\n\
                     c_seconds_sum 7.501\nc_seconds_count 4\n";
         assert_eq!(text, want);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use fairway_config::kubernetes::Cluster;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Desired, Query};
+use rustix::process::setpriority_process;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::routes::HOLDS;
@@ -71,7 +73,7 @@ pub(crate) async fn run(
     let Neighbours { control, asker, todos, saved } = neighbours;
     let mut next = None;
     let mut save_at: Option<Instant> = None;
-    let mut saving: Option<JoinHandle<Duration>> = None;
+    let mut saving: Option<oneshot::Receiver<Duration>> = None;
     let mut pause = SAVE;
     let mut looks = interval(HOLDS);
     loop {
@@ -85,25 +87,18 @@ pub(crate) async fn run(
                 _ = looks.tick() => None,
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     save_at = None;
-                    match &saved {
+                    let Some(path) = &saved else { continue };
+                    match saving.as_mut().map(oneshot::Receiver::try_recv) {
                         // A disk that is slow is not asked for two things at once.
-                        Some(_) if saving.as_ref().is_some_and(|task| !task.is_finished()) => {
+                        Some(Err(TryRecvError::Empty)) => {
                             save_at = Some(Instant::now() + SAVE);
+                            continue;
                         }
-                        Some(path) => {
-                            // Of a large cluster that always changes, less often.
-                            if let Some(task) = saving.take() {
-                                pause = task.await.map_or(SAVE, |took| SAVE.max(RARELY * took));
-                            }
-                            let (path, cluster) = (path.clone(), cloud.saved().clone());
-                            saving = Some(spawn_blocking(move || {
-                                let began = Instant::now();
-                                state::save(&path, &cluster);
-                                began.elapsed()
-                            }));
-                        }
-                        None => {}
+                        // Of a large cluster that always changes, less often.
+                        Some(Ok(took)) => pause = SAVE.max(RARELY * took),
+                        Some(Err(TryRecvError::Closed)) | None => {}
                     }
+                    saving = Some(save(path.clone(), cloud.saved().clone()));
                     continue;
                 }
             },
@@ -164,6 +159,23 @@ pub(crate) async fn run(
             told.into_iter().for_each(|todo| _ = todos.send(todo));
         }
     }
+}
+
+/// Writes the cluster down on a thread of its own, to which everybody else on its core comes first: of a large one
+/// it takes a good part of a second. Tells how long it took.
+fn save(path: PathBuf, cluster: Cluster) -> oneshot::Receiver<Duration> {
+    let (done, took) = oneshot::channel();
+    let body = move || {
+        // Of the calling thread alone. That it stays as it is costs little.
+        let _ = setpriority_process(None, 19);
+        let began = Instant::now();
+        state::save(&path, &cluster);
+        // Nobody asks any more when the process stops.
+        let _ = done.send(began.elapsed());
+    };
+    // Without a thread it is not written, this time.
+    let _ = std::thread::Builder::new().name("fairway-save".into()).spawn(body);
+    took
 }
 
 /// A change with the addresses of its names; none when the control loop has gone.

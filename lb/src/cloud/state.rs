@@ -1,6 +1,7 @@
 //! What outlives the process: the addresses of Services, and the cluster as it was known last.
 
 use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -16,18 +17,21 @@ pub(crate) fn recall(path: &Path) -> Option<Cluster> {
 
 /// Writes a cluster down.
 pub(super) fn save(path: &Path, cluster: &Cluster) {
-    let bytes = serde_json::to_vec(cluster).map_err(std::io::Error::other);
-    if let Err(error) = bytes.and_then(|bytes| replace(path, &bytes)) {
+    // As it goes: of a large cluster it is tens of megabytes.
+    if let Err(error) = replace(path, |file| Ok(serde_json::to_writer(file, cluster)?)) {
         tracing::warn!("{} cannot be written: {error}", path.display());
     }
 }
 
-/// Puts a new file in the place of the old one.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Puts a new file, as `write` writes it, in the place of the old one.
+fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut file, bytes)?;
+    let mut buffered = BufWriter::new(&mut file);
+    write(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
     file.as_file().sync_data()?;
     file.persist(path).map(drop).map_err(|error| error.error)
 }
@@ -55,7 +59,7 @@ impl StateFile {
         let path = folder.join("addresses.json");
         let contents = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<Contents>(&bytes).map_err(|e| e.to_string()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Contents::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Contents::default()),
             Err(error) => Err(error.to_string()),
         };
         let trouble = contents.as_ref().err().map(|why| {
@@ -80,9 +84,9 @@ impl StateFile {
             return;
         }
         let services = known.iter().map(|(name, at)| (name.to_string(), at.clone())).collect();
-        let written = serde_json::to_vec_pretty(&Contents { services })
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| replace(&self.path, &bytes));
+        let contents = Contents { services };
+        let written =
+            replace(&self.path, |file| Ok(serde_json::to_writer_pretty(file, &contents)?));
         self.trouble = written.err().map(|error| {
             let path = self.path.display();
             format!("{path} cannot be written, Services may get other addresses at the next start: {error}")

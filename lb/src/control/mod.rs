@@ -342,6 +342,10 @@ impl Control {
                     self.take(input);
                     for input in inputs.try_iter().take(BATCH) {
                         self.take(input);
+                        // However much comes, what has come is published in time.
+                        if self.has_changed() && Instant::now() >= self.publish_at {
+                            break;
+                        }
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -10,7 +10,8 @@ use fairway_core::{Service, SnapshotBuilder};
 use super::{Control, GAP};
 
 impl Control {
-    fn has_changed(&self) -> bool {
+    /// Whether services have changed since the last publication.
+    pub(super) fn has_changed(&self) -> bool {
         !(self.dirty.is_empty() && self.removed.is_empty() && self.vacated.is_empty())
     }
 

@@ -174,7 +174,10 @@ impl Tproxy {
         }
         let lost = now >= self.verify_at && {
             self.verify_at = Tick(now.0 + VERIFY_MS);
-            run("nft", &["-t", "list", "table", "inet", TABLE], "").is_err()
+            // Of the names alone: what is asked of one table, even tersely, reads all that its sets hold.
+            let own = format!("table inet {TABLE}");
+            !run("nft", &["list", "tables", "inet"], "")
+                .is_ok_and(|tables| tables.lines().any(|table| table == own))
         };
         if lost {
             tracing::warn!("our nftables table is gone; making it again");

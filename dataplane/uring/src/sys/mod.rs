@@ -15,6 +15,7 @@ mod packet;
 mod passed;
 mod probe;
 mod ring;
+mod slice;
 mod tap;
 
 pub(crate) use buffers::Chunk;
@@ -31,4 +32,5 @@ pub(crate) use packet::{
 pub use passed::{keep_descriptors, passed_descriptors};
 pub use probe::{Feature, Features, SetupError};
 pub(crate) use ring::{Completion, DATAGRAM_TOKEN, Ring, accepted};
+pub(crate) use slice::short_slice;
 pub use tap::keep_tap;
