@@ -9,7 +9,7 @@ use std::thread;
 
 use fairway_tests::http::{ask, connect, get};
 use fairway_tests::{
-    Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_at_most, wait_for,
+    Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_for,
 };
 use rustix::process::Signal;
 
@@ -248,7 +248,7 @@ fn transparent_listening_serves_ranges() {
     assert!(serves(&net, "192.0.2.1:2000".parse().unwrap()).is_none());
     // Somebody restarts their firewall.
     net.exec(Host::Lb, "nft flush ruleset");
-    wait_at_most(15 * SECOND, "the table is made again", || {
+    wait_for("the table is made again", || {
         let listed = Command::new("ip")
             .args(["netns", "exec", fairway.namespace(), "nft", "list", "table", "inet", "fairway"])
             .output();

@@ -140,7 +140,7 @@ impl Loader {
         let services: Desired =
             self.services.iter().map(|(spec, _)| (spec.key.clone(), Arc::clone(spec))).collect();
         let manifests = (!sources.manifests.is_empty()).then_some(manifests);
-        let cluster = ClusterSource { rules, manifests, pools };
+        let cluster = ClusterSource { rules: Arc::new(rules), manifests, pools };
         Some(Config { process, services, cluster, announce, files: self.files.clone() })
     }
 

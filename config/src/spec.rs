@@ -37,7 +37,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterSource {
     /// Which Services are ours, and how they are served.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
     /// Objects from files; none when no files are named.
     pub manifests: Option<Manifests>,
     /// Addresses for Services.

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use fairway_config::kubernetes::{
-    Attachments, Cluster, Role, Rules, Service, Translation, Verdict, gateway_wish, translate,
+    Attachments, Cluster, Draft, Role, Rules, Service, Translation, Verdict, gateway_wish,
     translate_gateway, wish,
 };
 use fairway_config::{CheckSpec, Config, Origin, Place, ServiceSpec, Serving, load_text};
@@ -41,7 +42,7 @@ fn addresses(service: &Service) -> Vec<IpAddr> {
     families.into_iter().map(|family| of(family).parse().unwrap()).collect()
 }
 
-fn show(cluster: &Cluster, rules: &Rules) -> String {
+fn show(cluster: &Cluster, rules: &Arc<Rules>) -> String {
     let mut text = String::new();
     for (name, service) in cluster.services() {
         if rules.role(service) == Role::Foreign {
@@ -49,7 +50,7 @@ fn show(cluster: &Cluster, rules: &Rules) -> String {
             continue;
         }
         let origin = Origin { file: Path::new("all.yaml").into(), place: Place::default() };
-        let done = translate(cluster, service, rules, &addresses(service), &origin);
+        let done = Draft::new(service, rules, &addresses(service), &origin).served_in(cluster);
         let ip_mode = if done.keeps_address { "VIP" } else { "Proxy" };
         let ports: Vec<String> = done
             .ports

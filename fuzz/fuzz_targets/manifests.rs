@@ -4,16 +4,16 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use fairway_config::kubernetes::{
-    Attachments, Cluster, Manifests, Role, Rules, gateway_wish, translate, translate_gateway, wish,
+    Attachments, Cluster, Draft, Manifests, Role, Rules, gateway_wish, translate_gateway, wish,
 };
 use fairway_config::{Origin, Place, load_text};
 use libfuzzer_sys::fuzz_target;
 
-fn rules() -> &'static Rules {
-    static RULES: OnceLock<Rules> = OnceLock::new();
+fn rules() -> &'static Arc<Rules> {
+    static RULES: OnceLock<Arc<Rules>> = OnceLock::new();
     RULES.get_or_init(|| {
         let text = "dataplane: {zone: z1, packet: {interfaces: [eth0]}}\nservices: []\n\
                     sources: {kubernetes: {kubeconfig: none, defaultClass: true, externalIPs: true}}\n";
@@ -46,7 +46,7 @@ fuzz_target!(|text: &str| {
         if rules().role(service) == Role::Foreign {
             continue;
         }
-        let done = translate(&cluster, service, rules(), &addresses, &origin);
+        let done = Draft::new(service, rules(), &addresses, &origin).served_in(&cluster);
         for spec in &done.specs {
             assert!(spec.backends.is_sorted_by_key(|backend| backend.addr), "{}", spec.key);
         }

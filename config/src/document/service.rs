@@ -194,7 +194,7 @@ pub enum SchedulerDoc {
 #[derive(Debug, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MaglevDoc {
-    /// Slots of the table, a prime. Default: the first of 251, 4093, 16381, 65537, 655373 with
+    /// Slots of the table, a prime. Default: the first of 251, 1021, 4093, 16381, 65537, 655373 with
     /// 100 slots for each backend.
     pub table_size: Option<At<u32>>,
     /// A backend above this share of the mean load passes new flows on. Default: no bound.

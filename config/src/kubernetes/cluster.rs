@@ -310,10 +310,12 @@ impl Cluster {
 
     fn apply_service(&mut self, service: Service) -> Touched {
         let name = service.metadata.name();
-        match self.services.insert(name.clone(), Arc::new(service)) {
-            Some(before) if self.services.get(&name) == Some(&before) => Touched::default(),
-            _ => Touched::service(&name),
+        if self.services.get(&name).is_some_and(|before| **before == service) {
+            return Touched::default();
         }
+        let touched = Touched::service(&name);
+        self.services.insert(name, Arc::new(service));
+        touched
     }
 
     fn apply_slice(&mut self, slice: EndpointSlice) -> Touched {

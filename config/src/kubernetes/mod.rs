@@ -1,8 +1,8 @@
 //! Kubernetes: its objects, and what Services come to.
 //!
 //! ```text
-//! manifests, API server ──▶ objects ──▶ Cluster ──▶ translate ──▶ ServiceSpec
-//!                                          │            ▲
+//! manifests, API server ──▶ objects ──▶ Cluster ──▶ Draft ──▶ ServiceSpec
+//!                                          │          ▲
 //!                                          └─▶ Wish ──▶ addresses (given by `lb`)
 //! ```
 //!
@@ -15,6 +15,7 @@ mod backends;
 #[cfg(feature = "kubernetes")]
 pub mod client;
 mod cluster;
+mod draft;
 mod fields;
 mod gateway;
 mod manifests;
@@ -45,4 +46,5 @@ pub use self::pools::{AddressPool, AddressPoolStatus, MetallbPool, Pool, Selecti
 pub use self::ranges::AddressRange;
 pub use self::selectors::LabelSelector;
 pub use self::settings::{PREFIX, SERVED_BY};
-pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation, translate};
+pub use self::draft::Draft;
+pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation};

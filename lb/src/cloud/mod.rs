@@ -38,7 +38,7 @@ use std::sync::Arc;
 use fairway_config::announce::Announce;
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
-    AddressPool, Attachments, Cluster, Finding, Kind, Name, Object, Pool, PortOutcome, RouteKind,
+    AddressPool, Attachments, Cluster, Draft, Finding, Kind, Name, Object, Pool, PortOutcome, RouteKind,
     Rules, Service, Touched, overlaps,
 };
 use fairway_config::{
@@ -60,7 +60,7 @@ const NO_ROUTE: &str = "NoRouteToPods";
 
 /// A cluster's Services, and what they have come to.
 pub(crate) struct Cloud {
-    rules: Rules,
+    rules: Arc<Rules>,
     /// Pools of the document.
     pools: Vec<Pool>,
     cluster: Cluster,
@@ -114,8 +114,10 @@ pub(crate) struct Outcome {
 }
 
 /// A Service of ours.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone)]
 struct Served {
+    /// What it comes to but for its endpoints, if it was served.
+    draft: Option<Arc<Draft>>,
     assigned: Option<Result<Assigned, Finding>>,
     specs: Desired,
     findings: Vec<Finding>,
@@ -136,7 +138,7 @@ impl Cloud {
     pub(crate) fn new(config: &Config, state: Option<StateFile>) -> Self {
         let place = Place::default();
         Self {
-            rules: config.cluster.rules.clone(),
+            rules: Arc::clone(&config.cluster.rules),
             pools: Vec::new(),
             cluster: Cluster::default(),
             origins: BTreeMap::new(),
@@ -220,9 +222,9 @@ impl Cloud {
             touched.pools = true;
             touched.gateways.extend(everything());
             touched.services.extend(self.cluster.services().map(|(name, _)| name.clone()));
+            (self.rules, self.reserved, self.names) = (Arc::clone(rules), reserved, names);
+            self.pools.clone_from(pools);
         }
-        (self.rules, self.reserved, self.names) = (rules.clone(), reserved, names);
-        self.pools.clone_from(pools);
         self.announce.clone_from(&config.announce);
         self.process.clone_from(&config.process);
         self.said_stale = true;
@@ -307,7 +309,7 @@ impl Cloud {
     /// All that would be served by another document. Costs all that is known, once more.
     pub(crate) fn would_serve(&self, config: &Config) -> Desired {
         let mut other = Self {
-            rules: self.rules.clone(),
+            rules: Arc::clone(&self.rules),
             pools: self.pools.clone(),
             cluster: self.cluster.clone(),
             origins: self.origins.clone(),

@@ -23,8 +23,9 @@ use crate::resolver::{Asker, FIRST_ANSWER};
 const BATCH: usize = 4096;
 /// From a change to the next time that the cluster is written down.
 const SAVE: Duration = Duration::from_secs(2);
-/// It is written down for at most one part in so many of the time.
-const RARELY: u32 = 30;
+/// It is written down for at most one part in so many of the time: what it is read for, a start while the API server
+/// does not answer, is rare.
+const RARELY: u32 = 100;
 
 /// Something for the cloud's part.
 pub(crate) enum Work {

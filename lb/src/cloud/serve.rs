@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairway_config::kubernetes::{
-    Finding, Gateway, Labels, Meta, Name, PREFIX, Pool, Role, Service, Translation, Wish,
-    gateway_wish, translate, translate_gateway, wish,
+    Draft, Finding, Gateway, Labels, Meta, Name, PREFIX, Pool, Role, Service, Translation, Wish,
+    gateway_wish, translate_gateway, wish,
 };
 use fairway_core::Frontend;
 
@@ -16,7 +16,7 @@ use super::{Cloud, NO_ROUTE, Served};
 /// Whatever has addresses, and is served.
 #[derive(Clone, Copy)]
 pub(super) enum Subject<'a> {
-    Service(&'a Service),
+    Service(&'a Arc<Service>),
     Gateway(&'a Gateway),
 }
 
@@ -54,7 +54,7 @@ impl Cloud {
             }
             None => {
                 let service = self.cluster.service(name);
-                service.filter(|service| self.is_ours(service)).map(|s| Subject::Service(s))
+                service.filter(|service| self.is_ours(service)).map(Subject::Service)
             }
         }
     }
@@ -178,7 +178,15 @@ impl Cloud {
         let origin = self.origins.get(name).unwrap_or(&self.source);
         let mut done = match subject {
             Subject::Service(service) => {
-                let mut done = translate(&self.cluster, service, &self.rules, &addresses, origin);
+                let before = self.served.get(name).and_then(|served| served.draft.as_ref());
+                let before =
+                    before.filter(|it| it.is_of(service, &self.rules, &addresses, origin));
+                let draft = before.map_or_else(
+                    || Arc::new(Draft::new(service, &self.rules, &addresses, origin)),
+                    Arc::clone,
+                );
+                let mut done = draft.served_in(&self.cluster);
+                served.draft = Some(draft);
                 if !service.spec.external_ips.is_empty() {
                     self.leave_to_others(name, &addresses, &mut done);
                 }

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use fairway_config::kubernetes::Name;
 use fairway_config::{Config, load_text};
+use fairway_core::Mode;
 
 use super::told_tests::GATEWAY;
 use super::{Cloud, StateFile};
@@ -493,4 +495,35 @@ fn what_would_be_served_changes_nothing() {
     assert_eq!(keys(&would), ["default/b/80 198.51.100.7"]);
     assert_eq!(keys(&cloud.desired()), now);
     assert_eq!(std::fs::read(folder.path().join("state/addresses.json")).unwrap(), written);
+}
+
+#[test]
+fn what_a_service_says_is_read_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |annotations: &str, endpoint: &str| {
+        let slice = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: a-1, labels: \
+             {{kubernetes.io/service-name: a}}}}\naddressType: IPv4\nports: [{{port: 8080}}]\nendpoints: \
+             [{{addresses: [{endpoint}]}}]\n"
+        );
+        config(folder.path(), POOLS, &(service("a", annotations, "") + &slice))
+    };
+    let pods = "fairway.dev/target: pod";
+    let first = load(pods, "10.0.0.1");
+    let mut cloud = Cloud::new(&first, None);
+    let mut served = |config: &Config| {
+        cloud.document(config);
+        let served = cloud.served.values().next().unwrap();
+        let spec = served.specs.values().next().unwrap();
+        let backends: Vec<_> = spec.backends.iter().map(|it| it.addr.to_string()).collect();
+        (served.draft.clone().unwrap(), backends.join(" "), spec.policy.mode)
+    };
+    let (before, backends, mode) = served(&first);
+    assert_eq!((&*backends, mode), ("10.0.0.1:8080", Mode::Proxy));
+    let (after, backends, _) = served(&load(pods, "10.0.0.2"));
+    assert_eq!(backends, "10.0.0.2:8080");
+    assert!(Arc::ptr_eq(&before, &after), "endpoints change nothing of it");
+    let other = format!("{pods}, fairway.dev/limits: '{{maxConnections: 5}}'");
+    let (again, backends, _) = served(&load(&other, "10.0.0.2"));
+    assert!(!Arc::ptr_eq(&again, &after) && backends == "10.0.0.2:8080");
 }

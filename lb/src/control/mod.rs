@@ -17,6 +17,7 @@ mod listeners;
 mod live;
 mod memory;
 mod names;
+mod nf_table;
 mod nft;
 mod orders;
 mod outlier;

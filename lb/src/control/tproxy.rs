@@ -14,6 +14,7 @@ use fairway_uring::{ListenError, ListenerKey, WorkerHandle, open_transparent};
 use socket2::Socket;
 
 use super::listeners::give;
+use super::nf_table::is_there;
 use super::system::run;
 use crate::handover::Inherited;
 use crate::manager::Manager;
@@ -26,7 +27,7 @@ const ROUTES: &str = "26231";
 /// Time after which a failed change is tried again.
 const RETRY_MS: u64 = 1000;
 /// From one look whether our table is still there to the next.
-const VERIFY_MS: u64 = 5000;
+const VERIFY_MS: u64 = 1000;
 /// The name of the sockets for TCP over IPv4.
 const NAME_TCP4: &str = "tproxy-tcp4";
 
@@ -174,10 +175,7 @@ impl Tproxy {
         }
         let lost = now >= self.verify_at && {
             self.verify_at = Tick(now.0 + VERIFY_MS);
-            // Of the names alone: what is asked of one table, even tersely, reads all that its sets hold.
-            let own = format!("table inet {TABLE}");
-            !run("nft", &["list", "tables", "inet"], "")
-                .is_ok_and(|tables| tables.lines().any(|table| table == own))
+            !is_there(TABLE).unwrap_or(false)
         };
         if lost {
             tracing::warn!("our nftables table is gone; making it again");
