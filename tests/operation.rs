@@ -8,9 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use fairway_tests::http::{ask, connect, get};
-use fairway_tests::{
-    Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_for,
-};
+use fairway_tests::{Fairway, Host, Net, Nginx, SECOND, VIP4, program, run, wait_for};
 use rustix::process::Signal;
 
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP4), 80);

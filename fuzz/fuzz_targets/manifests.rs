@@ -39,7 +39,8 @@ fuzz_target!(|text: &str| {
     for (object, _) in manifests.objects {
         cluster.apply(object);
     }
-    let addresses: [IpAddr; 2] = [[192, 0, 2, 1].into(), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
+    let addresses: [IpAddr; 2] =
+        [[192, 0, 2, 1].into(), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])];
     let origin = Origin { file, place: Place::default() };
     for (_, service) in cluster.services() {
         let _ = wish(service);

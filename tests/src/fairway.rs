@@ -1,11 +1,13 @@
 //! A running Fairway on the load balancer's host.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::http::get_by;
 use crate::{Host, Net, in_namespace, program, wait_for};
 
 /// The first line of a document whose metrics are elsewhere.
@@ -214,6 +216,13 @@ impl Fairway {
 
     pub fn status(&self) -> Option<Value> {
         self.json(&["status"])
+    }
+
+    /// Number of services, asked by the socket itself: often, and beside a measurement.
+    pub fn served(&self) -> Option<u64> {
+        let socket = UnixStream::connect(self.folder.path().join("admin.sock")).ok()?;
+        let status = get_by(socket, "/v1/status").ok()?;
+        serde_json::from_str::<Value>(&status).ok()?["services"].as_u64()
     }
 
     /// How announcements stand.

@@ -17,7 +17,11 @@ pub fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
 
 /// One request on a connection of its own; the body of a 200 answer.
 pub fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = connect(addr)?;
+    get_by(connect(addr)?, path)
+}
+
+/// One request on a connection that is there; the body of a 200 answer.
+pub fn get_by(mut stream: impl Read + Write, path: &str) -> io::Result<String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();

@@ -27,9 +27,10 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn of(backends: BTreeMap<BackendAddr, BackendSpec>) -> Self {
+    /// Of backends by address.
+    fn of(backends: impl ExactSizeIterator<Item = BackendSpec>) -> Self {
         let more = backends.len().saturating_sub(MOST);
-        Self { backends: backends.into_values().take(MOST).collect(), named: Vec::new(), more }
+        Self { backends: backends.take(MOST).collect(), named: Vec::new(), more }
     }
 }
 
@@ -77,12 +78,10 @@ pub(super) fn pods(
             EndpointState::NotReady => Serving::NotReady,
         };
         let zone = zone(endpoint, rules.zone.as_deref());
-        let spec =
-            BackendSpec { serving, zone: zone.map(Into::into), ..backend(addr, Weight::ONE) };
-        (addr, spec)
+        BackendSpec { serving, zone: zone.map(Into::into), ..backend(addr, Weight::ONE) }
     };
     named.dedup();
-    Found { named, ..Found::of(best.into_iter().map(spec).collect()) }
+    Found { named, ..Found::of(best.into_iter().map(spec)) }
 }
 
 /// The zone whose boxes are to use an endpoint: ours if it is meant for ours.
@@ -152,7 +151,7 @@ pub(super) fn nodes(
         };
         backends.insert(addr, spec);
     }
-    Found::of(backends)
+    Found::of(backends.into_values())
 }
 
 /// Endpoints of one node.

@@ -325,14 +325,23 @@ impl Cluster {
         };
         let owner = Name::new(&name.namespace, service);
         let mut touched = Touched::default();
-        if self.owners.get(&name).is_some_and(|before| *before != owner) {
+        let before = self.owners.get(&name);
+        let is_known = before == Some(&owner);
+        if before.is_some() && !is_known {
             touched = self.drop_slice(&name);
         }
-        let of_owner = self.slices.entry(owner.clone()).or_default();
-        if replaced(of_owner, name.name.clone(), Arc::new(Slice::of(slice))) {
-            touched.add(Touched::endpoints(&owner));
+        let slice = Arc::new(Slice::of(slice));
+        if let Some(of_owner) = self.slices.get_mut(&owner) {
+            if !replaced(of_owner, name.name.clone(), slice) {
+                return touched;
+            }
+        } else {
+            self.slices.insert(owner.clone(), [(name.name.clone(), slice)].into());
         }
-        self.owners.insert(name, owner);
+        touched.endpoints.insert(owner.clone());
+        if !is_known {
+            self.owners.insert(name, owner);
+        }
         touched
     }
 

@@ -32,6 +32,7 @@ pub(crate) use self::settings::{Setting, Sketch, is_of_service, specs};
 pub use self::addresses::{Sharing, Wish, wish};
 pub use self::announcements::Announcement;
 pub use self::cluster::{Cluster, Kind, Touched};
+pub use self::draft::Draft;
 pub use self::gateway::{
     Attachments, Condition, Gateway, GatewayAddress, GatewayClass, GatewayState, GatewayStatus,
     ListenerState, ListenerStatus, Parent, ParentRef, ParentStatus, ReferenceGrant, Route,
@@ -46,5 +47,4 @@ pub use self::pools::{AddressPool, AddressPoolStatus, MetallbPool, Pool, Selecti
 pub use self::ranges::AddressRange;
 pub use self::selectors::LabelSelector;
 pub use self::settings::{PREFIX, SERVED_BY};
-pub use self::draft::Draft;
 pub use self::translate::{Finding, PortOutcome, Role, Rules, Target, Translation};

@@ -16,8 +16,8 @@ use hashbrown::HashMap;
 use crate::packet::Routes;
 use crate::{IpPrefix, Mode, PortRange, Protocol, Service, ServiceId, VipAddr};
 
-/// Number of shards: with 10,000 services a change copies about 40 entries.
-const SHARDS: usize = 256;
+/// Number of shards: with 10,000 services a change copies about 20 entries, and a reference count a shard.
+const SHARDS: usize = 512;
 
 /// Where a service listens: an address and a port or a range of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

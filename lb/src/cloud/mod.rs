@@ -38,8 +38,8 @@ use std::sync::Arc;
 use fairway_config::announce::Announce;
 use fairway_config::kubernetes::client::{ClusterEvent, needed};
 use fairway_config::kubernetes::{
-    AddressPool, Attachments, Cluster, Draft, Finding, Kind, Name, Object, Pool, PortOutcome, RouteKind,
-    Rules, Service, Touched, overlaps,
+    AddressPool, Attachments, Cluster, Draft, Finding, Kind, Name, Object, Pool, PortOutcome,
+    RouteKind, Rules, Service, Touched, overlaps,
 };
 use fairway_config::{
     ApiServer, ChangeSet, ClusterSource, Config, Desired, Origin, Place, Process, ServiceKey,
@@ -71,7 +71,7 @@ pub(crate) struct Cloud {
     /// Addresses that the document's services have, and for whom.
     reserved: Reserved,
     /// Names of the document's services.
-    names: BTreeSet<Box<str>>,
+    names: BTreeSet<Name>,
     served: BTreeMap<Name, Served>,
     /// What the Gateway API's objects come to.
     attachments: Attachments,
@@ -126,6 +126,12 @@ struct Served {
 }
 
 impl Served {
+    /// Whether its owner is told the same.
+    fn is_told_as(&self, other: &Self) -> bool {
+        (&self.assigned, &self.findings, &self.ports, self.keeps_address)
+            == (&other.assigned, &other.findings, &other.ports, other.keeps_address)
+    }
+
     /// Who serves it.
     fn hosts(&self) -> BTreeSet<IpAddr> {
         let backends = self.specs.values().flat_map(|spec| &spec.backends);
@@ -213,8 +219,12 @@ impl Cloud {
     pub(crate) fn document(&mut self, config: &Config) -> Outcome {
         let ClusterSource { rules, manifests, pools } = &config.cluster;
         let reserved = reserved(&config.services);
-        let of_service = |key: &ServiceKey| key.0.rsplit_once('/').map(|(name, _)| name.into());
-        let names: BTreeSet<Box<str>> = config.services.keys().filter_map(of_service).collect();
+        // Those of another form than a Service's take nobody's name.
+        let of_service = |key: &ServiceKey| {
+            let (namespace, name) = key.0.rsplit_once('/')?.0.split_once('/')?;
+            Some(Name::new(namespace, name))
+        };
+        let names: BTreeSet<Name> = config.services.keys().filter_map(of_service).collect();
         let mut touched = Touched::default();
         if (&self.rules, &self.reserved, &self.names) != (rules, &reserved, &names)
             || self.pools != *pools
@@ -346,7 +356,7 @@ impl Cloud {
             touched;
         self.said_stale |= nodes || pools || announcements;
         let Outcome { mut change, mut todos } = Outcome::default();
-        let mut anew = endpoints;
+        let mut anew = endpoints.clone();
         // Routes lead to Services: to their ports, and to whoever serves these.
         let leading = services.iter().chain(&anew);
         let leading = leading.filter_map(|name| self.attachments.led_to.get(name)).flatten();
@@ -367,7 +377,7 @@ impl Cloud {
             anew.extend(self.settle());
             self.shown = None;
         }
-        anew.extend(services);
+        anew.extend(services.iter().cloned());
         if nodes {
             anew.extend(self.served.keys().cloned());
         }
@@ -378,10 +388,10 @@ impl Cloud {
             anew.extend(asking.map(|(name, _)| name.clone()));
         }
         let tells = self.api.is_some() && self.leads && self.awaited.is_empty();
+        let nothing = Served::default();
         for name in anew {
-            let served = self.serve(&name);
-            let nothing = Served::default();
-            let before = self.served.get(&name).unwrap_or(&nothing);
+            let before = self.served.remove(&name).unwrap_or_default();
+            let served = self.serve(&name, &before);
             let after = served.as_ref().unwrap_or(&nothing);
             let more = ChangeSet::between(&before.specs, &after.specs);
             change.upserts.extend(more.upserts);
@@ -394,11 +404,13 @@ impl Cloud {
                 todos.push(Todo::nothing_left(name.clone()));
             }
             let moved = nodes && !before.specs.is_empty() && before.hosts() != after.hosts();
-            match served {
-                Some(served) => _ = self.served.insert(name.clone(), served),
-                None => _ = self.served.remove(&name),
+            // Endpoints, which come and go all the time, seldom change what an owner is told.
+            let by_endpoints = endpoints.contains(&name) && !services.contains(&name) && !nodes;
+            let told = by_endpoints && before.is_told_as(after);
+            if let Some(served) = served {
+                self.served.insert(name.clone(), served);
             }
-            if tells {
+            if tells && !told {
                 todos.extend(self.todo(&name, moved));
             }
         }

@@ -146,12 +146,11 @@ impl Cloud {
         self.remembered.get(name).cloned().unwrap_or_default()
     }
 
-    /// What a name comes to; none when it is not one of ours.
-    pub(super) fn serve(&self, name: &Name) -> Option<Served> {
+    /// What a name comes to that was `before`; none when it is not one of ours.
+    pub(super) fn serve(&self, name: &Name, before: &Served) -> Option<Served> {
         let subject = self.subject(name)?;
-        let assigned = self.served.get(name).and_then(|served| served.assigned.clone());
-        let mut served = Served { assigned, ..Served::default() };
-        if self.names.contains(&*name.to_string()) {
+        let mut served = Served { assigned: before.assigned.clone(), ..Served::default() };
+        if self.names.contains(name) {
             served.findings.push(Finding {
                 reason: "NameTaken",
                 message: "the document has a service of this name, which is served in its place"
@@ -167,34 +166,33 @@ impl Cloud {
         {
             return Some(served);
         }
-        let addresses = match &served.assigned {
-            Some(Ok(assigned)) => assigned.addresses.clone(),
+        let addresses: &[IpAddr] = match &before.assigned {
+            Some(Ok(assigned)) => &assigned.addresses,
             Some(Err(finding)) => {
                 served.findings.push(finding.clone());
                 return Some(served);
             }
-            None => Vec::new(),
+            None => &[],
         };
         let origin = self.origins.get(name).unwrap_or(&self.source);
         let mut done = match subject {
             Subject::Service(service) => {
-                let before = self.served.get(name).and_then(|served| served.draft.as_ref());
-                let before =
-                    before.filter(|it| it.is_of(service, &self.rules, &addresses, origin));
-                let draft = before.map_or_else(
-                    || Arc::new(Draft::new(service, &self.rules, &addresses, origin)),
+                let known = before.draft.as_ref();
+                let known = known.filter(|it| it.is_of(service, &self.rules, addresses, origin));
+                let draft = known.map_or_else(
+                    || Arc::new(Draft::new(service, &self.rules, addresses, origin)),
                     Arc::clone,
                 );
                 let mut done = draft.served_in(&self.cluster);
                 served.draft = Some(draft);
                 if !service.spec.external_ips.is_empty() {
-                    self.leave_to_others(name, &addresses, &mut done);
+                    self.leave_to_others(name, addresses, &mut done);
                 }
                 done
             }
             Subject::Gateway(gateway) => {
                 let state = self.attachments.gateways.get(&gateway.metadata.name())?;
-                translate_gateway(&self.cluster, gateway, state, &self.rules, &addresses, origin)
+                translate_gateway(&self.cluster, gateway, state, &self.rules, addresses, origin)
             }
         };
         if let Some(why) = done.pod.and_then(|pod| self.routes.as_ref()?.trouble(pod)) {

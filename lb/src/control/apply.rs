@@ -19,10 +19,10 @@ impl Control {
         // New names first and old ones last: what is known of a name outlives its change of hands.
         change.upserts.iter().for_each(|spec| self.follow_names(spec, names));
         let touched = change.removals.iter().chain(change.upserts.iter().map(|spec| &spec.key));
-        let before: Vec<_> =
-            touched.filter_map(|key| Some(Arc::clone(&self.services.get(key)?.spec))).collect();
+        let before = touched.filter_map(|key| Some(&self.services.get(key)?.spec));
+        let before: Vec<_> = before.filter(|spec| !spec.named.is_empty()).cloned().collect();
         for key in change.removals {
-            self.remove(&key);
+            self.services.remove(&key).into_iter().for_each(|live| self.end(live));
         }
         for spec in change.upserts {
             self.upsert(&spec);
@@ -33,8 +33,11 @@ impl Control {
     /// Puts a service, whose names are followed already, in the place of what it was.
     pub(super) fn upsert(&mut self, spec: &Arc<ServiceSpec>) {
         let key = spec.key.clone();
-        self.leave_mode(&key, spec.policy.mode);
-        let previous = self.services.remove(&key);
+        let mut previous = self.services.remove(&key);
+        if let Some(live) = previous.take_if(|live| parts(live.spec.policy.mode, spec.policy.mode))
+        {
+            self.leave_mode(live, spec.policy.mode);
+        }
         let mut spec = self.resolved(spec);
         // Names of which nothing is known yet leave a service with what it has.
         if let Some(previous) = &previous
@@ -119,16 +122,12 @@ impl Control {
 
     /// Ends a service that is about to be carried in another way: sockets know nothing of flows, and
     /// flows nothing of sockets.
-    fn leave_mode(&mut self, key: &ServiceKey, to: Mode) {
-        let Some(live) = self.services.get(key) else { return };
-        let from = live.spec.policy.mode;
-        if from == to || (from != Mode::Proxy && to != Mode::Proxy) {
-            return;
-        }
+    fn leave_mode(&mut self, live: Live, to: Mode) {
+        let (key, from) = (live.spec.key.clone(), live.spec.policy.mode);
         let open = live.state.active();
         tracing::warn!(service = %key, connections = open, "mode {from} → {to}: cutting connections");
         let cut: Vec<BackendId> = live.all().map(|live| live.backend.id).collect();
-        self.remove(key);
+        self.end(live);
         for worker in &self.workers {
             let (mut backends, reason) = (cut.clone(), EndReason::ModeChanged);
             backends.sort_unstable();
@@ -136,8 +135,9 @@ impl Control {
         }
     }
 
-    fn remove(&mut self, key: &ServiceKey) {
-        let Some(live) = self.services.remove(key) else { return };
+    /// Ends a service that is served no longer.
+    fn end(&mut self, live: Live) {
+        let key = &live.spec.key;
         let targets: Vec<_> = live.targets().collect();
         self.recheck(key, &targets, Vec::new());
         let retired = |live: &LiveBackend| Retired {
@@ -182,6 +182,11 @@ impl Control {
             }
         }
     }
+}
+
+/// Whether flows of one mode cannot go on in the other.
+fn parts(from: Mode, to: Mode) -> bool {
+    from != to && (from == Mode::Proxy || to == Mode::Proxy)
 }
 
 /// Where the kernel's sockets listen for a service: packets need none.
