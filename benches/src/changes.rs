@@ -182,6 +182,7 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
         );
         api.write("endpointslices", &format!("svc-{n}-1"), slice(n, endpoints, None));
     }
+    let written = api.get("services", "default", "svc-0");
     let folder = tempfile::tempdir().unwrap();
     api.kubeconfig(folder.path());
     let text = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap_or_default();
@@ -205,6 +206,7 @@ fn cluster(services: usize, endpoints: usize, quick: bool) {
     let own = cpu_of(std::process::id()) - own;
     place(pid);
     settle(pid);
+    assert_eq!(api.get("services", "default", "svc-0"), written, "there was nothing to be written");
     println!("{services} Services x {endpoints} endpoints, by an API server");
     println!(
         "  start until all are served: {:.2} s, {:.2} s of CPU beside {:.2} s of the API server, {} MiB",
@@ -286,12 +288,17 @@ fn change(
 fn service(n: usize) -> Value {
     let ip = Ipv4Addr::from(0x0a64_0000 + n as u32 + 1).to_string();
     json!({
-        "metadata": { "finalizers": ["service.kubernetes.io/load-balancer-cleanup"] },
+        "metadata": {
+            "finalizers": ["service.kubernetes.io/load-balancer-cleanup"],
+            "annotations": { "fairway.dev/servedBy": "fairway.dev/fairway" },
+        },
         "spec": {
             "type": "LoadBalancer", "loadBalancerIP": ip, "allocateLoadBalancerNodePorts": false,
             "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }],
         },
-        "status": { "loadBalancer": { "ingress": [{ "ip": ip, "ipMode": "VIP" }] } },
+        "status": { "loadBalancer": { "ingress": [{
+            "ip": ip, "ipMode": "Proxy", "ports": [{ "port": 80, "protocol": "TCP" }],
+        }] } },
     })
 }
 

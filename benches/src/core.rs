@@ -41,7 +41,8 @@ struct Reading {
     at: Instant,
     idle: Duration,
     stolen: Duration,
-    foreign: Duration,
+    /// Of each process that is not ours.
+    foreign: HashMap<u32, Duration>,
 }
 
 /// Runs `work` and says what the core of the balancers did meanwhile. `ours` are the processes that are
@@ -52,8 +53,12 @@ pub(crate) fn measured<T>(ours: &[u32], work: impl FnOnce() -> T) -> (Cost, T) {
     let after = Reading::now(ours);
     let wall = after.at - before.at;
     let idle = after.idle.saturating_sub(before.idle);
-    let others =
-        after.foreign.saturating_sub(before.foreign) + after.stolen.saturating_sub(before.stolen);
+    // One by one: a sum would lose what those had that have ended.
+    let since = |(id, time): (&u32, &Duration)| {
+        time.saturating_sub(before.foreign.get(id).copied().unwrap_or_default())
+    };
+    let others = after.foreign.iter().map(since).sum::<Duration>()
+        + after.stolen.saturating_sub(before.stolen);
     let foreign = others.as_secs_f64() / wall.as_secs_f64();
     (Cost { busy: wall.saturating_sub(idle), wall, foreign }, made)
 }
@@ -101,7 +106,7 @@ fn stolen() -> Duration {
 
 /// CPU time so far of processes that are not ours: on any core, as what keeps the other one busy slows the
 /// clients. Threads of the kernel are left out: they are there for us.
-fn foreign(ours: &[u32]) -> Duration {
+fn foreign(ours: &[u32]) -> HashMap<u32, Duration> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let own = std::process::id();
@@ -110,7 +115,7 @@ fn foreign(ours: &[u32]) -> Duration {
         maps.starts_with("0 ")
     };
     let times = processes.filter(|id| *id != own && !ours.contains(id) && !is_kernel(*id));
-    times.map(cpu_of).sum()
+    times.map(|id| (id, cpu_of(id))).collect()
 }
 
 /// CPU time of a process so far, of threads that have ended, too; nothing once it has ended.

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::http::get_by;
-use crate::{Host, Net, in_namespace, program, wait_for};
+use crate::{Host, Net, SECOND, in_namespace, program, wait_for};
 
 /// The first line of a document whose metrics are elsewhere.
 const BESIDE: &str = "# beside another\n";
@@ -221,6 +221,7 @@ impl Fairway {
     /// Number of services, asked by the socket itself: often, and beside a measurement.
     pub fn served(&self) -> Option<u64> {
         let socket = UnixStream::connect(self.folder.path().join("admin.sock")).ok()?;
+        socket.set_read_timeout(Some(10 * SECOND)).ok()?;
         let status = get_by(socket, "/v1/status").ok()?;
         serde_json::from_str::<Value>(&status).ok()?["services"].as_u64()
     }

@@ -15,7 +15,7 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::Weight;
 
-/// The rungs of automatic table sizes, all prime, each about four times the one before. Few, because crossing a rung
+/// The rungs of automatic table sizes, all prime, each about four times the one before, and one for more. Few, because crossing a rung
 /// moves every flow; not fewer, because a table's time and memory go by its size.
 pub const TABLE_SIZES: [u32; 6] = [251, 1021, 4093, 16_381, 65_537, 655_373];
 

@@ -232,8 +232,12 @@ impl Cloud {
             touched.pools = true;
             touched.gateways.extend(everything());
             touched.services.extend(self.cluster.services().map(|(name, _)| name.clone()));
-            (self.rules, self.reserved, self.names) = (Arc::clone(rules), reserved, names);
+            (self.reserved, self.names) = (reserved, names);
             self.pools.clone_from(pools);
+        }
+        // What was read by rules that are the same is read by these.
+        if self.rules != *rules {
+            self.rules = Arc::clone(rules);
         }
         self.announce.clone_from(&config.announce);
         self.process.clone_from(&config.process);
@@ -377,7 +381,7 @@ impl Cloud {
             anew.extend(self.settle());
             self.shown = None;
         }
-        anew.extend(services.iter().cloned());
+        anew.extend(services);
         if nodes {
             anew.extend(self.served.keys().cloned());
         }
@@ -404,9 +408,9 @@ impl Cloud {
                 todos.push(Todo::nothing_left(name.clone()));
             }
             let moved = nodes && !before.specs.is_empty() && before.hosts() != after.hosts();
-            // Endpoints, which come and go all the time, seldom change what an owner is told.
-            let by_endpoints = endpoints.contains(&name) && !services.contains(&name) && !nodes;
-            let told = by_endpoints && before.is_told_as(after);
+            // Endpoints alone, which come and go all the time, seldom change what an owner is told.
+            let alone = !settles && !nodes && endpoints.contains(&name);
+            let told = alone && before.is_told_as(after);
             if let Some(served) = served {
                 self.served.insert(name.clone(), served);
             }

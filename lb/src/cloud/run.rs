@@ -9,6 +9,7 @@ use fairway_config::kubernetes::Cluster;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Desired, Query};
 use rustix::process::setpriority_process;
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep_until};
@@ -21,10 +22,10 @@ use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Events that are taken together.
 const BATCH: usize = 4096;
-/// From a change to the next time that the cluster is written down.
-const SAVE: Duration = Duration::from_secs(2);
-/// It is written down for at most one part in so many of the time: what it is read for, a start while the API server
-/// does not answer, is rare.
+/// From a change to the next time that the cluster is written down: at the least, and at the most.
+const SAVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// Of a core's time writing it down has one part in so many: what it is read for, a start while the API server does
+/// not answer, is rare.
 const RARELY: u32 = 100;
 
 /// Something for the cloud's part.
@@ -75,7 +76,7 @@ pub(crate) async fn run(
     let mut next = None;
     let mut save_at: Option<Instant> = None;
     let mut saving: Option<oneshot::Receiver<Duration>> = None;
-    let mut pause = SAVE;
+    let mut pause = SAVE.0;
     let mut looks = interval(HOLDS);
     loop {
         let work = match next.take() {
@@ -92,11 +93,11 @@ pub(crate) async fn run(
                     match saving.as_mut().map(oneshot::Receiver::try_recv) {
                         // A disk that is slow is not asked for two things at once.
                         Some(Err(TryRecvError::Empty)) => {
-                            save_at = Some(Instant::now() + SAVE);
+                            save_at = Some(Instant::now() + SAVE.0);
                             continue;
                         }
                         // Of a large cluster that always changes, less often.
-                        Some(Ok(took)) => pause = SAVE.max(RARELY * took),
+                        Some(Ok(took)) => pause = (RARELY * took).clamp(SAVE.0, SAVE.1),
                         Some(Err(TryRecvError::Closed)) | None => {}
                     }
                     saving = Some(save(path.clone(), cloud.saved().clone()));
@@ -153,7 +154,7 @@ pub(crate) async fn run(
         done.into_iter().for_each(|done| _ = done.send(()));
         if let Some(todos) = todos.as_ref().filter(|_| !told.is_empty()) {
             // What is told is so: served before it has a status, gone before it is let go.
-            if teardown && crate::reload::ask(&control, Control::publish).await.is_none() {
+            if teardown && published(&control).await.is_none() {
                 return;
             }
             // As above.
@@ -162,17 +163,24 @@ pub(crate) async fn run(
     }
 }
 
+/// Waits until what the control loop was sent is published; none when it has gone.
+async fn published(control: &Sender<Input>) -> Option<()> {
+    let (sender, done) = oneshot::channel();
+    crate::reload::ask(control, |control: &mut Control| control.tell_published(sender)).await?;
+    done.await.ok()
+}
+
 /// Writes the cluster down on a thread of its own, to which everybody else on its core comes first: of a large one
-/// it takes a good part of a second. Tells how long it took.
+/// it takes a good part of a second. Tells how much of the core's time it took.
 fn save(path: PathBuf, cluster: Cluster) -> oneshot::Receiver<Duration> {
     let (done, took) = oneshot::channel();
     let body = move || {
         // Of the calling thread alone. That it stays as it is costs little.
         let _ = setpriority_process(None, 19);
-        let began = Instant::now();
         state::save(&path, &cluster);
+        let took = clock_gettime(ClockId::ThreadCPUTime);
         // Nobody asks any more when the process stops.
-        let _ = done.send(began.elapsed());
+        let _ = done.send(took.try_into().unwrap_or_default());
     };
     // Without a thread it is not written, this time.
     let _ = std::thread::Builder::new().name("fairway-save".into()).spawn(body);

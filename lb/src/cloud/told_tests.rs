@@ -222,3 +222,32 @@ fn who_follows_has_a_gateways_address_by_its_status() {
     cloud.lead(true);
     assert_eq!(outcomes(&cloud)["gateway/web"], "192.0.2.2");
 }
+
+#[test]
+fn endpoints_alone_are_no_news_to_an_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = "fairway.dev/servedBy: fairway.dev/fairway, fairway.dev/addressPool: moves, fairway.dev/target: pod";
+    let held = "metadata: {finalizers: [service.kubernetes.io/load-balancer-cleanup],";
+    let written = service("a", ours, "").replace("metadata: {", held)
+        + "status: {loadBalancer: {ingress: [{ip: 203.0.113.0, ipMode: Proxy, ports: [{port: 80, protocol: TCP}]}]}}\n";
+    let all = |pool: &str, endpoint: &str| {
+        format!(
+            "{written}---\napiVersion: fairway.dev/v1alpha1\nkind: AddressPool\nmetadata: {{name: moves}}\nspec: \
+             {{addresses: [{pool}], autoAssign: false}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: a-1, labels: {{kubernetes.io/service-name: a}}}}\naddressType: IPv4\nports: \
+             [{{port: 8080}}]\nendpoints: [{{addresses: [{endpoint}]}}]\n"
+        )
+    };
+    let first = "203.0.113.0/30";
+    let mut cloud = told(folder.path(), true, &all(first, "10.0.0.1"));
+    let of_a = |todos: Vec<Todo>| -> Vec<Step> {
+        let of_a = todos.into_iter().filter(|todo| &*todo.name.name == "a");
+        of_a.map(|todo| todo.step).collect()
+    };
+    assert_eq!(of_a(tell(&mut cloud, &all(first, "10.0.0.2"))), []);
+    let served = |cloud: &Cloud| cloud.desired().values().next().unwrap().backends[0].addr;
+    assert_eq!(served(&cloud).to_string(), "10.0.0.2:8080");
+    // With its endpoints, its address moves: of that it is to hear.
+    assert_eq!(of_a(tell(&mut cloud, &all("203.0.113.8/30", "10.0.0.3"))), [Step::Status]);
+    assert_eq!(served(&cloud).to_string(), "10.0.0.3:8080");
+}

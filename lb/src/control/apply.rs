@@ -16,6 +16,7 @@ use crate::health::CheckTarget;
 impl Control {
     /// Brings a change of services about, up to publishing; `names` is what DNS said of new names.
     pub(crate) fn apply(&mut self, change: ChangeSet, names: &Answers) {
+        let names_change = change.upserts.iter().any(|spec| !spec.named.is_empty());
         // New names first and old ones last: what is known of a name outlives its change of hands.
         change.upserts.iter().for_each(|spec| self.follow_names(spec, names));
         let touched = change.removals.iter().chain(change.upserts.iter().map(|spec| &spec.key));
@@ -28,6 +29,9 @@ impl Control {
             self.upsert(&spec);
         }
         before.iter().for_each(|spec| self.release_names(spec));
+        if names_change || !before.is_empty() {
+            self.count_failing();
+        }
     }
 
     /// Puts a service, whose names are followed already, in the place of what it was.

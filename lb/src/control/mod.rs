@@ -49,6 +49,8 @@ use fairway_uring::{
     OpenFlow, ServiceTalkers, WorkerHandle,
 };
 
+use tokio::sync::oneshot;
+
 use self::announce::Announcing;
 use self::events::eject;
 use self::id_log::IdLog;
@@ -186,6 +188,8 @@ pub(crate) struct Control {
     rebuilt: HashSet<ServiceKey>,
     /// Before this, what has changed waits for more.
     publish_at: Instant,
+    /// Who waits for the next publication.
+    awaiting: Vec<oneshot::Sender<()>>,
     /// Frontends before and after, for listeners: opened only when the snapshot knows them.
     relisten: Vec<Relisten>,
     look_at: Tick,
@@ -268,6 +272,7 @@ impl Control {
             vacated: Vec::new(),
             rebuilt: HashSet::new(),
             publish_at: Instant::now(),
+            awaiting: Vec::new(),
             relisten: Vec::new(),
             look_at: Tick(0),
             told_at: Tick(0),

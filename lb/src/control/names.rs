@@ -160,7 +160,6 @@ impl Control {
                 named.users.swap_remove(place);
             }
         }
-        self.count_failing();
     }
 
     pub(super) fn take_names(&mut self, event: NameEvent) {
@@ -188,7 +187,7 @@ impl Control {
         self.count_failing();
     }
 
-    fn count_failing(&self) {
+    pub(super) fn count_failing(&self) {
         let failing = self.names.values().filter(|named| named.failing.is_some()).count();
         metrics::gauge!("fairway_dns_names_failing").set(failing as f64);
     }

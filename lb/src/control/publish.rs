@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use fairway_core::{Service, SnapshotBuilder};
+use tokio::sync::oneshot;
 
 use super::{Control, GAP};
 
@@ -18,6 +19,15 @@ impl Control {
     /// Whether there is something to publish.
     pub(super) fn is_unpublished(&self) -> bool {
         self.has_changed() || self.has_new_routes() || self.announcing.has_news()
+    }
+
+    /// Says to `sender` when what has changed so far is published.
+    pub(crate) fn tell_published(&mut self, sender: oneshot::Sender<()>) {
+        match self.is_unpublished() {
+            true => self.awaiting.push(sender),
+            // Nobody waits any more when the cloud's part has gone; so below.
+            false => _ = sender.send(()),
+        }
     }
 
     /// Publishes what has changed, if anything has.
@@ -80,6 +90,7 @@ impl Control {
         let changes = std::mem::take(&mut self.relisten);
         self.listeners.change(&changes, self.clock.now(), &self.workers);
         self.tell_announcer(&dirty, has_removed);
+        self.awaiting.drain(..).for_each(|awaiting| _ = awaiting.send(()));
         tracing::debug!(generation = snapshot.generation, "published");
     }
 }

@@ -175,7 +175,12 @@ impl Tproxy {
         }
         let lost = now >= self.verify_at && {
             self.verify_at = Tick(now.0 + VERIFY_MS);
-            !is_there(TABLE).unwrap_or(false)
+            // One of which nothing can be learned is taken for there.
+            let there = is_there(TABLE);
+            if let Err(why) = there {
+                tracing::debug!("our nftables table cannot be asked for: {why}");
+            }
+            there == Ok(false)
         };
         if lost {
             tracing::warn!("our nftables table is gone; making it again");
