@@ -132,5 +132,7 @@ pub(crate) fn memory_of(process: u32) -> HashMap<String, u64> {
         let kib: u64 = rest.trim().strip_suffix(" kB")?.trim().parse().ok()?;
         Some((name.to_owned(), kib << 10))
     };
-    text.lines().filter_map(entry).collect()
+    let memory: HashMap<_, _> = text.lines().filter_map(entry).collect();
+    assert!(!memory.is_empty(), "process {process} has ended: did it find its port taken?");
+    memory
 }

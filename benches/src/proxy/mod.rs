@@ -106,6 +106,8 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) {
         Setting::Inline.set(&net);
     });
     print!("{}", report.tables());
+    // What follows starts its own, at the same addresses.
+    drop(rivals);
     if arguments.wants("idle") {
         let table = idle::run(&net, &backends, arguments.quick);
         println!("{}", table.text());

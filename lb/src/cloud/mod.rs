@@ -19,6 +19,7 @@ mod lease;
 mod routes;
 mod run;
 mod said;
+mod save;
 mod serve;
 mod shares;
 mod start;

@@ -2,32 +2,22 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::Sender;
-use fairway_config::kubernetes::Cluster;
 use fairway_config::kubernetes::client::ClusterEvent;
 use fairway_config::{ChangeSet, Config, Desired, Query};
-use rustix::process::setpriority_process;
-use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::routes::HOLDS;
-use super::{Cloud, CloudView, Outcome, Todo, state};
+use super::save::Saver;
+use super::{Cloud, CloudView, Outcome, Todo};
 use crate::announce::Said;
 use crate::control::{Answers, Control, Input};
 use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Events that are taken together.
 const BATCH: usize = 4096;
-/// From a change to the next time that the cluster is written down: at the least, and at the most.
-const SAVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// Of a core's time writing it down has one part in so many: what it is read for, a start while the API server does
-/// not answer, is rare.
-const RARELY: u32 = 100;
-
 /// Something for the cloud's part.
 pub(crate) enum Work {
     /// A document was read, and asked for were the names that it brings. Told of when the control loop
@@ -74,11 +64,10 @@ pub(crate) async fn run(
 ) {
     let Neighbours { control, asker, todos, saved } = neighbours;
     let mut next = None;
-    let mut save_at: Option<Instant> = None;
-    let mut saving: Option<oneshot::Receiver<Duration>> = None;
-    let mut pause = SAVE.0;
+    let mut saver = saved.map(Saver::new);
     let mut looks = interval(HOLDS);
     loop {
+        let save_at = saver.as_ref().and_then(Saver::at);
         let work = match next.take() {
             Some(work) => Some(work),
             None => tokio::select! {
@@ -88,19 +77,7 @@ pub(crate) async fn run(
                 },
                 _ = looks.tick() => None,
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
-                    save_at = None;
-                    let Some(path) = &saved else { continue };
-                    match saving.as_mut().map(oneshot::Receiver::try_recv) {
-                        // A disk that is slow is not asked for two things at once.
-                        Some(Err(TryRecvError::Empty)) => {
-                            save_at = Some(Instant::now() + SAVE.0);
-                            continue;
-                        }
-                        // Of a large cluster that always changes, less often.
-                        Some(Ok(took)) => pause = (RARELY * took).clamp(SAVE.0, SAVE.1),
-                        Some(Err(TryRecvError::Closed)) | None => {}
-                    }
-                    saving = Some(save(path.clone(), cloud.saved().clone()));
+                    saver.iter_mut().for_each(|saver| saver.save(|| cloud.saved().clone()));
                     continue;
                 }
             },
@@ -130,7 +107,7 @@ pub(crate) async fn run(
                 }
                 let outcome = cloud.events(events.into_iter());
                 if cloud.is_unsaved() {
-                    save_at.get_or_insert_with(|| Instant::now() + pause);
+                    saver.iter_mut().for_each(Saver::note);
                 }
                 (outcome, None)
             }
@@ -168,23 +145,6 @@ async fn published(control: &Sender<Input>) -> Option<()> {
     let (sender, done) = oneshot::channel();
     crate::reload::ask(control, |control: &mut Control| control.tell_published(sender)).await?;
     done.await.ok()
-}
-
-/// Writes the cluster down on a thread of its own, to which everybody else on its core comes first: of a large one
-/// it takes a good part of a second. Tells how much of the core's time it took.
-fn save(path: PathBuf, cluster: Cluster) -> oneshot::Receiver<Duration> {
-    let (done, took) = oneshot::channel();
-    let body = move || {
-        // Of the calling thread alone. That it stays as it is costs little.
-        let _ = setpriority_process(None, 19);
-        state::save(&path, &cluster);
-        let took = clock_gettime(ClockId::ThreadCPUTime);
-        // Nobody asks any more when the process stops.
-        let _ = done.send(took.try_into().unwrap_or_default());
-    };
-    // Without a thread it is not written, this time.
-    let _ = std::thread::Builder::new().name("fairway-save".into()).spawn(body);
-    took
 }
 
 /// A change with the addresses of its names; none when the control loop has gone.

@@ -99,10 +99,10 @@ impl Live {
         let accepted = previous.as_ref().map_or(0, |live| live.accepted);
         let mut before = None;
         let mut absent = HashMap::new();
-        let mut known: HashMap<BackendAddr, LiveBackend, ahash::RandomState> = HashMap::default();
+        let mut old: Vec<Option<LiveBackend>> = Vec::new();
         let (state, pools) = match previous {
             Some(live) => {
-                known.extend(live.backends.into_iter().map(|live| (live.backend.addr, live)));
+                old.extend(live.backends.into_iter().map(Some));
                 absent = live.absent;
                 before = live.previous;
                 // A pool of another scheduler is of no use.
@@ -114,7 +114,13 @@ impl Live {
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
         let protocol = spec.protocol;
-        let backends = spec.backends.iter().map(|spec| match known.remove(&spec.addr) {
+        let addr = |(live, place): (&Option<LiveBackend>, usize)| {
+            live.as_ref().map(|live| (live.backend.addr, place))
+        };
+        let places: HashMap<_, _, ahash::RandomState> =
+            old.iter().zip(0..).filter_map(addr).collect();
+        let mut known = |at: &BackendAddr| places.get(at).and_then(|place| old[*place].take());
+        let backends = spec.backends.iter().map(|spec| match known(&spec.addr) {
             Some(live) => live.described_by(spec),
             None => {
                 let known = memory.and_then(|memory| memory.backend(spec.addr));
@@ -154,11 +160,12 @@ impl Live {
         if spec.named.is_empty() {
             absent.clear();
         } else {
-            let ordered = known.values().filter(|live| live.orders != Orders::default());
+            let left = old.iter().flatten();
+            let ordered = left.filter(|live| live.orders != Orders::default());
             absent.extend(ordered.map(|live| (live.backend.addr, live.orders)));
         }
         let retired = |live: LiveBackend| Retired { backend: live.backend, name: live.name };
-        let retired = known.into_values().map(retired).collect();
+        let retired = old.into_iter().flatten().map(retired).collect();
         let live = Self {
             id,
             spec,
