@@ -255,8 +255,11 @@ fn transparent_listening_serves_ranges() {
     wait_for("and serves", || serves(&net, "192.0.2.1:4050".parse().unwrap()).is_some());
     let ruleset = net.exec(Host::Lb, "nft list table inet fairway");
     assert!(ruleset.contains("192.0.2.1 . tcp . 4000-4099"), "{ruleset}");
-    // Another one would have another number.
-    let number = || net.exec(Host::Lb, "nft -a list tables");
+    // Another one would have another number, which its first line ends with.
+    let number = || {
+        let listed = net.exec(Host::Lb, "nft -a list table inet fairway");
+        listed.lines().next().unwrap().rsplit_once("# handle ").unwrap().1.to_owned()
+    };
     let before = number();
     // It is looked at each second.
     thread::sleep(3 * SECOND);

@@ -65,7 +65,7 @@ fn row(rival: &Rival, connections: usize, watched: Duration) -> Row {
         ["Anonymous", "Swap"].iter().filter_map(|field| of.get(*field)).sum::<u64>()
     };
     let plan = |clients| Plan { clients, exchange: Exchange::new(64, 16 << 10), rate: None };
-    // What any traffic at all takes is not for each connection; but what a load takes is given back later.
+    // What the first connections take is not for each of them.
     drop(Clients::open(rival.tcp, plan(64)).unwrap());
     let before = memory();
     let mut clients = Clients::open(rival.tcp, plan(connections)).unwrap();

@@ -1,7 +1,7 @@
 //! What a segment of a connection that was handed over would cost beyond `nat`: both sides' numbers, timestamps,
 //! selective acknowledgments and windows are another's ("TCP splicing", Maltz and Bhagwat, 1998).
 //!
-//! This is the prototype of that one step, over frames in memory; what takes frames in and out is in the table above it.
+//! This is the prototype of that one step, over frames in memory; what takes frames in and out is in the table above.
 
 use std::hint::black_box;
 use std::time::Instant;

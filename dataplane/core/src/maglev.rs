@@ -15,8 +15,8 @@ use xxhash_rust::xxh64::xxh64;
 
 use crate::Weight;
 
-/// The rungs of automatic table sizes, all prime, each about four times the one before, and one for more. Few, because crossing a rung
-/// moves every flow; not fewer, because a table's time and memory go by its size.
+/// The rungs of automatic table sizes, all prime, each about four times the one before, and one for more. Few, because
+/// crossing a rung moves every flow; not fewer, because a table's time and memory go by its size.
 pub const TABLE_SIZES: [u32; 6] = [251, 1021, 4093, 16_381, 65_537, 655_373];
 
 /// Marks a slot that no backend has taken yet; also bounds a pool to 65,535 backends.

@@ -18,6 +18,7 @@ use crate::resolver::{Asker, FIRST_ANSWER};
 
 /// Events that are taken together.
 const BATCH: usize = 4096;
+
 /// Something for the cloud's part.
 pub(crate) enum Work {
     /// A document was read, and asked for were the names that it brings. Told of when the control loop

@@ -100,8 +100,10 @@ impl Live {
         let mut before = None;
         let mut absent = HashMap::new();
         let mut old: Vec<Option<LiveBackend>> = Vec::new();
+        let mut places: HashMap<BackendAddr, usize, ahash::RandomState> = HashMap::default();
         let (state, pools) = match previous {
             Some(live) => {
+                places.extend(live.backends.iter().map(|live| live.backend.addr).zip(0..));
                 old.extend(live.backends.into_iter().map(Some));
                 absent = live.absent;
                 before = live.previous;
@@ -114,11 +116,6 @@ impl Live {
         let waits = spec.check.as_ref().is_some_and(|check| !check.initially_up);
         let unchecked: Option<Box<str>> = waits.then(|| "not checked yet".into());
         let protocol = spec.protocol;
-        let addr = |(live, place): (&Option<LiveBackend>, usize)| {
-            live.as_ref().map(|live| (live.backend.addr, place))
-        };
-        let places: HashMap<_, _, ahash::RandomState> =
-            old.iter().zip(0..).filter_map(addr).collect();
         let mut known = |at: &BackendAddr| places.get(at).and_then(|place| old[*place].take());
         let backends = spec.backends.iter().map(|spec| match known(&spec.addr) {
             Some(live) => live.described_by(spec),

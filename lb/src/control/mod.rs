@@ -48,7 +48,6 @@ use fairway_uring::{
     Capture, CaptureFilter, Captured, Clock, Command, ConnectionFilter, Event, OpenConnection,
     OpenFlow, ServiceTalkers, WorkerHandle,
 };
-
 use tokio::sync::oneshot;
 
 use self::announce::Announcing;

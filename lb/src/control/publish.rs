@@ -30,10 +30,17 @@ impl Control {
         }
     }
 
+    /// All that has changed is published.
+    fn answer_awaiting(&mut self) {
+        self.awaiting.drain(..).for_each(|awaiting| _ = awaiting.send(()));
+    }
+
     /// Publishes what has changed, if anything has.
     pub(crate) fn publish(&mut self) {
         let unchanged = !self.has_changed();
         if !self.is_unpublished() {
+            // What they wait for may have gone without a publication.
+            self.answer_awaiting();
             return self.tell_announcer(&BTreeSet::new(), false);
         }
         let started = Instant::now();
@@ -90,7 +97,7 @@ impl Control {
         let changes = std::mem::take(&mut self.relisten);
         self.listeners.change(&changes, self.clock.now(), &self.workers);
         self.tell_announcer(&dirty, has_removed);
-        self.awaiting.drain(..).for_each(|awaiting| _ = awaiting.send(()));
+        self.answer_awaiting();
         tracing::debug!(generation = snapshot.generation, "published");
     }
 }
