@@ -159,6 +159,8 @@ fn packets_of_vlans_come_and_go_with_their_tags() {
         let fields = "healthCheck: {interval: 200ms, fall: 2}";
         let fairway = Fairway::start(&net, &document("nat", vip, &[at(ip, 8080)], fields));
         net.on(Host::Client, || upload(at(vip, 80), 2_000_000));
+        let whole = whole_frames(&fairway, &net);
+        assert_eq!(whole > 20, driver().is_none(), "{whole} super-packets went on whole");
         assert_eq!(fairway.state_of(&at(ip, 8080).to_string()).unwrap(), "up");
         drop(server);
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::http::connect;
-use crate::{Host, Net, Nginx, SECOND, run};
+use crate::{Fairway, Host, Net, Nginx, SECOND, run};
 
 /// Where packet services are: no address of any machine.
 pub const VIP4: &str = "10.99.0.1";
@@ -184,6 +184,13 @@ pub fn direct(net: &Net) {
     }
     net.exec(Host::Servers, &format!("ip address add {VIP4}/32 dev lo"));
     net.exec(Host::Servers, &format!("ip -6 address add {VIP6}/128 dev lo nodad"));
+}
+
+/// Super-packets that have left whole so far. DPDK's ports have none.
+pub fn whole_frames(fairway: &Fairway, net: &Net) -> u64 {
+    let metrics = fairway.metrics(net);
+    let lines = metrics.lines().filter(|line| line.starts_with("fairway_port_whole_frames_total{"));
+    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
 }
 
 /// Sends `count` bytes and expects their sum back: long enough for path MTU discovery.

@@ -364,6 +364,8 @@ pub struct PortStats {
     pub cut: Counter,
     /// Segments that super-packets were cut into.
     pub segments: Counter,
+    /// Super-packets that went out whole.
+    pub whole: Counter,
     /// Frames for which the ring to the kernel was full, or that were too large for it.
     pub full: Counter,
     /// Times that the kernel refused to send.

@@ -65,12 +65,13 @@ pub(super) fn write(out: &mut String, workers: &[Arc<PacketStats>], interfaces: 
         }
     }
     type OfPort = fn(&PortStats) -> u64;
-    let ports: [(&str, &str, OfPort); 7] = [
+    let ports: [(&str, &str, OfPort); 8] = [
         ("received_frames", "Frames that came.", |p| p.received.get()),
         ("sent_frames", "Frames that went out.", |p| p.sent.get()),
         ("lost_frames", "Frames for which the kernel had no slot in the ring.", |p| p.lost.get()),
         ("cut_frames", "Frames too large for their slot, or not to be segmented.", |p| p.cut.get()),
         ("segments", "Segments that super-packets were cut into.", |p| p.segments.get()),
+        ("whole_frames", "Super-packets that went out whole.", |p| p.whole.get()),
         ("send_ring_full", "Frames for which the ring to the kernel was full.", |p| p.full.get()),
         ("send_failures", "Times that the kernel refused to send.", |p| p.send_failures.get()),
     ];

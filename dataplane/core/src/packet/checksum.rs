@@ -118,6 +118,21 @@ impl Change {
         Self(self.0.and(other.0))
     }
 
+    /// Both changes, neither folded: fewer than 2^16 of these words.
+    #[must_use]
+    #[inline]
+    pub fn plus(self, other: Self) -> Self {
+        Self(Sum(self.0.0 + other.0.0))
+    }
+
+    /// Writes the field at `at` anew where a sender has left the rest to its port: it holds the
+    /// pseudo-header's sum itself.
+    #[inline(always)]
+    pub fn write_partial(self, bytes: &mut [u8], at: usize) {
+        let old = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        bytes[at..at + 2].copy_from_slice(&self.0.word(old).folded().to_be_bytes());
+    }
+
     /// The field `old` after the change.
     #[must_use]
     #[inline]

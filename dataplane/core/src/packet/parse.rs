@@ -61,8 +61,12 @@ pub mod tcp_flags {
     pub const SYN: u8 = 0x02;
     /// A connection is cut.
     pub const RST: u8 = 0x04;
+    /// What was sent so far is to be handed up.
+    pub const PSH: u8 = 0x08;
     /// Its acknowledgement number counts.
     pub const ACK: u8 = 0x10;
+    /// The sender has slowed down (RFC 3168).
+    pub const CWR: u8 = 0x80;
 }
 
 /// What a frame carries.

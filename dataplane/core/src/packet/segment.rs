@@ -7,8 +7,8 @@ use super::checksum::{Sum, fill};
 use super::parse::{Addresses, Packet, Parsed, Transport, parse, protocol, tcp_flags};
 
 /// TCP flags of the last segment alone, and of the first alone.
-const LAST: u8 = tcp_flags::FIN | 0x08;
-const FIRST: u8 = 0x80;
+const LAST: u8 = tcp_flags::FIN | tcp_flags::PSH;
+const FIRST: u8 = tcp_flags::CWR;
 
 /// A frame that is being cut. Checksums of the transport are left partial.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ mod tests {
         for v6 in [false, true] {
             let (from, to) = addresses(v6);
             let data: Vec<u8> = (0..250_u8).cycle().take(3100).collect();
-            let flags = tcp_flags::ACK | 0x08 | tcp_flags::FIN | FIRST;
+            let flags = tcp_flags::ACK | LAST | FIRST;
             let whole = tcp(from, to, flags).tcp_options(&[1, 1, 1, 0]).payload(&data).tags(&[7]);
             let got = cut(&whole.frame(), 1448);
             assert_eq!(got.len(), 3);

@@ -441,17 +441,17 @@ impl<'r> Packets<'r> {
         }
     }
 
-    /// A frame that is to be cut into segments first.
-    fn receive_large(&mut self, number: usize, turn: &Turn<'_>) {
+    /// A frame that is larger than a slot: a super-packet as a rule.
+    fn receive_large(&mut self, number: usize, turn: &mut Turn<'_>) {
         let Some(port) = &mut self.ports[number] else { return };
         let Some(large) = port.receiver.large() else { return };
         let all = Arc::clone(&self.way.stats);
         let stats = &all.ports[number];
         stats.received.inc();
-        let mut places = self.scratch.chunks_exact_mut(PLACE);
-        let Some(size) = large.segment else {
+        let cx = context(turn, &mut self.random);
+        let Some(payload) = large.segment else {
             // Larger than the interface's frames were when it was opened.
-            let Some(place) = places.next() else { return };
+            let Some(place) = self.scratch.first_chunk_mut::<PLACE>() else { return };
             let end = HEADROOM + large.frame.len();
             if end > place.len() {
                 stats.cut.inc();
@@ -463,11 +463,24 @@ impl<'r> Packets<'r> {
             if large.partial {
                 frame.checksum = TransportChecksum::Partial;
             }
-            let cx = context(turn, &mut self.random);
             let frames = std::slice::from_mut(&mut frame);
             return pass(&mut self.engine, &mut self.way, frames, &cx);
         };
-        let Some(mut segments) = Segments::of(large.frame, size) else {
+        // Polled ports have their own memory, whose frames are one packet each.
+        if large.partial && self.way.polled.is_none() {
+            let end = large.frame.len();
+            let mut frame = Frame::new(large.frame, 0, end);
+            (frame.port, frame.tag) = (number as u16, large.tag);
+            frame.checksum = TransportChecksum::Partial;
+            if let Some(port) = self.way.decide_whole(&mut self.engine, &mut frame, payload, &cx) {
+                // What was before it leaves before it.
+                if tell(&mut self.way, port, turn.ring) {
+                    turn.ring.flush();
+                }
+                return self.way.send_whole(port, &frame, payload);
+            }
+        }
+        let Some(mut segments) = Segments::of(large.frame, payload) else {
             stats.cut.inc();
             return;
         };
@@ -486,7 +499,6 @@ impl<'r> Packets<'r> {
                 return;
             }
             stats.segments.add(count as u64);
-            let cx = context(turn, &mut self.random);
             let frames = &mut frames[..count];
             pass(&mut self.engine, &mut self.way, frames, &cx);
         }
@@ -534,15 +546,22 @@ impl<'r> Packets<'r> {
 
     /// Tells the kernel of frames that are to go.
     fn tell(&mut self, turn: &mut Turn<'_>) {
-        for (index, sender) in self.way.senders.iter_mut().enumerate() {
-            let waits = |sender: &&mut Sender| sender.queued > 0 || sender.again;
-            let Some(sender) = sender.as_mut().filter(waits) else { continue };
-            self.way.stats.ports[index].sent.add(std::mem::take(&mut sender.queued) as u64);
-            sender.again = false;
-            let token = Token { op: Op::FramesSent, index: index as u32, generation: 0 };
-            turn.ring.tell(sender.as_fd(), token.pack());
+        for port in 0..self.way.senders.len() {
+            tell(&mut self.way, port, turn.ring);
         }
     }
+}
+
+/// Tells the kernel of the frames that are to go by a port, if there are some.
+fn tell(way: &mut Way, port: usize, ring: &mut Ring) -> bool {
+    let waits = |sender: &&mut Sender| sender.queued > 0 || sender.again;
+    let sender = way.senders.get_mut(port).and_then(Option::as_mut).filter(waits);
+    let Some(sender) = sender else { return false };
+    way.stats.ports[port].sent.add(std::mem::take(&mut sender.queued) as u64);
+    sender.again = false;
+    let token = Token { op: Op::FramesSent, index: port as u32, generation: 0 };
+    ring.tell(sender.as_fd(), token.pack());
+    true
 }
 
 fn context<'a>(turn: &Turn<'a>, random: &mut u64) -> Context<'a> {

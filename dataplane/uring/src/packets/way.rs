@@ -1,5 +1,6 @@
 //! Where frames leave to.
 
+use std::io;
 use std::sync::Arc;
 
 use fairway_core::packet::{BURST, Context, Engine, Frame, Ports, Verdict};
@@ -53,6 +54,36 @@ impl Way {
         let mut copies = copies.into_iter();
         for (frame, verdict) in frames.iter().zip(verdicts) {
             self.copy(copies.next(), frame, *verdict);
+        }
+    }
+
+    /// A super-packet through the engine, whole: where it is to leave by, or none when it is to be cut. Nothing
+    /// has happened to it then.
+    pub(super) fn decide_whole(
+        &mut self,
+        engine: &mut Engine<'_>,
+        frame: &mut Frame<'_>,
+        payload: u16,
+        cx: &Context<'_>,
+    ) -> Option<usize> {
+        let before = (!self.captures.is_empty()).then(|| Before::of(frame));
+        let port = engine.whole(frame, payload, cx)?;
+        self.copy(before, frame, Verdict::Send(port));
+        Some(port.into())
+    }
+
+    /// Sends one by a port, whose ring is empty.
+    pub(super) fn send_whole(&self, port: usize, frame: &Frame<'_>, payload: u16) {
+        let Some(stats) = self.stats.ports.get(port) else { return };
+        let Some(Some(sender)) = self.senders.get(port) else { return stats.full.inc() };
+        match sender.send_large(frame.bytes(), payload, frame.tag) {
+            Ok(()) => {
+                stats.sent.inc();
+                stats.whole.inc();
+            }
+            // More is on its way than the socket may have.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stats.full.inc(),
+            Err(_) => stats.send_failures.inc(),
         }
     }
 

@@ -10,6 +10,7 @@ mod link;
 mod memory;
 #[cfg(feature = "bench")]
 mod messages;
+mod offloads;
 mod options;
 mod packet;
 mod passed;

@@ -1,9 +1,10 @@
 //! Packet sockets (packet(7)): frames of an interface, in rings that are shared with the kernel.
 //!
 //! TPACKET_V2: a slot belongs to the kernel or to us, as its status says. Frames larger than a slot
-//! (the kernel joins segments) wait in the socket's queue instead, whole, and their slot says so.
+//! (the kernel joins segments) wait in the socket's queue instead, whole, and their slot says so. What is
+//! sent so goes by a socket of its own, without a ring, and the kernel or the card cuts it.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,12 +13,11 @@ use fairway_core::packet::{BURST, Frame, TransportChecksum, VlanTag};
 use libc::{c_int, sock_filter, sock_fprog, sockaddr_ll, socklen_t, tpacket_req, tpacket2_hdr};
 
 use super::memory::Mapping;
+use super::offloads::{OFFLOADS, Offloads};
 use super::options::set_struct;
 
 /// Room before a frame for the headers of a tunnel.
 pub(crate) const HEADROOM: usize = 128;
-/// Bytes of what describes a frame's offloads (linux/virtio_net.h), which stands before it.
-const OFFLOADS: usize = 10;
 /// A slot's frame starts here at the earliest: header, address, alignment, offloads, headroom.
 const OVERHEAD: usize = 80 + OFFLOADS + HEADROOM;
 /// Bytes that the kernel takes at a time for a ring.
@@ -40,7 +40,7 @@ const QUEUE: c_int = 8 << 20;
 
 /// A frame that the kernel has joined of several, or that is larger than a slot.
 pub(crate) struct Large<'r> {
-    pub(crate) frame: &'r [u8],
+    pub(crate) frame: &'r mut [u8],
     /// Payload of the segments that it was, or is to be, cut into; none when it is one frame.
     pub(crate) segment: Option<u16>,
     /// Its transport checksum is that of the pseudo-header alone.
@@ -96,6 +96,8 @@ impl Span {
 pub(crate) struct Sender {
     slots: Slots,
     socket: OwnedFd,
+    /// For super-packets.
+    large: OwnedFd,
     /// Frames since the kernel was told last.
     pub(crate) queued: usize,
     /// The kernel could not send all that it was told of.
@@ -216,21 +218,6 @@ impl Slots {
 
     fn step(&mut self, by: usize) {
         self.at = (self.at + by) % self.count;
-    }
-}
-
-/// The kernel's words about offloads, of which we look at a few.
-struct Offloads {
-    partial: bool,
-    segment: Option<u16>,
-}
-
-impl Offloads {
-    /// Reads a `virtio_net_hdr`, whose words are in this machine's order.
-    fn of(bytes: [u8; OFFLOADS]) -> Self {
-        let segment = u16::from_ne_bytes([bytes[4], bytes[5]]);
-        // VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE.
-        Self { partial: bytes[0] & 1 != 0, segment: (bytes[1] != 0).then_some(segment) }
     }
 }
 
@@ -376,7 +363,7 @@ impl Receiver {
             self.cut += 1;
             return None;
         };
-        let (offloads, frame) = self.large[..received].split_first_chunk::<OFFLOADS>()?;
+        let (offloads, frame) = self.large[..received].split_first_chunk_mut::<OFFLOADS>()?;
         let Offloads { segment, partial } = Offloads::of(*offloads);
         for_us.then_some(Large { frame, segment, partial, tag: tag_of(&header) })
     }
@@ -463,7 +450,11 @@ impl Sender {
         set_struct(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
         let slots = Slots::map(&socket, libc::PACKET_TX_RING, SEND_AT, frame + VlanTag::LENGTH)?;
         bind(&socket, interface, false)?;
-        Ok(Self { slots, socket, queued: 0, again: false })
+        let large = open()?;
+        self::option(&large, libc::PACKET_VNET_HDR, 1)?;
+        set_struct(&large, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
+        bind(&large, interface, false)?;
+        Ok(Self { slots, socket, large, queued: 0, again: false })
     }
 
     /// Whether the kernel should be told soon.
@@ -492,6 +483,28 @@ impl Sender {
         self.slots.step(1);
         self.queued += 1;
         true
+    }
+}
+
+impl Sender {
+    /// Sends a super-packet with its tag, whose segments have `payload` bytes of payload and whose transport
+    /// checksum is partial. What was put into the ring before is to be sent before. Costs a system call and
+    /// a copy.
+    pub(crate) fn send_large(
+        &self,
+        frame: &[u8],
+        payload: u16,
+        tag: Option<VlanTag>,
+    ) -> io::Result<()> {
+        let bytes = tag.map(VlanTag::bytes);
+        let tag: &[u8] = bytes.as_ref().map_or(&[], |bytes| bytes);
+        let offloads = Offloads::to_cut(frame, payload, tag.len());
+        let parts = offloads.as_ref().zip(frame.split_first_chunk::<STATIONS>());
+        let Some((offloads, (stations, rest))) = parts else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parts = [&offloads[..], stations, tag, rest].map(IoSlice::new);
+        Ok(rustix::io::writev(&self.large, &parts).map(drop)?)
     }
 }
 

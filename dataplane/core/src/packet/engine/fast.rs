@@ -105,11 +105,50 @@ pub(super) fn is_sound<const N: usize>(
     length: usize,
 ) -> bool {
     if number == protocol::TCP {
-        let header = usize::from(head[at + 12] >> 4) * 4;
+        let header = header_of(head, at, number);
         head[at + 13] & TELLING == 0 && header >= 20 && header <= length
     } else {
         let said = usize::from(u16::from_be_bytes([head[at + 4], head[at + 5]]));
         said >= 8 && said <= length
+    }
+}
+
+/// The checksum with which a frame may go this way: that of segments is left to the port that cuts them.
+#[inline(always)]
+pub(super) fn expected(segment: Option<u16>) -> TransportChecksum {
+    match segment {
+        Some(_) => TransportChecksum::Partial,
+        None => TransportChecksum::Present,
+    }
+}
+
+/// Bytes of the TCP or UDP header at `at`.
+#[inline]
+pub(super) fn header_of<const N: usize>(head: &[u8; N], at: usize, number: u8) -> usize {
+    match number {
+        protocol::TCP => usize::from(head[at + 12] >> 4) * 4,
+        _ => 8,
+    }
+}
+
+/// Writes the checksum of a TCP or UDP header at `at` after addresses and ports have changed. A partial
+/// one, that of segments to be, is of addresses alone.
+#[inline(always)]
+pub(super) fn write_sum<const N: usize>(
+    bytes: &mut [u8; N],
+    at: usize,
+    number: u8,
+    (addresses, ports): (Change, Change),
+    segment: Option<u16>,
+) {
+    let field = at + if number == protocol::TCP { 16 } else { 6 };
+    if segment.is_some() {
+        return addresses.write_partial(bytes, field);
+    }
+    let change = addresses.plus(ports);
+    match number {
+        protocol::TCP => change.write(bytes, field),
+        _ => change.write_udp(bytes, field),
     }
 }
 
@@ -162,16 +201,18 @@ impl Engine<'_> {
         Look { hash, guess: Guess::NONE, plain: Plain::No }
     }
 
-    /// Sends a frame on if it is as plain as it looked; else nothing has happened to it.
+    /// Sends a frame on if it is as plain as it looked; else nothing has happened to it. A super-packet has
+    /// segments with so much payload.
     #[inline(always)]
     pub(super) fn fast(
         &mut self,
         frame: &mut Frame<'_>,
         look: &Look,
         burst: &Burst,
+        segment: Option<u16>,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
-        if look.plain != Plain::V4 || frame.checksum != TransportChecksum::Present {
+        if look.plain != Plain::V4 || frame.checksum != expected(segment) {
             return None;
         }
         let (length, checked) = (frame.len(), frame.header_checked);
@@ -199,13 +240,19 @@ impl Engine<'_> {
             ((new, cell.ports(direction)), new[1])
         } else if cell.is_direct() {
             ((ends, ports), cell.backend())
+        } else if segment.is_some() {
+            return None;
         } else {
             let (hops, held) = (&mut self.hops, &mut self.held);
             return tunnel4(frame, (look.hash, total), (direction, cell), burst, (hops, held), cx);
         };
         let hop = self.hops.next_hop4(cx.snapshot.routes(), to);
         let NextHop::Known(link, mac) = hop else { return None };
-        if total > usize::from(link.mtu) {
+        let longest = match segment {
+            Some(payload) => L4 - L3 + header_of(head, L4, number) + usize::from(payload),
+            None => total,
+        };
+        if longest > usize::from(link.mtu) {
             return None;
         }
         let lives = self.held.count(cell.backend_slot(), direction, total as u64)?;
@@ -220,12 +267,9 @@ impl Engine<'_> {
         bytes[L3 + 8] = ttl - 1;
         let both = |ttl: u8| u16::from_be_bytes([ttl, number]);
         addresses.word(both(ttl), both(ttl - 1)).write(bytes, L3 + 10);
-        let change = addresses.pair(ports, new_ports);
         bytes[L4..L4 + 4].copy_from_slice(&new_ports.to_be_bytes());
-        match number {
-            protocol::TCP => change.write(bytes, L4 + 16),
-            _ => change.write_udp(bytes, L4 + 6),
-        }
+        let ports = Change::NONE.pair(ports, new_ports);
+        write_sum(bytes, L4, number, (addresses, ports), segment);
         frame.truncate(L3 + total);
         frame.tag = link.tag;
         Some(Verdict::Send(link.port))

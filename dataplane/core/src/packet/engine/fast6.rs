@@ -2,12 +2,14 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 
-use super::fast::{Burst, Look, is_known, is_sound, tunnelled, word};
+use super::fast::{
+    Burst, Look, expected, header_of, is_known, is_sound, tunnelled, word, write_sum,
+};
 use super::{Context, Engine, Verdict};
 use crate::packet::checksum::Change;
 use crate::packet::flow::{Direction, plain_hash6};
-use crate::packet::frame::{Frame, TransportChecksum};
-use crate::packet::parse::{ETHERNET, ether, protocol};
+use crate::packet::frame::Frame;
+use crate::packet::parse::{ETHERNET, ether};
 use crate::packet::routes::NextHop;
 
 // Places in a frame without tags.
@@ -46,7 +48,20 @@ impl Engine<'_> {
         burst: &Burst,
         cx: &Context<'_>,
     ) -> Option<Verdict> {
-        if !look.is_plain6() || frame.checksum != TransportChecksum::Present {
+        self.way6(frame, look, burst, None, cx)
+    }
+
+    /// The same; a super-packet has segments with so much payload.
+    #[inline(always)]
+    pub(super) fn way6(
+        &mut self,
+        frame: &mut Frame<'_>,
+        look: &Look,
+        burst: &Burst,
+        segment: Option<u16>,
+        cx: &Context<'_>,
+    ) -> Option<Verdict> {
+        if !look.is_plain6() || frame.checksum != expected(segment) {
             return None;
         }
         let (length, room) = (frame.len(), frame.place().start);
@@ -74,6 +89,8 @@ impl Engine<'_> {
         let NextHop::Known(link, mac) = hop else { return None };
         let outer = if rewritten || cell.is_direct() {
             None
+        } else if segment.is_some() {
+            return None;
         } else {
             let (tunnel, to) = (cell.tunnel()?, IpAddr::from(Ipv6Addr::from(to)));
             // Flows are spread by the hash of what the client sends.
@@ -83,7 +100,11 @@ impl Engine<'_> {
             Some((tunnel, (link.ipv6?.into(), to)))
         };
         let added = outer.map_or(0, |(tunnel, (_, to))| tunnel.overhead(to));
-        if total + added > usize::from(link.mtu) {
+        let longest = match segment {
+            Some(payload) => HEADER + header_of(head, L4, number) + usize::from(payload),
+            None => total + added,
+        };
+        if longest > usize::from(link.mtu) {
             return None;
         }
         let lives = self.held.count(cell.backend_slot(), direction, total as u64)?;
@@ -98,11 +119,9 @@ impl Engine<'_> {
             let new: &[u8; 32] = new_ends.as_flattened().first_chunk()?;
             bytes[ADDRESSES..L4].copy_from_slice(new);
             bytes[L4..L4 + 4].copy_from_slice(&new_ports.to_be_bytes());
-            let change = Change::NONE.array(&ends, new).pair(ports, new_ports);
-            match number {
-                protocol::TCP => change.write(bytes, L4 + 16),
-                _ => change.write_udp(bytes, L4 + 6),
-            }
+            let addresses = Change::NONE.array(&ends, new);
+            let ports = Change::NONE.pair(ports, new_ports);
+            write_sum(bytes, L4, number, (addresses, ports), segment);
         }
         frame.truncate(L3 + total);
         if let Some((tunnel, ends)) = outer {

@@ -14,6 +14,7 @@ mod odd;
 mod retry;
 mod send;
 mod split;
+mod whole;
 
 pub use adopt::Adopted;
 use begin::Newcomer;
@@ -200,7 +201,7 @@ impl<'r> Engine<'r> {
         // Those that do not go the fast way; nothing has happened to them.
         let mut rest = 0_u32;
         for (n, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
-            match self.fast(frame, &looks[n], &burst, cx) {
+            match self.fast(frame, &looks[n], &burst, None, cx) {
                 Some(sent) => *verdict = sent,
                 None => rest |= 1 << n,
             }

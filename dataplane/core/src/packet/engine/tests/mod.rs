@@ -10,6 +10,7 @@ mod messages;
 mod modes;
 mod parts;
 mod retry;
+mod whole;
 
 use super::*;
 use crate::packet::checksum::{Sum, pseudo_header};
