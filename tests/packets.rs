@@ -82,6 +82,33 @@ fn data_arrives_whole_in_both_directions() {
 }
 
 #[test]
+fn bursts_of_datagrams_arrive_one_by_one() {
+    if driver().is_some() {
+        println!("SKIPPED: DPDK's ports here take no super-packets");
+        return;
+    }
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(2)) {
+        println!("SKIPPED: packet sockets know no bursts of datagrams before Linux 6.2");
+        return;
+    }
+    let Some(net) = net() else { return };
+    let mut script = tempfile::NamedTempFile::new().unwrap();
+    script.write_all(include_bytes!("src/bursts.py")).unwrap();
+    for (v6, vip, _) in FAMILIES {
+        let backend: SocketAddr = (server_ip(&net, 1, v6), 5353).into();
+        let _echo = Echo::start(&net, backend, "a");
+        let fields = "ports: [{port: 53, protocol: UDP}]\nhealthCheck: {interval: 1h}";
+        let fairway = Fairway::start(&net, &document("nat", vip, &[backend], fields));
+        let burst = format!("python3 {} {vip} 53", script.path().display());
+        net.exec(Host::Client, &burst);
+        let whole = whole_frames(&fairway, &net);
+        assert!(whole >= 20, "{whole} bursts went on whole");
+    }
+}
+
+#[test]
 fn direct_return_and_tunnels_carry_what_is_answered_past_us() {
     let Some(net) = net() else { return };
     direct(&net);

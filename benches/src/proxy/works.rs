@@ -43,12 +43,15 @@ const fn work(
     Work { key, name, load, wanted }
 }
 
-pub(crate) const WORKS: [Work; 19] = [
+pub(crate) const WORKS: [Work; 22] = [
     work("kept-1", "64 B → 128 B, 1 connection", kept(1, SMALL, None), Some((1.0, 1.0))),
     work("kept-64", "64 B → 128 B, 64 connections", kept(64, SMALL, None), Some((1.25, 1.30))),
     work("kept-500", "64 B → 128 B, 500 connections", kept(500, SMALL, None), Some((1.25, 1.30))),
     work("kept-4000", "64 B → 128 B, 4,000 connections", kept(4000, SMALL, None), None),
     work("rate", "64 B → 128 B, 8,000/s over 64", kept(64, SMALL, Some(8000)), Some((1.0, 1.0))),
+    work("rate-1", "64 B → 128 B, 2,000/s over 1", kept(1, SMALL, Some(2000)), None),
+    work("rate-500", "64 B → 128 B, 8,000/s over 500", kept(500, SMALL, Some(8000)), None),
+    work("rate-4000", "64 B → 128 B, 8,000/s over 4,000", kept(4000, SMALL, Some(8000)), None),
     work(
         "reply-4k",
         "64 B → 4 KiB, 64 connections",
