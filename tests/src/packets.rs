@@ -186,11 +186,24 @@ pub fn direct(net: &Net) {
     net.exec(Host::Servers, &format!("ip -6 address add {VIP6}/128 dev lo nodad"));
 }
 
-/// Super-packets that have left whole so far. DPDK's ports have none.
-pub fn whole_frames(fairway: &Fairway, net: &Net) -> u64 {
+/// Super-packets that have left whole by an interface so far. DPDK's ports have none.
+pub fn whole_frames(fairway: &Fairway, net: &Net, interface: &str) -> u64 {
     let metrics = fairway.metrics(net);
-    let lines = metrics.lines().filter(|line| line.starts_with("fairway_port_whole_frames_total{"));
-    lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+    let of = format!("interface=\"{interface}\"}}");
+    let lines = metrics.lines().filter_map(|line| {
+        let (labels, value) = line.split_once("} ")?;
+        let is_it = labels.starts_with("fairway_port_whole_frames_total{");
+        (is_it && line.contains(&of)).then(|| value.parse::<u64>().unwrap())
+    });
+    lines.sum()
+}
+
+/// Has the load balancer's interfaces fill in checksums and cut super-packets, or the kernel in their place:
+/// then whoever receives looks at each sum.
+pub fn set_offloads(net: &Net, on: bool) {
+    for (name, ..) in LINKS.iter().filter(|_| driver().is_none()) {
+        net.exec(Host::Lb, &format!("ethtool -K {name} tx {}", if on { "on" } else { "off" }));
+    }
 }
 
 /// Sends `count` bytes and expects their sum back: long enough for path MTU discovery.

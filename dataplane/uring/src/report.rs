@@ -366,7 +366,8 @@ pub struct PortStats {
     pub segments: Counter,
     /// Super-packets that went out whole.
     pub whole: Counter,
-    /// Frames for which the ring to the kernel was full, or that were too large for it.
+    /// Frames for which the ring to the kernel was full, or that were too large for it, or for which the
+    /// socket had no room.
     pub full: Counter,
     /// Times that the kernel refused to send.
     pub send_failures: Counter,

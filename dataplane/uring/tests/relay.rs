@@ -43,9 +43,14 @@ fn echo() -> SocketAddr {
     })
 }
 
-/// An address on which nobody listens.
+/// An address on which nobody listens, nor will as long as the tests run: it stays bound.
 fn refusing() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&any.into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(socket);
+    addr
 }
 
 fn reset(stream: TcpStream) {

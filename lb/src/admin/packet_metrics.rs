@@ -71,8 +71,12 @@ pub(super) fn write(out: &mut String, workers: &[Arc<PacketStats>], interfaces: 
         ("lost_frames", "Frames for which the kernel had no slot in the ring.", |p| p.lost.get()),
         ("cut_frames", "Frames too large for their slot, or not to be segmented.", |p| p.cut.get()),
         ("segments", "Segments that super-packets were cut into.", |p| p.segments.get()),
-        ("whole_frames", "Super-packets that went out whole.", |p| p.whole.get()),
-        ("send_ring_full", "Frames for which the ring to the kernel was full.", |p| p.full.get()),
+        ("whole_frames", "Super-packets that went out whole, one frame each.", |p| p.whole.get()),
+        (
+            "send_ring_full",
+            "Frames for which the ring to the kernel, or its socket, was full.",
+            |p| p.full.get(),
+        ),
         ("send_failures", "Times that the kernel refused to send.", |p| p.send_failures.get()),
     ];
     for (word, help, value) in ports {

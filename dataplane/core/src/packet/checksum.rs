@@ -118,7 +118,7 @@ impl Change {
         Self(self.0.and(other.0))
     }
 
-    /// Both changes, neither folded: fewer than 2^16 of these words.
+    /// Both changes; folds nothing, unlike [`Change::and`]: for a few words on each side.
     #[must_use]
     #[inline]
     pub fn plus(self, other: Self) -> Self {
@@ -276,6 +276,11 @@ mod tests {
             let old = u32::from_be_bytes(old);
             let pair = Change::NONE.pair(old, u32::from_be_bytes(new)).apply(before);
             prop_assert_eq!(pair, updated);
+            let mut partial = (!before).to_be_bytes();
+            change.write_partial(&mut partial, 0);
+            // Of nothing but zeros the sum may be either zero.
+            let same = partial == (!anew).to_be_bytes();
+            prop_assert!(same || data.iter().all(|byte| *byte == 0), "{:?} {:x}", partial, !anew);
             // With all data zero both zeros are right; otherwise they are the same.
             prop_assert!(updated == anew || data.iter().all(|byte| *byte == 0));
         }

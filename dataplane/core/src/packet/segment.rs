@@ -4,7 +4,9 @@
 //! As hardware does it: the headers are repeated, lengths, sequence numbers and flags adjusted.
 
 use super::checksum::{Sum, fill};
+use super::frame::{Frame, TransportChecksum};
 use super::parse::{Addresses, Packet, Parsed, Transport, parse, protocol, tcp_flags};
+use super::rewrite::complete;
 
 /// TCP flags of the last segment alone, and of the first alone.
 const LAST: u8 = tcp_flags::FIN | tcp_flags::PSH;
@@ -84,6 +86,15 @@ impl<'f> Segments<'f> {
         self.count = self.count.wrapping_add(1);
         Some(length)
     }
+
+    /// The same, with the whole checksum.
+    pub fn next_summed(&mut self, out: &mut [u8]) -> Option<usize> {
+        let length = self.next(out)?;
+        let mut frame = Frame::new(out, 0, length);
+        frame.checksum = TransportChecksum::Partial;
+        complete(&mut frame, &Packet { end: length as u16, ..self.packet });
+        Some(length)
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +124,8 @@ mod tests {
             let whole = tcp(from, to, flags).tcp_options(&[1, 1, 1, 0]).payload(&data).tags(&[7]);
             let got = cut(&whole.frame(), 1448);
             assert_eq!(got.len(), 3);
+            let (super_packet, mut out) = (whole.frame(), [0; 2048]);
+            let mut summed = Segments::of(&super_packet, 1448).unwrap();
             for (n, segment) in got.iter().enumerate() {
                 let Ok(Parsed::Ip(packet)) = parse(segment) else { panic!("{n}") };
                 assert_eq!(usize::from(packet.end), segment.len());
@@ -134,11 +147,13 @@ mod tests {
                 assert_eq!(segment[..field], expected[..field], "{v6} {n}");
                 assert_eq!(segment[field + 2..], expected[field + 2..], "{v6} {n}");
                 let mut whole = segment.clone();
-                let mut frame = crate::packet::Frame::new(&mut whole, 0, segment.len());
-                frame.checksum = crate::packet::TransportChecksum::Partial;
-                crate::packet::rewrite::complete(&mut frame, &packet);
+                let mut frame = Frame::new(&mut whole, 0, segment.len());
+                frame.checksum = TransportChecksum::Partial;
+                complete(&mut frame, &packet);
                 assert_eq!(frame.bytes(), expected);
+                assert_eq!(summed.next_summed(&mut out).map(|n| &out[..n]), Some(&expected[..]));
             }
+            assert_eq!(summed.next_summed(&mut out), None);
         }
     }
 

@@ -448,10 +448,10 @@ impl<'r> Packets<'r> {
         let all = Arc::clone(&self.way.stats);
         let stats = &all.ports[number];
         stats.received.inc();
+        let Some(place) = self.scratch.first_chunk_mut::<PLACE>() else { return };
         let cx = context(turn, &mut self.random);
-        let Some(payload) = large.segment else {
+        let Some(payload) = large.offloads.segment() else {
             // Larger than the interface's frames were when it was opened.
-            let Some(place) = self.scratch.first_chunk_mut::<PLACE>() else { return };
             let end = HEADROOM + large.frame.len();
             if end > place.len() {
                 stats.cut.inc();
@@ -460,14 +460,14 @@ impl<'r> Packets<'r> {
             place[HEADROOM..end].copy_from_slice(large.frame);
             let mut frame = Frame::new(place, HEADROOM, end);
             (frame.port, frame.tag) = (number as u16, large.tag);
-            if large.partial {
+            if large.offloads.is_partial() {
                 frame.checksum = TransportChecksum::Partial;
             }
             let frames = std::slice::from_mut(&mut frame);
             return pass(&mut self.engine, &mut self.way, frames, &cx);
         };
         // Polled ports have their own memory, whose frames are one packet each.
-        if large.partial && self.way.polled.is_none() {
+        if self.way.polled.is_none() && large.offloads.are_of(large.frame) {
             let end = large.frame.len();
             let mut frame = Frame::new(large.frame, 0, end);
             (frame.port, frame.tag) = (number as u16, large.tag);
@@ -477,7 +477,7 @@ impl<'r> Packets<'r> {
                 if tell(&mut self.way, port, turn.ring) {
                     turn.ring.flush();
                 }
-                return self.way.send_whole(port, &frame, payload);
+                return self.way.send_whole(port, &frame, large.offloads, place);
             }
         }
         let Some(mut segments) = Segments::of(large.frame, payload) else {
@@ -499,6 +499,7 @@ impl<'r> Packets<'r> {
                 return;
             }
             stats.segments.add(count as u64);
+            let cx = context(turn, &mut self.random);
             let frames = &mut frames[..count];
             pass(&mut self.engine, &mut self.way, frames, &cx);
         }

@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
-use fairway_core::packet::{BURST, Context, Engine, Frame, Ports, Verdict};
+use fairway_core::packet::{BURST, Context, Engine, Frame, Ports, Segments, Verdict};
 
 use super::capture::{Before, Capture, offer};
 use super::passing::Inboxes;
 use crate::report::PacketStats;
-use crate::sys::Sender;
+use crate::sys::{Offloads, Sender};
 
 /// Where frames leave to.
 pub(super) struct Way {
@@ -72,18 +72,38 @@ impl Way {
         Some(port.into())
     }
 
-    /// Sends one by a port, whose ring is empty.
-    pub(super) fn send_whole(&self, port: usize, frame: &Frame<'_>, payload: u16) {
+    /// Sends one by a port that was told what to send before, whole if the kernel takes it so; else it is cut
+    /// into `place`.
+    pub(super) fn send_whole(
+        &mut self,
+        port: usize,
+        frame: &Frame<'_>,
+        offloads: Offloads,
+        place: &mut [u8],
+    ) {
         let Some(stats) = self.stats.ports.get(port) else { return };
-        let Some(Some(sender)) = self.senders.get(port) else { return stats.full.inc() };
-        match sender.send_large(frame.bytes(), payload, frame.tag) {
-            Ok(()) => {
-                stats.sent.inc();
-                stats.whole.inc();
+        let Some(Some(sender)) = self.senders.get_mut(port) else { return stats.full.inc() };
+        // What is left in the ring came before it.
+        if !sender.cuts && !sender.is_behind() {
+            match sender.send_large(frame.bytes(), offloads, frame.tag) {
+                Ok(()) => {
+                    stats.sent.inc();
+                    return stats.whole.inc();
+                }
+                // Not what it cannot do at all; else every one would be lost.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => sender.cuts = true,
+                // More is on its way than the socket may have.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return stats.full.inc(),
+                Err(_) => return stats.send_failures.inc(),
             }
-            // More is on its way than the socket may have.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => stats.full.inc(),
-            Err(_) => stats.send_failures.inc(),
+        }
+        let segments = offloads.segment().and_then(|size| Segments::of(frame.bytes(), size));
+        let Some(mut segments) = segments else { return stats.cut.inc() };
+        while let Some(length) = segments.next_summed(place) {
+            stats.segments.inc();
+            if !sender.put(&place[..length], frame.tag) {
+                stats.full.inc();
+            }
         }
     }
 

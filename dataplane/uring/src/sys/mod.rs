@@ -26,6 +26,7 @@ pub(crate) use memory::Region;
 pub use memory::flow_memory;
 #[cfg(feature = "bench")]
 pub(crate) use messages::Messages;
+pub(crate) use offloads::Offloads;
 pub(crate) use options::{join_datagrams, late_port, port_range, tell_destination};
 pub(crate) use packet::{
     After, Divider, HEADROOM, Receiver, Sender, Span, interface_number, packet_sender,

@@ -1,8 +1,8 @@
 //! Packet sockets (packet(7)): frames of an interface, in rings that are shared with the kernel.
 //!
 //! TPACKET_V2: a slot belongs to the kernel or to us, as its status says. Frames larger than a slot
-//! (the kernel joins segments) wait in the socket's queue instead, whole, and their slot says so. What is
-//! sent so goes by a socket of its own, without a ring, and the kernel or the card cuts it.
+//! (the kernel joins segments) wait in the socket's queue instead, whole, and their slot says so.
+//! Super-packets are sent by a socket of their own, without a ring; the kernel or the card cuts them.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -41,10 +41,7 @@ const QUEUE: c_int = 8 << 20;
 /// A frame that the kernel has joined of several, or that is larger than a slot.
 pub(crate) struct Large<'r> {
     pub(crate) frame: &'r mut [u8],
-    /// Payload of the segments that it was, or is to be, cut into; none when it is one frame.
-    pub(crate) segment: Option<u16>,
-    /// Its transport checksum is that of the pseudo-header alone.
-    pub(crate) partial: bool,
+    pub(crate) offloads: Offloads,
     pub(crate) tag: Option<VlanTag>,
 }
 
@@ -102,6 +99,8 @@ pub(crate) struct Sender {
     pub(crate) queued: usize,
     /// The kernel could not send all that it was told of.
     pub(crate) again: bool,
+    /// The kernel has refused a super-packet: all are cut.
+    pub(crate) cuts: bool,
 }
 
 /// A ring of slots.
@@ -295,7 +294,7 @@ impl Receiver {
                 continue;
             }
             let offloads = Offloads::of(self.offloads(index, start));
-            if offloads.segment.is_some() || header.tp_len > header.tp_snaplen {
+            if offloads.segment().is_some() || header.tp_len > header.tp_snaplen {
                 return (count, After::Large);
             }
             let shift = libc::TPACKET2_HDRLEN;
@@ -306,7 +305,7 @@ impl Receiver {
             let room = unsafe { std::slice::from_raw_parts_mut(behind.as_ptr(), length) };
             let mut frame = Frame::new(room, start - shift, end - shift);
             frame.tag = tag_of(&header);
-            if offloads.partial {
+            if offloads.is_partial() {
                 frame.checksum = TransportChecksum::Partial;
             }
             frames[count] = frame;
@@ -364,8 +363,8 @@ impl Receiver {
             return None;
         };
         let (offloads, frame) = self.large[..received].split_first_chunk_mut::<OFFLOADS>()?;
-        let Offloads { segment, partial } = Offloads::of(*offloads);
-        for_us.then_some(Large { frame, segment, partial, tag: tag_of(&header) })
+        let offloads = Offloads::of(*offloads);
+        for_us.then_some(Large { frame, offloads, tag: tag_of(&header) })
     }
 
     /// What the kernel says of the frame in a slot: to whom it was sent.
@@ -454,7 +453,7 @@ impl Sender {
         self::option(&large, libc::PACKET_VNET_HDR, 1)?;
         set_struct(&large, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &QUEUE)?;
         bind(&large, interface, false)?;
-        Ok(Self { slots, socket, large, queued: 0, again: false })
+        Ok(Self { slots, socket, large, queued: 0, again: false, cuts: false })
     }
 
     /// Whether the kernel should be told soon.
@@ -487,18 +486,23 @@ impl Sender {
 }
 
 impl Sender {
-    /// Sends a super-packet with its tag, whose segments have `payload` bytes of payload and whose transport
-    /// checksum is partial. What was put into the ring before is to be sent before. Costs a system call and
-    /// a copy.
+    /// Whether frames are left in the ring that the kernel was told of: its queue had no room.
+    pub(crate) fn is_behind(&self) -> bool {
+        let last = (self.slots.at + self.slots.count - 1) % self.slots.count;
+        self.slots.status(last).load(Ordering::Acquire) & libc::TP_STATUS_SEND_REQUEST != 0
+    }
+
+    /// Sends a super-packet with its tag; the offloads are those with which it came. Overtakes what is left
+    /// in the ring. Costs a system call and a copy.
     pub(crate) fn send_large(
         &self,
         frame: &[u8],
-        payload: u16,
+        offloads: Offloads,
         tag: Option<VlanTag>,
     ) -> io::Result<()> {
         let bytes = tag.map(VlanTag::bytes);
         let tag: &[u8] = bytes.as_ref().map_or(&[], |bytes| bytes);
-        let offloads = Offloads::to_cut(frame, payload, tag.len());
+        let offloads = offloads.to_send(frame, tag.len());
         let parts = offloads.as_ref().zip(frame.split_first_chunk::<STATIONS>());
         let Some((offloads, (stations, rest))) = parts else {
             return Err(io::ErrorKind::InvalidInput.into());

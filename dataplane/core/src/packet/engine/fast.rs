@@ -201,8 +201,8 @@ impl Engine<'_> {
         Look { hash, guess: Guess::NONE, plain: Plain::No }
     }
 
-    /// Sends a frame on if it is as plain as it looked; else nothing has happened to it. A super-packet has
-    /// segments with so much payload.
+    /// Sends a frame on if it is as plain as it looked; else nothing has happened to it. `segment` is the
+    /// payload of a super-packet's segments, none for one packet.
     #[inline(always)]
     pub(super) fn fast(
         &mut self,

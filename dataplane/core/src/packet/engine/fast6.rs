@@ -51,7 +51,7 @@ impl Engine<'_> {
         self.way6(frame, look, burst, None, cx)
     }
 
-    /// The same; a super-packet has segments with so much payload.
+    /// The same; `segment` is the payload of a super-packet's segments, none for one packet.
     #[inline(always)]
     pub(super) fn way6(
         &mut self,

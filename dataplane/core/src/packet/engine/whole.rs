@@ -10,9 +10,10 @@ impl Engine<'_> {
     /// then. Its segments have `payload` bytes of payload, the last one at most, and its transport
     /// checksum is partial before and after. Counts as one packet.
     ///
-    /// None when it is to be cut (see [`Segments`](crate::packet::Segments)): its flow is new, ends, is not here, goes
-    /// into a tunnel or is told of its client, or its segments are too large for their way. Nothing has happened to
-    /// it then.
+    /// None when it is to be cut (see [`Segments`](crate::packet::Segments)): its flow is new, ends, is not
+    /// here, goes into a tunnel, to another family, or is told of its client; it is no plain IP, has no time to
+    /// live or no partial checksum; its segments are too large for their way, or its next hop is not known.
+    /// Nothing has happened to it then.
     pub fn whole(&mut self, frame: &mut Frame<'_>, payload: u16, cx: &Context<'_>) -> Option<u16> {
         let mut look = self.look(frame);
         if look.hash == 0 {
