@@ -514,8 +514,8 @@ fn a_client_that_sends_byte_by_byte_pins_few_buffers() {
 
 #[test]
 fn a_taken_port_is_an_error_that_names_it() {
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let _holder = TcpListener::bind(taken).unwrap();
+    let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = holder.local_addr().unwrap();
     let error = open_listener(taken, Protocol::Tcp).unwrap_err().to_string();
     assert!(error.contains(&format!("sport = :{}", taken.port())), "{error}");
     let free: SocketAddr = (IpAddr::from([127, 255, 0, 9]), 0).into();

@@ -262,7 +262,10 @@ mod tests {
     async fn tcp_needs_a_listener() {
         let (addr, _asked) = server("silence").await;
         assert_eq!(probe(addr, &spec(Probe::Tcp(Exchange::default()))).await, Ok(()));
-        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        // Nobody else gets its port as long as it is bound.
+        let silent = tokio::net::TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let gone = silent.local_addr().unwrap();
         let error =
             probe(gone, &spec(Probe::Tcp(Exchange::default()))).await.unwrap_err().to_string();
         assert_eq!(error, format!("connect to {gone}: connection refused"));
