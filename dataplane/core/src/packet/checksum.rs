@@ -55,12 +55,6 @@ impl Sum {
         Self(sum)
     }
 
-    /// Adds another sum.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self(self.0 + u64::from(other.folded()))
-    }
-
     /// The sum in 16 bits.
     #[must_use]
     #[inline]
@@ -112,16 +106,10 @@ impl Change {
         Self(Sum(self.0.0 + u64::from(!old) + u64::from(new)))
     }
 
-    /// Both changes.
-    #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self(self.0.and(other.0))
-    }
-
-    /// Both changes; folds nothing, unlike [`Change::and`]: for a few words on each side.
+    /// Both changes. Folds nothing: 64 bits have room for far more words than a packet has.
     #[must_use]
     #[inline]
-    pub fn plus(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self(Sum(self.0.0 + other.0.0))
     }
 

@@ -146,11 +146,6 @@ mod tests {
                 // All but the transport checksum, which is left to do.
                 assert_eq!(segment[..field], expected[..field], "{v6} {n}");
                 assert_eq!(segment[field + 2..], expected[field + 2..], "{v6} {n}");
-                let mut whole = segment.clone();
-                let mut frame = Frame::new(&mut whole, 0, segment.len());
-                frame.checksum = TransportChecksum::Partial;
-                complete(&mut frame, &packet);
-                assert_eq!(frame.bytes(), expected);
                 assert_eq!(summed.next_summed(&mut out).map(|n| &out[..n]), Some(&expected[..]));
             }
             assert_eq!(summed.next_summed(&mut out), None);

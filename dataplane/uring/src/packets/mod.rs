@@ -499,7 +499,6 @@ impl<'r> Packets<'r> {
                 return;
             }
             stats.segments.add(count as u64);
-            let cx = context(turn, &mut self.random);
             let frames = &mut frames[..count];
             pass(&mut self.engine, &mut self.way, frames, &cx);
         }

@@ -483,9 +483,7 @@ impl Sender {
         self.queued += 1;
         true
     }
-}
 
-impl Sender {
     /// Whether frames are left in the ring that the kernel was told of: its queue had no room.
     pub(crate) fn is_behind(&self) -> bool {
         let last = (self.slots.at + self.slots.count - 1) % self.slots.count;

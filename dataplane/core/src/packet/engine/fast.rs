@@ -145,7 +145,7 @@ pub(super) fn write_sum<const N: usize>(
     if segment.is_some() {
         return addresses.write_partial(bytes, field);
     }
-    let change = addresses.plus(ports);
+    let change = addresses.and(ports);
     match number {
         protocol::TCP => change.write(bytes, field),
         _ => change.write_udp(bytes, field),
